@@ -1,0 +1,102 @@
+"""Files that are either whole or absent, and fingerprints of what they hold.
+
+Every output is written to a temporary name in the same folder and renamed when complete, so that a killed job
+never leaves half a file under a name that another stage reads.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from karma.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path that replaces `path` (a file or a folder) when the block ends without an error.
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "scores.json"
+        >>> with atomic_path(target) as temporary:
+        ...     _ = temporary.write_text("{}")
+        >>> target.read_text()
+        '{}'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = workspace / path.name
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed over a folder that holds files
+            path.rename(workspace / "replaced")
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """Write `value` as indented JSON, atomically; NaN is refused, since other readers could not parse it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def save_if_changed(text: str, path: Path) -> bool:
+    """Write `text` only where the file differs, so that its modification time means a change of content."""
+    if path.is_file() and path.read_text("utf-8") == text:
+        return False
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+    return True
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file; an absent or broken one is an InputError that names it."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def compute_digest(value: Any) -> str:
+    """Return a short SHA-256 of bytes, text, or anything JSON can hold (keys sorted).
+
+    Example:
+        >>> compute_digest({"b": 1, "a": 2}) == compute_digest({"a": 2, "b": 1})
+        True
+    """
+    if not isinstance(value, bytes):
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+        value = text.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(value).hexdigest()[:16]
+
+
+def compute_file_digest(path: str | Path) -> str:
+    """Return a short SHA-256 of a file, or of a folder's files and their relative names."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return compute_digest([[p.relative_to(path).as_posix(), compute_file_digest(p)] for p in files])
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def find_project_root(start: Path | None = None) -> Path:
+    """Return the clone's top folder (it holds params/base.yaml), from wherever the kernel or shell starts.
+
+    Raises:
+        InputError: neither `start` (default: the current folder) nor the package lies inside a clone.
+    """
+    for base in [start or Path.cwd(), Path(os.environ.get("KARMA_ROOT", ".")), Path(__file__).parent]:
+        for folder in [base.resolve(), *base.resolve().parents]:
+            if (folder / "params" / "base.yaml").is_file() and (folder / "notebooks").is_dir():
+                return folder
+    raise InputError("no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)")
