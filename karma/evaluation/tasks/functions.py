@@ -1,0 +1,14 @@
+"""What the task YAMLs call, by lm-evaluation-harness's `!function`; the logic is in the package."""
+
+from datasets import Dataset
+
+from karma.evaluation.ifeval import average_instructions, score_instructions
+from karma.evaluation.items import load_items
+from karma.evaluation.protocol import score_choice, write_choice_prompt
+
+__all__ = ["average_instructions", "load", "score_choice", "score_instructions", "write_choice_prompt"]
+
+
+def load(benchmark: str, folder: str | None = None, limit: int | None = None, **_) -> dict[str, Dataset]:
+    """Load a benchmark's items as the split `test`."""
+    return {"test": Dataset.from_list(load_items(benchmark, folder, limit))}

@@ -1,0 +1,165 @@
+"""Ask a model for text: one layer for origin evaluation, policy evaluation and the pool.
+
+A `CachedModel` is a model in lm-evaluation-harness's sense (its `HFLM` does the work), loaded only when something is
+really asked. Prompts are asked in fixed batches, longest first, and each batch's answers are kept in a file named by
+its content: weights, precision, prompts, generation settings. So a killed job re-asks nothing, another model under
+the same path re-asks everything, and two models with the same weights are asked once.
+Decision: batches never mix benchmarks, since a batch's company changes the rounding of a prompt's answer.
+"""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from tqdm.auto import tqdm
+
+from karma.errors import KarmaError
+from karma.files import compute_digest, load_json, save_json
+from karma.models import (
+    Specs,
+    choose_device,
+    choose_dtype,
+    compute_weights_digest,
+    load_model,
+    load_tokenizer,
+)
+
+
+class CachedModel(LM):
+    """A named model that answers prompts in batches, from its cache where it was asked before.
+
+    Args:
+        models: name -> specification (`Job.models`).
+        name: which one.
+        compute: the experiment's `compute` settings (device, dtype, threads).
+        batch_size: prompts a batch.
+        cache: folder of answers; None keeps nothing.
+
+    Attributes:
+        digest: of the weights. prompt_tokens, new_tokens, seconds: spent in this object, cached answers aside.
+        n_asked, n_cached: prompts.
+    """
+
+    def __init__(self, models: Specs, name: str, compute: Any, batch_size: int, cache: Path | None = None):
+        super().__init__()
+        self.models, self.name, self.batch_size, self.cache = models, name, batch_size, cache
+        self.model_device = choose_device(compute.device)
+        self.dtype = choose_dtype(compute.dtype, self.model_device)
+        self.threads = compute.threads
+        self.digest = compute_weights_digest(models, name)
+        self.tokenizer = load_tokenizer(models, name)
+        self.prompt_tokens = self.new_tokens = self.n_asked = self.n_cached = 0
+        self.seconds = 0.0
+        self._inner = None
+
+    @property
+    def inner(self):
+        """The lm-evaluation-harness model, loaded on first use."""
+        if self._inner is None:
+            import torch
+            from lm_eval.models.huggingface import HFLM
+
+            torch.set_num_threads(self.threads)
+            model = load_model(self.models, self.name, self.dtype, self.model_device)
+            self._inner = HFLM(pretrained=model, tokenizer=self.tokenizer, backend="causal", batch_size=self.batch_size)
+        return self._inner
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name the tokenizer, for lm-evaluation-harness's own bookkeeping."""
+        return self.name
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Return the model's chat template."""
+        return self.tokenizer.chat_template
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Turn messages into the text the model was tuned on, without a second BOS when it is tokenised."""
+        text = self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text.removeprefix(self.tokenizer.bos_token or "") if self._adds_bos() else text
+
+    def _adds_bos(self) -> bool:
+        first = self.tokenizer("a")["input_ids"][0]
+        return self.tokenizer.bos_token_id is not None and first == self.tokenizer.bos_token_id
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answer requests of (prompt, generation settings), batch by batch, in the order given."""
+        answers: dict[int, str] = {}
+        batches = list(self._batches(requests))
+        with tqdm(total=len(requests), desc=f"{self.name}: prompts", disable=disable_tqdm, unit="prompt") as bar:
+            for batch in batches:
+                for index, answer in zip(batch, self._answer([requests[i] for i in batch]), strict=True):
+                    answers[index] = answer
+                bar.update(len(batch))
+        return [answers[i] for i in range(len(requests))]
+
+    def _batches(self, requests: list[Instance]) -> Iterable[list[int]]:
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(compute_digest([request.task_name, request.args[1]]), []).append(index)
+        for members in groups.values():
+            lengths = self.tokenizer([requests[i].args[0] for i in members])["input_ids"]
+            order = sorted(range(len(members)), key=lambda k: (-len(lengths[k]), requests[members[k]].args[0]))  # noqa: B023
+            for start in range(0, len(order), self.batch_size):
+                yield [members[k] for k in order[start : start + self.batch_size]]
+
+    def _answer(self, batch: list[Instance]) -> list[str]:
+        prompts, settings = [request.args[0] for request in batch], batch[0].args[1]
+        key = compute_digest([self.digest, self.dtype, self.model_device, prompts, settings])
+        path = self.cache / self.digest / f"{key}.json" if self.cache else None
+        if path and path.is_file():
+            self.n_cached += len(batch)
+            return load_json(path)["answers"]
+        answers = self._ask(batch, settings, seed=int(key[:8], 16))
+        if path:
+            save_json({"prompts": prompts, "settings": settings, "answers": answers}, path)
+        return answers
+
+    def _ask(self, batch: list[Instance], settings: dict[str, Any], seed: int) -> list[str]:
+        import torch
+
+        inner, started = self.inner, time.perf_counter()
+        plain = {k: v for k, v in settings.items() if k != "seed"}
+        requests = [Instance("generate_until", r.doc, (r.args[0], plain), i) for i, r in enumerate(batch)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            answers = inner.generate_until(requests, disable_tqdm=True)
+        self.seconds += time.perf_counter() - started
+        self.n_asked += len(batch)
+        self.prompt_tokens += sum(len(ids) for ids in self.tokenizer([r.args[0] for r in batch])["input_ids"])
+        self.new_tokens += sum(len(ids) for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"])
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Score continuations, through lm-evaluation-harness."""
+        return self.inner.loglikelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Not needed by any of this kit's tasks."""
+        raise NotImplementedError("this kit's tasks ask for answers or compare options")
+
+
+def sample_responses(model: CachedModel, prompts: list[str], settings: Any) -> list[str]:
+    """Sample one response to each prompt, in the model's chat format.
+
+    Args:
+        model: who answers.
+        prompts: user turns.
+        settings: max_new_tokens, temperature (0: greedy), top_p, seed (the `pool` settings).
+
+    Returns:
+        The responses, stripped, in the order of the prompts; the same text on every run.
+    """
+    how = {"until": [], "max_gen_toks": settings.max_new_tokens, "do_sample": settings.temperature > 0}
+    if how["do_sample"]:
+        how |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+    texts = [model.apply_chat_template([{"role": "user", "content": prompt}]) for prompt in prompts]
+    if any(not text for text in texts):
+        raise KarmaError(f"{model.name}: its chat template made an empty prompt")
+    requests = [Instance("generate_until", {}, (text, how), i, metadata=("sample", i, 1)) for i, text in enumerate(texts)]
+    return [answer.strip() for answer in model.generate_until(requests)]
