@@ -8,9 +8,11 @@ import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from karma.files import atomic_path, save_json
 from karma.models import Specs, choose_device, choose_dtype, load_model, load_tokenizer
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
@@ -71,3 +73,20 @@ def _rate(model: Any, inputs: Any, digits: list[int]) -> list[float]:
     """Return each row's expected rating, given that the next token is one of the digits (padding on the left)."""
     logits = model(**inputs, logits_to_keep=1).logits[:, -1, digits].float()
     return (logits.softmax(1) @ torch.arange(1.0, 6.0, device=logits.device)).tolist()
+
+
+def run(job: Any) -> None:
+    """Annotate an experiment's pool with its judge."""
+    from karma.pool import compute_response_id, compute_row_id
+
+    rows = pq.read_table(job.experiment.outputs / "pool" / "pool.parquet").to_pylist()
+    todo = [
+        {"row_id": compute_row_id(row), "response_id": compute_response_id(c["model"], c["response"]),
+         "model": c["model"], "instruction": row["instruction"], "response": c["response"]}
+        for row in rows for c in row["completions"] if c["response"]
+    ]  # fmt: skip
+    settings = job.settings.annotation
+    table, cost = annotate(todo, job.models, settings.judge, job.settings.compute, settings.batch_size)
+    with atomic_path(job.folder / "annotations.parquet") as temporary:
+        pq.write_table(table, temporary)
+    save_json(cost, job.folder / "annotation_cost.json")

@@ -7,6 +7,7 @@ the same path re-asks everything, and two models with the same weights are asked
 Decision: batches never mix benchmarks, since a batch's company changes the rounding of a prompt's answer.
 """
 
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm.auto import tqdm
 
-from karma.errors import KarmaError
+from karma.errors import InputError, KarmaError
 from karma.files import compute_digest, load_json, save_json
 from karma.models import (
     Specs,
@@ -163,3 +164,53 @@ def sample_responses(model: CachedModel, prompts: list[str], settings: Any) -> l
         raise KarmaError(f"{model.name}: its chat template made an empty prompt")
     requests = [Instance("generate_until", {}, (text, how), i, metadata=("sample", i, 1)) for i, text in enumerate(texts)]
     return [answer.strip() for answer in model.generate_until(requests)]
+
+
+def build_pool(job: Any) -> list[dict[str, Any]]:
+    """Generate an experiment's pool: each instruction answered by some of the origin models, in UltraFeedback's shape.
+
+    Which models answer an instruction is drawn by (seed, instruction), so the order of the file does not matter.
+    """
+    pool, experiment = job.settings.pool, job.experiment
+    instructions = _load_instructions(experiment.root / pool.instructions)
+    origins = list(job.settings.origin_models)
+    drawn = {text: _draw_models(origins, pool.models_per_prompt, pool.seed, text) for text in instructions}
+    completions: dict[str, list[dict[str, str]]] = {text: [] for text in instructions}
+    for name in origins:
+        asked = [text for text in instructions if name in drawn[text]]
+        model = CachedModel(job.models, name, job.settings.compute, pool.batch_size, experiment.outputs / "answers")
+        for text, response in zip(asked, sample_responses(model, asked, pool), strict=True):
+            completions[text].append({"model": name, "response": response})
+    return [
+        {"source": source, "instruction": text, "models": [c["model"] for c in completions[text]],
+         "completions": completions[text]}
+        for text, source in instructions.items()
+    ]  # fmt: skip
+
+
+def _load_instructions(path: Path) -> dict[str, str]:
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        instructions = {row["instruction"]: row.get("source", path.stem) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} must be JSON lines with `instruction`: {error!r}") from error
+    if len(instructions) < len(rows):
+        raise InputError(f"{path}: {len(rows) - len(instructions)} instructions stand twice: remove the copies")
+    return instructions
+
+
+def _draw_models(origins: list[str], n: int, seed: int, text: str) -> list[str]:
+    return sorted(origins, key=lambda name: compute_digest([seed, text, name]))[:n]
+
+
+def run(job: Any) -> None:
+    """Write an experiment's pool: generated, or read from where the settings say."""
+    from karma.pool import load_pool, save_pool
+
+    source = job.settings.pool.source
+    local = job.experiment.root / source
+    pool = build_pool(job) if source == "generate" else load_pool(
+        str(local) if local.exists() else source, revision=job.settings.pool.revision
+    )  # fmt: skip
+    accounting = save_pool(pool, job.folder / "pool.parquet")
+    save_json(accounting, job.folder / "accounting.json")

@@ -24,6 +24,7 @@ class Stage:
         folder: where its files lie below outputs/<experiment>/, with the parameters in braces.
         products: file names (or folders, with a slash) in that folder that later stages may need.
         reads: dotted settings the stage may read; nothing else reruns it.
+        module: for stages without a notebook, the module of `karma` whose `run(job)` does the work.
         inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
     """
 
@@ -33,6 +34,7 @@ class Stage:
     products: tuple[str, ...]
     reads: tuple[str, ...]
     inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
+    module: str = ""
 
     @property
     def has_notebook(self) -> bool:
@@ -72,9 +74,10 @@ STAGES = {
         Stage("01_origin_evaluation", ("origin_model",), "origins/{origin_model}", ("scores.json", "answers.parquet"),
               (*_EVALUATION, "benchmarks.origin")),
         Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _origins),
-        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute")),
+        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"),
+              module="generation"),
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
-              lambda s, p: [("pool", {})]),
+              lambda s, p: [("pool", {})], module="annotation"),
         Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
               ("pairs", "kinship.tau", "annotation.source", "annotation.field", "strategies",
                "pool.excluded_origin_models"), _pairs_inputs),
