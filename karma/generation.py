@@ -166,6 +166,13 @@ def sample_responses(model: CachedModel, prompts: list[str], settings: Any) -> l
     return [answer.strip() for answer in model.generate_until(requests)]
 
 
+def ask(model: CachedModel, prompt: str, max_new_tokens: int) -> str:
+    """Ask one user turn and return the most likely answer (greedy), in the model's chat format."""
+    how = {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False}
+    text = model.apply_chat_template([{"role": "user", "content": prompt}])
+    return model.generate_until([Instance("generate_until", {}, (text, how), 0, metadata=("ask", 0, 1))], True)[0].strip()
+
+
 def build_pool(job: Any) -> list[dict[str, Any]]:
     """Generate an experiment's pool: each instruction answered by some of the origin models, in UltraFeedback's shape.
 

@@ -6,10 +6,8 @@ a kernel starts (papermill would only warn and run the defaults), keeps the exec
 records where the results came from.
 """
 
-import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +21,7 @@ from typing import Any
 from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, compute_file_digest, load_json, save_json
 from karma.params import load_experiment
-from karma.stages import STAGES, Job, find_job
+from karma.stages import Job, find_job, list_jobs
 
 RECORDED = ("torch", "transformers", "trl", "peft", "lm-eval", "datasets", "pyarrow", "pandas", "numpy", "karma-kit")
 
@@ -46,6 +44,12 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
     job.check_inputs()
     job.folder.mkdir(parents=True, exist_ok=True)
     return job
+
+
+def find_siblings(job: Job) -> list[Path]:
+    """Return the folders of the other strategies' runs of the same policy, method and seed."""
+    same = [other for other in list_jobs(job.experiment) if other.stage is job.stage and other.params != job.params]
+    return [o.folder for o in same if all(o.params[k] == job.params[k] for k in ("policy", "method", "seed"))]
 
 
 def run_stage(name: str, experiment: str, params: dict[str, str], command: str = "") -> Job:

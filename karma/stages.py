@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from karma.errors import InputError
+from karma.files import compute_digest
 from karma.params import Experiment, Settings, View
 
 START = "start"  # in place of a strategy: the policy before any training
@@ -55,7 +56,8 @@ def _pairs_inputs(s: Settings, p: dict) -> list:
 
 
 def _evaluation_inputs(s: Settings, p: dict) -> list:
-    return [] if p["strategy"] == START else [("04_alignment_training", p)]
+    start = {"policy": p["policy"], "strategy": START, "method": START, "seed": "0"}
+    return [] if p["strategy"] == START else [("04_alignment_training", p), ("05_policy_evaluation", start)]
 
 
 def _results_inputs(s: Settings, p: dict) -> list:
@@ -169,6 +171,13 @@ class Job:
             names = [self.params[k] for k in [_MODEL_PARAMETERS.get(self.stage.name)] if k]
         names = [*names, *(s.models[n].perturbed for n in names if s.models[n].perturbed)]
         return {n: s.models[n].model_dump(mode="json") for n in dict.fromkeys(names)}
+
+    @property
+    def code(self) -> str:
+        """A digest of the code this job is made of: its notebook's cells and the modules they reach."""
+        from karma.sweep.code import compute_stage_code
+
+        return compute_digest(compute_stage_code(self.stage, self.experiment.root))
 
     def check_inputs(self) -> None:
         """Raise an InputError that names the notebook to run first, where a needed file is missing."""

@@ -1,0 +1,45 @@
+"""Figures of stages 01 and 05: scores against chance, and what training changed."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from karma.figures import COLUMN_WIDTH_IN, PALETTE
+
+
+def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:
+    """Plot each benchmark's score with its 95 % interval and its chance level.
+
+    Args:
+        frame: `karma.evaluation.compare.build_score_frame`.
+        title: the model's name.
+    """
+    _, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.1))
+    rows = range(len(frame))
+    axes.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=PALETTE[0], lw=2, label="95 % interval")
+    axes.plot(100 * frame["value"], rows, "o", color=PALETTE[0], label="score")
+    chance = frame["chance"].astype(float)
+    axes.plot(100 * chance, rows, "|", color=PALETTE[3], ms=13, mew=2, label="chance")
+    axes.set(yticks=rows, yticklabels=[f"{b} (n = {n})" for b, n in frame["n"].items()], xlim=(0, 100),
+             xlabel="score (% right)", title=title)  # fmt: skip
+    axes.invert_yaxis()
+    axes.legend(loc="upper right", frameon=True)
+    return axes
+
+
+def plot_differences(frame: pd.DataFrame, title: str = "") -> Axes:
+    """Plot the paired difference of each benchmark with its 95 % interval.
+
+    Args:
+        frame: `karma.evaluation.compare.compare_answers`.
+        title: the run's name.
+    """
+    _, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.1))
+    rows = range(len(frame))
+    axes.axvline(0, color="black", lw=1)
+    axes.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=PALETTE[2], lw=2)
+    axes.plot(100 * frame["difference"], rows, "D", color=PALETTE[2])
+    axes.set(yticks=rows, yticklabels=[f"{b} (n = {n})" for b, n in frame["n"].items()],
+             xlabel="trained minus start (percentage points, 95 % interval)", title=title)  # fmt: skip
+    axes.invert_yaxis()
+    return axes

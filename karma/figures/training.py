@@ -1,0 +1,48 @@
+"""Figures of stage 04: how a training went."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from karma.figures import PAGE_WIDTH_IN, PALETTE
+
+_PANELS = {  # history key -> (axis label with unit, reference line)
+    "loss": ("loss (nats)", None),
+    "rewards/margins": ("reward margin (nats)", 0.0),
+    "rewards/accuracies": ("reward accuracy (share)", 0.5),
+    "mean_token_accuracy": ("token accuracy (share)", None),
+    "learning_rate": ("learning rate", None),
+}
+
+
+def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
+    """Plot a training's curves over its updates.
+
+    Args:
+        history: one row a logged update, as in training.json.
+        method: "sft" or "dpo"; it decides which curves there are.
+
+    Returns:
+        The axes, one a curve.
+    """
+    keys = ["loss", *(["rewards/margins", "rewards/accuracies"] if method == "dpo" else ["mean_token_accuracy"]),
+            "learning_rate"]  # fmt: skip
+    keys = [key for key in keys if key in history]
+    _, axes = plt.subplots(1, len(keys), figsize=(PAGE_WIDTH_IN, 2.0), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        _plot_curve(axis, history, key)
+    if method == "dpo":
+        axes[0][0].axhline(np.log(2), color="black", lw=1, ls=":")
+        axes[0][0].annotate("ln 2: policy = reference", (0.98, np.log(2)), xycoords=("axes fraction", "data"), fontsize=8,
+                            ha="right", va="bottom")  # fmt: skip
+    return axes[0]
+
+
+def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:
+    label, reference = _PANELS[key]
+    axis.plot(history["step"], history[key], color=PALETTE[0], marker="o", ms=3)
+    if reference is not None:
+        axis.axhline(reference, color="black", lw=1, ls=":")
+    axis.set(xlabel="update", ylabel=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
