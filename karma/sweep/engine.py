@@ -261,8 +261,10 @@ def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
 
 
 def _count_planned(events: Path) -> int | None:
-    totals = [json.loads(line).get("total") for line in events.read_text("utf-8").splitlines() if '"total"' in line] if events.is_file() else []
-    return max((t - 1 for t in totals if t), default=None)
+    """Return how many jobs Snakemake means to run, from its own statistics; None before it has told."""
+    lines = events.read_text("utf-8").splitlines() if events.is_file() else []
+    totals = [json.loads(line)["stats"]["total"] for line in lines if '"stats"' in line]
+    return totals[-1] - 1 if totals else None  # without the rule `all`
 
 
 def _render(experiment: Experiment, states: dict[str, dict], elapsed: float, running: bool) -> Table:
