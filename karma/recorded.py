@@ -1,0 +1,90 @@
+"""Annotations that lie beside a pool: a score for a response in a row, found by their ids.
+
+The table has columns row_id, response_id and score (more are ignored); a judge writes one, or you bring your own. Ids are
+content, so a table made for another pool matches nothing, and that is an error rather than an empty set of pairs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from karma.errors import InputError
+from karma.responses import compute_keys, mix
+
+_COLUMNS = ("row_id", "response_id", "score")
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """Scores by (row, response).
+
+    Attributes:
+        name: the file's name, stated in the data card.
+        keys: uint64, ascending: the ids of row and response mixed into one.
+        scores: float64, in the annotator's units, NaN where it gave none.
+    """
+
+    name: str
+    keys: np.ndarray
+    scores: np.ndarray
+
+    def look_up(self, row_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
+        """Return the score of each response, NaN where the table has none; digests have shape (n, 16)."""
+        wanted = _combine(row_digests, response_digests)
+        place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[place] == wanted, self.scores[place], np.nan)
+
+
+def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
+    """Read a parquet table of annotations.
+
+    Args:
+        path: the file, or a table in memory.
+
+    Raises:
+        InputError: unreadable, a column missing, ids that are none, or two scores for one response.
+    """
+    name = "a table in memory" if isinstance(path, pa.Table) else Path(path).name
+    try:
+        table = path if isinstance(path, pa.Table) else pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"annotations {path} cannot be read as parquet: {str(error).splitlines()[0]}"
+        ) from error
+    missing = [c for c in _COLUMNS if c not in table.column_names]
+    if missing or not table.num_rows:
+        what = f"has no column '{missing[0]}'" if missing else "holds no rows"
+        raise InputError(f"annotations {name} {what}: expected {', '.join(_COLUMNS)}")
+    try:
+        scores = table["score"].cast(pa.float64()).to_numpy()
+        digests = [_parse_ids(table[c].to_pylist()) for c in ("row_id", "response_id")]
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(
+            f"annotations {name}: {str(error).splitlines()[0]} (ids are 32 hexadecimal digits)"
+        ) from error
+    keys = _combine(*digests)
+    order = np.argsort(keys, kind="stable")
+    keys, scores = keys[order], scores[order]
+    again = np.flatnonzero((keys[1:] == keys[:-1]) & ~(_same(scores[1:], scores[:-1])))
+    if len(again):
+        response = table["response_id"][int(order[again[0]])].as_py()
+        raise InputError(f"annotations {name} score response {response} twice, differently: keep one")
+    return AnnotationTable(name, keys, scores)
+
+
+def _parse_ids(ids: list[str]) -> np.ndarray:
+    packed = b"".join(bytes.fromhex(i) for i in ids)
+    if len(packed) != 16 * len(ids):
+        raise ValueError("an id has the wrong length")
+    return np.frombuffer(packed, np.uint8).reshape(-1, 16)
+
+
+def _combine(row_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
+    return mix(compute_keys(row_digests)) ^ compute_keys(response_digests)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a == b) | (np.isnan(a) & np.isnan(b))

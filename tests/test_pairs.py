@@ -1,0 +1,448 @@
+"""Pairs: by eye, against a plain loop on real rows, as properties, and through TRL."""
+
+import csv
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from karma.errors import InputError
+from karma.files import compute_file_digest
+from karma.kinship import compute_kinship
+from karma.pairs import build_pair_sets, build_pairs, load_pairs, save_pair_sets, save_pairs, split_pairs
+from karma.params import STRATEGIES
+from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
+from karma.recorded import load_annotations
+from karma.scores import canonical_model_name, load_score_table
+
+TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
+
+
+def make_row(instruction="What is kin?", responses=(), source="own"):
+    """Rows by eye: responses are (model, text) or (model, text, overall_score)."""
+    keys = ("model", "response", "overall_score")
+    completions = [dict(zip(keys, r, strict=False)) for r in responses]
+    return {"source": source, "instruction": instruction, "completions": completions}
+
+
+@pytest.fixture(scope="module")
+def three_models(tmp_path_factory):
+    """Three models on three benchmarks: S_pref 1/6, 1/2, 5/6 (worked out below, by hand)."""
+    path = tmp_path_factory.mktemp("scores") / "three.csv"
+    path.write_text(
+        "origin_model,arc_easy,ifeval,mmlu_pro\nlow,0.2,0.5,0.2\nmiddle,0.5,0.2,0.8\nhigh,0.8,0.8,0.5\n"
+    )
+    return load_score_table(path)
+
+
+def pick(row, scores, strategy, **options):
+    """The one pair of one row, as (chosen text, rejected text), or the reason it was dropped."""
+    pairs = build_pairs(load_pool([row]), scores, strategy, **{"tau": -1.0, "seed": 0, **options})
+    assert pairs.accounting.rows_in == 1
+    if not len(pairs):
+        return next(iter(+pairs.accounting.dropped))
+    found = pairs.table.to_pylist()[0]
+    return found["chosen"][0]["content"], found["rejected"][0]["content"]
+
+
+class TestByEye:
+    # normalised rows: low (0, .5, 0), middle (.5, 0, 1), high (1, 1, .5); S_pref 1/6, 1/2, 5/6
+    # cosines: low-middle 0, low-high 1/1.5 = .667, middle-high (.5 + .5) / (1.118 * 1.5) = .596
+    row = make_row(responses=[("low", "L"), ("high", "H"), ("middle", "M")])
+
+    @pytest.mark.parametrize(
+        "strategy, expected",
+        [
+            ("k_score", ("H", "M")),
+            ("k_sim", ("H", "L")),
+            ("k_score_sim", ("H", "L")),
+            ("least_kin", ("M", "L")),
+        ],
+    )
+    def test_three_models(self, three_models, strategy, expected):
+        assert pick(self.row, three_models, strategy) == expected
+
+    def test_tau_comes_before_the_strategy(self, three_models):
+        assert pick(self.row, three_models, "least_kin", tau=0.1) == ("H", "M")
+        assert pick(self.row, three_models, "k_sim", tau=0.65) == ("H", "L")
+        assert pick(self.row, three_models, "k_score", tau=0.65) == ("H", "L")
+        assert pick(self.row, three_models, "k_sim", tau=0.9) == "below_tau"
+
+    def test_scores_and_kinship_are_written(self, three_models):
+        table = build_pairs(load_pool([self.row]), three_models, "k_score", tau=-1, seed=0).table.to_pylist()[
+            0
+        ]
+        assert table["chosen_score"] == pytest.approx(5 / 6) and table["rejected_score"] == pytest.approx(
+            1 / 2
+        )
+        assert table["kinship"] == pytest.approx(1 / (math.sqrt(1.25) * 1.5))
+        assert table["prompt"] == [{"role": "user", "content": "What is kin?"}]
+        assert table["chosen"] == [{"role": "assistant", "content": "H"}]
+        assert table["row_id"] == compute_row_id(self.row)
+        assert table["chosen_id"] == compute_response_id("high", "H")
+
+    def test_equal_s_pref_is_no_preference(self, tmp_path):
+        path = tmp_path / "twins.csv"
+        path.write_text("origin_model,arc_easy,ifeval\na,0.2,0.8\nb,0.8,0.2\nc,0.2,0.2\n")
+        twins = load_score_table(path)
+        assert pick(make_row(responses=[("a", "A"), ("b", "B")]), twins, "k_score") == "equal_s_pref"
+        assert pick(make_row(responses=[("a", "A"), ("c", "C")]), twins, "k_score") == ("A", "C")
+
+    def test_rlaif_random_lower_and_worst(self, three_models):
+        row = make_row(responses=[("low", "4", 4.0), ("high", "1", 1.0), ("middle", "3", 3.0)])
+        assert pick(row, three_models, "rlaif", rejected="worst") == ("4", "1")
+        lower = {pick(row, three_models, "rlaif", seed=seed) for seed in range(20)}
+        assert lower == {("4", "1"), ("4", "3")}
+
+    def test_rlaif_ties(self, three_models):
+        equal = make_row(responses=[("low", "a", 4.0), ("high", "b", 4.0)])
+        assert pick(equal, three_models, "rlaif") == "equal_annotation"
+        top = make_row(responses=[("low", "a", 4.0), ("high", "b", 4.0), ("middle", "c", 1.0)])
+        assert {pick(top, three_models, "rlaif", seed=s) for s in range(20)} == {("a", "c"), ("b", "c")}
+
+    def test_random_draws_each_pair(self, three_models):
+        drawn = {pick(self.row, three_models, "random", seed=seed) for seed in range(40)}
+        assert drawn == {("H", "M"), ("H", "L"), ("M", "L")}
+
+    @pytest.mark.parametrize(
+        "responses, reason",
+        [
+            ([], "fewer_than_two_responses"),
+            ([("low", "a")], "fewer_than_two_responses"),
+            ([("low", "a"), ("high", " \n")], "fewer_than_two_responses"),
+            ([("low", "a"), ("high", None)], "fewer_than_two_responses"),
+            ([("low", "a"), (None, "b")], "fewer_than_two_responses"),
+            ([("low", "a"), ("low", "b")], "one_origin_model"),
+            ([("low", "same"), ("high", "same")], "identical_responses"),
+        ],
+    )
+    def test_dropped_for(self, three_models, responses, reason):
+        assert pick(make_row(responses=responses), three_models, "k_score") == reason
+
+    def test_blank_prompt(self, three_models):
+        row = make_row(instruction="  ", responses=[("low", "a"), ("high", "b")])
+        assert pick(row, three_models, "k_score") == "no_prompt"
+
+    def test_excluded_and_unknown_models(self, three_models):
+        row = make_row(responses=[("low", "a"), ("high", "b"), ("UltraLM-65b", "c")])
+        assert pick(row, three_models, "k_score", excluded_origin_models=["ultralm-65b"]) == ("b", "a")
+        with pytest.raises(InputError, match="'ultralm-65b' has no scores .* excluded_origin_models"):
+            pick(row, three_models, "k_score")
+
+    def test_two_responses_of_one_model(self, three_models):
+        row = make_row(responses=[("low", "a"), ("high", "b"), ("high", "c")])
+        seen = {pick(row, three_models, "k_score", seed=s) for s in range(20)}
+        assert seen == {("b", "a"), ("c", "a")}
+        for seed in range(20):
+            assert len({pick(row, three_models, s, seed=seed)[0] for s in ("k_score", "k_score_sim")}) == 1
+
+    @pytest.mark.parametrize(
+        "option, value, reason",
+        [
+            ("drop_truthfulqa", True, "truthfulqa"),
+            ("contaminated", ["what  IS kin?"], "contaminated"),
+            ("max_response_tokens", 1, "fewer_than_two_responses"),
+            ("near_identical", 0.6, "near_identical_responses"),
+            ("same_system_prompt", True, "differing_system_prompt"),
+        ],
+    )
+    def test_filters_are_counted(self, three_models, option, value, reason):
+        row = make_row(
+            responses=[("low", "one two three four"), ("high", "one two three five")], source="truthful_qa"
+        )
+        row["completions"][0]["custom_system_prompt"] = "Be brief."
+        assert pick(row, three_models, "k_score") != reason
+        assert pick(row, three_models, "k_score", **{option: value}) == reason
+
+    def test_match_rows(self, three_models):
+        annotated = make_row("a", [("low", "x", 1.0), ("high", "y", 2.0)])
+        bare = make_row("b", [("low", "x"), ("high", "y")])
+        both = build_pair_sets(load_pool([annotated, bare]), three_models, ["rlaif", "k_sim"], tau=-1, seed=0)
+        assert {s: len(p) for s, p in both.items()} == {"rlaif": 1, "k_sim": 2}
+        shared = build_pair_sets(
+            load_pool([annotated, bare]), three_models, ["rlaif", "k_sim"], tau=-1, seed=0, match_rows=True
+        )
+        assert {s: len(p) for s, p in shared.items()} == {"rlaif": 1, "k_sim": 1}
+        assert +shared["k_sim"].accounting.dropped == {"not_shared": 1}
+
+    def test_annotations_beside_the_pool(self, three_models):
+        row = make_row(responses=[("low", "L"), ("high", "H"), ("middle", "M")])
+        ids = [compute_response_id(m, t) for m, t in [("middle", "M"), ("low", "L")]]
+        table = pa.table({"row_id": [compute_row_id(row)] * 2, "response_id": ids, "score": [2.0, 5.0]})
+        assert pick(row, three_models, "rlaif", annotations=load_annotations(table)) == ("L", "M")
+
+
+def reference_pairs(rows, strategy, tau=0.1):
+    """An independent plain loop over Table 3 as printed: lists and dictionaries, no NumPy."""
+    with TABLE3.open(encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    names = [k for k in lines[0] if k not in ("origin_model", "average_score")]
+    columns = {k: [float(line[k]) for line in lines] for k in names}
+    vectors = {
+        line["origin_model"].lower(): [
+            (float(line[k]) - min(columns[k])) / (max(columns[k]) - min(columns[k])) for k in names
+        ]
+        for line in lines
+    }
+    s_pref = {m: sum(v) / len(v) for m, v in vectors.items()}
+
+    def cosine(a, b):
+        dot = sum(x * y for x, y in zip(vectors[a], vectors[b], strict=True))
+        return dot / math.sqrt(sum(x * x for x in vectors[a]) * sum(x * x for x in vectors[b]))
+
+    for row in rows:
+        answers = [
+            (c["model"].lower(), c["response"]) for c in row["completions"] if (c["response"] or "").strip()
+        ]
+        eligible = [p for p in itertools.combinations(answers, 2) if cosine(p[0][0], p[1][0]) >= tau]
+        eligible = [tuple(sorted(p, key=lambda a: -s_pref[a[0]])) for p in eligible]
+        rank = {
+            "k_score": lambda p: (s_pref[p[0][0]], s_pref[p[1][0]]),
+            "k_score_sim": lambda p: (s_pref[p[0][0]], cosine(p[0][0], p[1][0])),
+            "k_sim": lambda p: cosine(p[0][0], p[1][0]),
+            "least_kin": lambda p: -cosine(p[0][0], p[1][0]),
+        }[strategy]
+        if eligible:
+            chosen, rejected = max(eligible, key=rank)
+            if chosen[1] != rejected[1]:
+                yield row["instruction"], *chosen, *rejected
+
+
+@pytest.mark.parametrize("strategy", ["k_score", "k_sim", "k_score_sim", "least_kin"])
+def test_real_rows_against_a_plain_loop(real_data, strategy):
+    file = real_data / "pool_alpacaeval_200.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    pairs = build_pairs(load_pool(file), load_score_table("paper"), strategy, tau=0.1, seed=0)
+    found = [
+        (p["prompt"][0]["content"], p["chosen_model"], p["chosen"][0]["content"], p["rejected_model"],
+         p["rejected"][0]["content"])
+        for p in pairs.table.to_pylist()
+    ]  # fmt: skip
+    assert found == list(reference_pairs(rows, strategy))
+    assert len(found) >= 199
+
+
+MODELS = ["GPT-4", "bard", "alpaca-7b", "starchat", "pythia-12b", "llama-2-7b-chat"]
+TEXTS = st.text(max_size=6) | st.sampled_from(["same", "", " ", "naïve 你好 🎉", "x" * 300])
+COMPLETION = st.fixed_dictionaries({
+    "model": st.sampled_from([*MODELS, "ultralm-65b", None]),
+    "response": TEXTS | st.none(),
+    "overall_score": st.sampled_from([1.0, 3.5, 5.0, None]),
+})  # fmt: skip
+ROW = st.fixed_dictionaries({
+    "source": st.sampled_from(["sharegpt", "truthful_qa", None]),
+    "instruction": TEXTS | st.none(),
+    "completions": st.lists(COMPLETION, max_size=5),
+})  # fmt: skip
+PAPER = load_score_table("paper")
+OPTIONS = {"tau": 0.1, "seed": 3, "excluded_origin_models": ["ultralm-65b"]}
+
+
+def encodable(rows):
+    return json.dumps(rows, ensure_ascii=False).encode("utf-8", "ignore").decode() == json.dumps(
+        rows, ensure_ascii=False
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=6).filter(encodable), order=st.randoms())
+def test_properties(rows, order):
+    sets = build_pair_sets(load_pool(rows), PAPER, STRATEGIES, **OPTIONS)
+    shuffled = [
+        {**row, "completions": order.sample(row["completions"], len(row["completions"]))} for row in rows
+    ]
+    order.shuffle(shuffled)
+    again = build_pair_sets(load_pool(shuffled), PAPER, STRATEGIES, **OPTIONS)
+    for strategy, pairs in sets.items():
+        books = pairs.accounting
+        assert books.rows_in == len(rows) == len(pairs) + books.dropped.total()
+        n = sum(len(row["completions"]) for row in rows)
+        assert books.responses_in == n == books.responses_usable + books.responses_unused.total()
+        key = lambda p: json.dumps(p, sort_keys=True)  # noqa: E731
+        assert sorted(map(key, pairs.table.to_pylist())) == sorted(
+            map(key, again[strategy].table.to_pylist())
+        )
+        for p in pairs.table.to_pylist():
+            assert p["chosen_score"] > p["rejected_score"]
+            assert p["chosen"] != p["rejected"]
+            assert strategy == "rlaif" or (p["chosen_model"] != p["rejected_model"] and p["kinship"] >= 0.1)
+    chosen = [
+        {p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")
+    ]
+    assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=9).filter(encodable), size=st.integers(1, 4))
+def test_batches_do_not_matter(rows, size):
+    import karma.pool
+
+    whole = build_pairs(load_pool(rows), PAPER, "random", **OPTIONS)
+    before = karma.pool.BATCH_ROWS
+    try:
+        karma.pool.BATCH_ROWS = size
+        assert build_pairs(load_pool(rows), PAPER, "random", **OPTIONS).table.equals(whole.table)
+    finally:
+        karma.pool.BATCH_ROWS = before
+
+
+@pytest.fixture(scope="module")
+def some_rows():
+    """Three hundred rows of four responses, with scores, from a fixed generator."""
+    dice = random.Random(0)
+    return [
+        make_row(f"Question {i}?", [(m, f"{m} says {i} {'so ' * dice.randint(0, 9)}", float(dice.randint(1, 5)))
+                                    for m in dice.sample(MODELS, 4)])
+        for i in range(300)
+    ]  # fmt: skip
+
+
+class TestFolder:
+    def test_saved_set_comes_back(self, some_rows, tmp_path):
+        pairs = build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0)
+        back = load_pairs(save_pairs(pairs, tmp_path / "k_sim"))
+        assert back.table.equals(pairs.table) and back.accounting.as_dict() == pairs.accounting.as_dict()
+
+    def test_streaming_gives_the_same(self, some_rows, tmp_path):
+        save_pool(some_rows, tmp_path / "pool.parquet")
+        pool = load_pool(tmp_path / "pool.parquet")
+        books = save_pair_sets(pool, PAPER, {s: tmp_path / s for s in STRATEGIES}, tau=0.1, seed=0)
+        for strategy in STRATEGIES:
+            whole = build_pairs(pool, PAPER, strategy, tau=0.1, seed=0)
+            assert load_pairs(tmp_path / strategy).table.equals(whole.table)
+            assert books[strategy].as_dict() == whole.accounting.as_dict()
+
+    def test_same_input_same_bytes(self, some_rows, tmp_path):
+        for name in ("one", "two"):
+            save_pairs(build_pairs(load_pool(some_rows), PAPER, "random", tau=0.1, seed=0), tmp_path / name)
+        assert compute_file_digest(tmp_path / "one") == compute_file_digest(tmp_path / "two")
+
+    def test_other_files_stay(self, some_rows, tmp_path):
+        (tmp_path / "thesis.txt").write_text("keep me")
+        save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path)
+        assert (tmp_path / "thesis.txt").read_text() == "keep me"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "README.md",
+            "accounting.json",
+            "pairs.parquet",
+            "thesis.txt",
+        ]
+
+    def test_nothing_appears_when_the_pool_breaks_midway(self, some_rows, tmp_path):
+        import karma.pool
+
+        broken = [*some_rows, {"instruction": 5, "completions": []}]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="row 301"):
+            patch.setattr(karma.pool, "BATCH_ROWS", 100)
+            save_pair_sets(load_pool(broken), PAPER, {"k_sim": tmp_path / "out" / "k_sim"}, tau=0.1, seed=0)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "spoil, message",
+        [
+            (lambda f: (f / "pairs.parquet").unlink(), "no pair folder"),
+            (lambda f: (f / "pairs.parquet").write_bytes(b"PAR1"), "cannot be read as parquet"),
+            (lambda f: (f / "accounting.json").write_text("{}"), "no accounting"),
+            (lambda f: (f / "accounting.json").unlink(), "does not exist"),
+            (lambda f: (f / "accounting.json").write_text(
+                (f / "accounting.json").read_text().replace('"rows_in": 300', '"rows_in": 299')), "299 rows in"),
+        ],
+    )  # fmt: skip
+    def test_spoiled_folder(self, some_rows, tmp_path, spoil, message):
+        spoil(save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path))
+        with pytest.raises(InputError, match=message):
+            load_pairs(tmp_path)
+
+    def test_card(self, some_rows, tmp_path):
+        import yaml
+        from huggingface_hub import DatasetCard
+
+        pairs = build_pairs(load_pool(some_rows), PAPER, "k_score", tau=0.1, seed=0)
+        save_pairs(pairs, tmp_path, command="karma binarize")
+        text = (tmp_path / "README.md").read_text("utf-8")
+        card = DatasetCard.load(tmp_path / "README.md")
+        assert card.data.to_dict()["configs"][0]["data_files"][0]["path"] == "pairs.parquet"
+        assert yaml.safe_load(text.split("---")[1])["size_categories"] == ["n<1K"]
+        for phrase in (
+            "| tau | 0.1 |",
+            "Llama 2 licence",
+            "vendor's terms",
+            "`karma binarize`",
+            "| pairs | 300 |",
+        ):
+            assert phrase in text, phrase
+
+
+class TestSplit:
+    def test_parts_are_disjoint_and_whole(self, some_rows):
+        pairs = build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0)
+        train, held = split_pairs(pairs, 0.25, seed=0)
+        ids = [set(part.table["row_id"].to_pylist()) for part in (train, held)]
+        assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 300
+        assert 50 < len(held) < 100
+        for part in (train, held):
+            part.accounting.check()
+            assert part.accounting.pairs_out == len(part)
+
+    def test_a_row_is_held_out_of_every_strategy(self, some_rows):
+        sets = build_pair_sets(load_pool(some_rows), PAPER, ["k_sim", "rlaif"], tau=0.1, seed=0)
+        held = {s: set(split_pairs(p, 0.25, seed=0)[1].table["row_id"].to_pylist()) for s, p in sets.items()}
+        trained = {
+            s: set(split_pairs(p, 0.25, seed=0)[0].table["row_id"].to_pylist()) for s, p in sets.items()
+        }
+        assert not held["k_sim"] & trained["rlaif"] and not held["rlaif"] & trained["k_sim"]
+
+    def test_larger_share_holds_the_smaller_one(self, some_rows):
+        pairs = build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0)
+        small, large = (set(split_pairs(pairs, x, seed=0)[1].table["row_id"].to_pylist()) for x in (0.1, 0.5))
+        assert small < large
+
+    def test_impossible_share(self, some_rows):
+        pairs = build_pairs(load_pool(some_rows[:3]), PAPER, "k_sim", tau=0.1, seed=0)
+        with pytest.raises(InputError, match=r"held_out is 1\.0"):
+            split_pairs(pairs, 1.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"tau": 2.0}, "tau is 2.0"),
+        ({"rejected": "best"}, "rejected is 'best'"),
+        ({"annotation_field": "score"}, "annotation field 'score'"),
+        ({"excluded_origin_models": "gpt-4"}, "lists of names"),
+    ],
+)
+def test_impossible_rules(some_rows, options, message):
+    with pytest.raises(InputError, match=message):
+        build_pairs(load_pool(some_rows), PAPER, "k_sim", **{"tau": 0.1, "seed": 0, **options})
+
+
+def test_unknown_strategy_and_missing_scores(some_rows):
+    with pytest.raises(InputError, match="strategy 'k_best' is unknown: choose from rlaif"):
+        build_pairs(load_pool(some_rows), PAPER, "k_best", tau=0.1, seed=0)
+    with pytest.raises(InputError, match="k_sim needs a score table"):
+        build_pairs(load_pool(some_rows), None, "k_sim", tau=0.1, seed=0)
+    assert build_pairs(load_pool(some_rows), None, "rlaif", tau=0.1, seed=0).table["kinship"].null_count > 200
+
+
+def test_strict_mode_names_the_reason(some_rows):
+    pairs = build_pairs(load_pool([*some_rows, make_row(responses=[])]), PAPER, "k_sim", tau=0.1, seed=0)
+    with pytest.raises(InputError, match="1 rows lost as 'fewer_than_two_responses'"):
+        pairs.accounting.check_expected([])
+    pairs.accounting.check_expected(["fewer_than_two_responses"])
+    with pytest.raises(InputError, match="'bad_luck' is no reason"):
+        pairs.accounting.check_expected(["bad_luck"])
+
+
+def test_kinship_column_is_the_matrix(some_rows):
+    table = build_pairs(load_pool(some_rows), PAPER, "random", tau=0.1, seed=0).table.to_pandas()
+    square = compute_kinship(PAPER).rename(index=canonical_model_name, columns=canonical_model_name)
+    models = zip(table.chosen_model, table.rejected_model, strict=True)
+    assert np.allclose(table.kinship, [square.loc[a, b] for a, b in models], atol=1e-12)
