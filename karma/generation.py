@@ -215,9 +215,11 @@ def run(job: Any) -> None:
     from karma.pool import load_pool, save_pool
 
     source = job.settings.pool.source
-    local = job.experiment.root / source
-    pool = build_pool(job) if source == "generate" else load_pool(
-        str(local) if local.exists() else source, revision=job.settings.pool.revision
-    )  # fmt: skip
-    accounting = save_pool(pool, job.folder / "pool.parquet")
-    save_json(accounting, job.folder / "accounting.json")
+    if source == "generate":
+        rows: Iterable[dict[str, Any]] = build_pool(job)
+    else:
+        local = job.experiment.root / source
+        pool = load_pool(str(local)) if local.exists() else load_pool(source, job.settings.pool.revision)
+        rows = (row for batch in pool.batches() for row in batch.to_pylist())
+    n_rows = save_pool(rows, job.folder / "pool.parquet")
+    save_json({"source": source, "rows": n_rows}, job.folder / "accounting.json")
