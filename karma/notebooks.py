@@ -67,6 +67,10 @@ def run_stage(name: str, experiment: str, params: dict[str, str], command: str =
             _execute(job)
         else:
             _run_module(job)
+    if "report.html" in job.stage.products:
+        from karma.report import export_html
+
+        export_html(job.executed_notebook, job.folder / "report.html")
     save_provenance(job, time.perf_counter() - started, command)
     return job
 
@@ -79,8 +83,8 @@ def _run_module(job: Job) -> None:
 
 def _execute(job: Job) -> None:
     import papermill
-    from papermill.exceptions import PapermillExecutionError
     from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
     source = job.experiment.root / "notebooks" / f"{job.stage.name}.ipynb"
     values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}

@@ -10,6 +10,7 @@ responses, so their SFT sets are the same); the second takes over the first's we
 Paper: section 4.1 and Appendix A.
 """
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -135,7 +136,7 @@ def train(
         _copy_model(twin / "model", folder / "model")
         model = load_model(*add_trained(models, policy, folder / "model"), dtype, device)
         record |= {k: done[k] for k in ("n_updates", "tokens", "history", "train_seconds")}
-        record["same_data_as"] = done["same_data_as"] or str(twin)
+        record["same_data_as"] = done["same_data_as"] or os.path.relpath(twin, folder)
     else:
         trainer = _build_trainer(before, tokenizer, dataset, method, seed, settings, device)
         trainer.train()
