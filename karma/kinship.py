@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from karma.choices import STRATEGIES
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
 
-KINSHIP_STRATEGIES = ("k_score", "k_sim", "k_score_sim")
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models
 
@@ -50,14 +50,14 @@ def compute_cosine(normalized: pd.DataFrame) -> pd.DataFrame:
         >>> compute_cosine(pd.DataFrame([[3.0, 4.0], [0.0, 0.0], [4.0, 3.0]])).round(2).to_numpy().tolist()
         [[1.0, 0.0, 0.96], [0.0, 0.0, 0.0], [0.96, 0.0, 1.0]]
     """
-    unit = _unit_rows(normalized.to_numpy(dtype=float))
+    unit = compute_unit_rows(normalized.to_numpy(dtype=float))
     cosine = np.clip(unit @ unit.T, -1, 1).round(DECIMALS)
     np.fill_diagonal(cosine, unit.any(axis=1).astype(float))
     return pd.DataFrame(cosine, index=normalized.index, columns=normalized.index.rename(None))
 
 
-def _unit_rows(values: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; zero rows stay zero."""
+def compute_unit_rows(values: np.ndarray) -> np.ndarray:
+    """Scale the last axis to length 1; zero rows stay zero."""
     length = np.linalg.norm(values, axis=-1, keepdims=True)
     return np.divide(values, length, out=np.zeros_like(values), where=length > 0)
 
@@ -88,7 +88,7 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
     return pd.DataFrame({
         "chosen": names[first], "rejected": names[second], "s_pref_chosen": s_pref[first],
         "s_pref_rejected": s_pref[second], "gap": gap, "kinship": cosine[first, second],
-        "eligible": (cosine[first, second] >= tau) & (gap > 0),
+        "eligible": cosine[first, second] >= tau,
     })  # fmt: skip
 
 
@@ -113,8 +113,9 @@ def compute_choices(table: ScoreTable, tau: float) -> dict[str, tuple[str, str] 
     }
     eligible = pairs[pairs["eligible"]]  # already by S_pref and name, which a stable sort keeps for ties
     choices: dict[str, tuple[str, str] | None] = {}
-    for strategy in KINSHIP_STRATEGIES:
+    for strategy in STRATEGIES:
         best = eligible.sort_values(orders[strategy], ascending=False, kind="stable").head(1)
+        best = best[best["gap"] > 0]
         choices[strategy] = (best["chosen"].item(), best["rejected"].item()) if len(best) else None
     return choices
 
@@ -133,7 +134,7 @@ def compute_nearest_kin(normalized: pd.DataFrame) -> pd.DataFrame:
         >>> compute_nearest_kin(rows)["nearest_kin"].tolist()
         ['y', 'x', 'y']
     """
-    unit = _unit_rows(normalized.to_numpy(dtype=float))
+    unit = compute_unit_rows(normalized.to_numpy(dtype=float))
     nearest, kinship = np.empty(len(unit), dtype=np.int64), np.empty(len(unit))
     for start, block in _cosine_blocks(unit):
         rows = np.arange(len(block))

@@ -27,7 +27,8 @@ from karma.score_table import (
 
 __all__ = [
     "ScoreTable", "build_score_table", "canonical_model_name", "compute_below_chance", "compute_normalized",
-    "compute_s_pref", "load_benchmarks", "load_score_table", "merge_score_tables", "save_score_table",
+    "compute_s_pref", "load_benchmarks", "load_origin_models", "load_score_table", "merge_score_tables",
+    "save_score_table",
 ]  # fmt: skip
 
 AVERAGE_COLUMN = "average_score"
@@ -133,9 +134,26 @@ def _build_mapped(header: list[str], rows: list[list[str]], path: str, columns: 
                       case_sensitive=columns.case_sensitive)  # fmt: skip
 
 
+def load_origin_models() -> pd.DataFrame:
+    """Return what is known of the paper's origin models: developer, base_model, size_b, family, source.
+
+    Missing where unknown: GPT-4, GPT-3.5 and Bard have no published base or size.
+
+    Example:
+        >>> load_origin_models().loc["Vicuna-33b", "base_model"]
+        'LLaMA-33b'
+    """
+    with (PAPER_TABLES / "origin_models.csv").open(encoding="utf-8") as stream:
+        return pd.read_csv(stream, index_col="origin_model")
+
+
 def _read_facts(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the models' facts among the cells; empty text means unknown."""
+    """Return the models' facts: from its own columns where it has such, else the paper's."""
     facts = cells.reindex(columns=list(FACT_COLUMNS)).replace("", None)
+    if not set(FACT_COLUMNS) & set(cells):
+        known = load_origin_models()[list(FACT_COLUMNS)]
+        known.index = known.index.map(canonical_model_name)
+        facts = known.reindex([canonical_model_name(str(m)) for m in cells.index]).set_axis(cells.index)
     facts["size_b"] = pd.to_numeric(facts["size_b"], errors="coerce")
     return facts
 
@@ -179,7 +197,8 @@ def build_score_table(measured: Mapping[str, Mapping[str, Any]], drop_constant: 
     notes = tuple(f"{b}: all models score {scores[b].iloc[0]:.4f}; it is left out" for b in constant)
     kept = [b for b in names if b not in constant]
     n_items = {b: int(measured[first]["benchmarks"][b]["n"]) for b in kept}
-    return ScoreTable(scores[kept], known.loc[kept], n_items, "measured", notes=notes, source="measured")
+    facts = _read_facts(scores)
+    return ScoreTable(scores[kept], known.loc[kept], n_items, "measured", facts, notes, source="measured")
 
 
 def merge_score_tables(table: ScoreTable, other: ScoreTable) -> ScoreTable:

@@ -1,192 +1,130 @@
-"""How sure a number is: intervals of shares, of means over runs, and of differences between strategies.
+"""How far sampling error reaches: intervals of S_pref and kinship, coin-flip preferences, other picks.
 
-Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the
-answers are on disk its variance is that of the weighted answers over the items (items are shared by the
-runs, so this is a paired comparison); where several seeds were trained, the variance between seeds is
-added, with Satterthwaite's degrees of freedom. Without answers (the published study) a difference is
-computed as if runs were independent, and a mean as if they failed on the same items: both too wide rather
-than too narrow. Limit: with one seed the noise of training itself is not in the interval, and every
-sentence made from it says so.
+Each score is a share of n items. The parametric bootstrap draws every cell anew from Binomial(n, score) / n,
+min-max normalises the drawn table and repeats the calculation. For the paper's Table 3 the n are an
+assumption (the full benchmarks); a subset would widen every interval. Limit: items count as independent,
+though several IFEval instructions share a prompt; a score of exactly 0 or 1 is drawn without error; and only
+sampling error is covered, not the wording of prompts or answers that could not be extracted.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from karma.choices import STRATEGIES, choose_in_sets
 from karma.errors import InputError
-from karma.results import Study
-from karma.stages import START
+from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
+from karma.scores import ScoreTable, compute_s_pref
 
-CELL = ["policy", "strategy", "method", "benchmark"]
-LEVEL = 0.95  # confidence of every interval
-POWER = 0.8  # of the test whose size `compute_needed_items` asks for
+COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its uncertainty.
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Redrawn score tables.
 
     Attributes:
-        value: the estimate; standard_error: its standard error, in the same unit.
-        df: degrees of freedom (infinite where only items vary).
-        n: items behind it. n_seeds: trainings per cell.
-        basis: how the standard error was found, in words.
+        s_pref: draws x n models.
+        kinship: draws x n x n, cosine.
+        n_discarded: draws left out, because all models were equal on a benchmark and min-max undefined.
     """
 
-    value: float
-    standard_error: float
-    df: float
-    n: int
-    n_seeds: int
-    basis: str
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        half = float(stats.t.ppf((1 + LEVEL) / 2, self.df)) * self.standard_error
-        return self.value - half, self.value + half
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided p-value of "the true value is 0"."""
-        if self.standard_error == 0:
-            return 1.0 if self.value == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.value / self.standard_error), self.df))
+    s_pref: np.ndarray
+    kinship: np.ndarray
+    n_discarded: int
 
 
-def compute_wilson(value: float, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share.
+def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000) -> Bootstrap:
+    """Redraw a table's scores within their sampling error and repeat Eq. 1 and Eq. 2.
 
     Args:
-        value: in [0, 1].
-        n: items, at least 1.
+        table: n models, with the number of items behind each benchmark.
+        rng: draws the scores.
+        n_draws: how many tables.
 
     Raises:
-        InputError: a value outside [0, 1], or n below 1.
-
-    Example:
-        >>> [round(x, 3) for x in compute_wilson(0.5, 100)], compute_wilson(0.0, 10)[0]
-        ([0.404, 0.596], 0.0)
+        InputError: the number of items is unknown, or no draw could be normalised.
     """
-    if not 0 <= value <= 1 or n < 1:
-        raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
-    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
-
-
-def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
-    """Return the mean of the scores in `rows` (a part of study.results), each cell weighing the same.
-
-    Raises:
-        InputError: no rows.
-    """
-    if rows.empty:
-        raise InputError("a mean over no score: the runs asked for are missing, see Study.gaps")
-    return compute_weighted(study, pd.Series(1 / len(rows), index=rows.index))
-
-
-def compute_difference(study: Study, strategy: str, baseline: str, **where: object) -> Estimate | None:
-    """Return mean(strategy) - mean(baseline) over the cells that both have; None where there is none.
-
-    Args:
-        study: the study.
-        strategy: minuend. baseline: subtrahend.
-        **where: column = value, or a list of values, that restricts both (policy, method, benchmark, seed).
-    """
-    rows = study.results
-    for key, value in where.items():
-        rows = rows[rows[key].isin(value if isinstance(value, list | tuple) else [value])]
-    cell = ["policy", "benchmark", *(["method", "seed"] if START not in (strategy, baseline) else [])]
-    left, right = (rows[rows["strategy"] == name].reset_index() for name in (strategy, baseline))
-    both = left.merge(right, on=cell)
-    if both.empty:
-        return None
-    weights = pd.concat([pd.Series(1.0, index=both["index_x"]), pd.Series(-1.0, index=both["index_y"])])
-    return compute_weighted(study, weights.groupby(level=0).sum() / len(both))
-
-
-def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
-    """Return sum_r w_r v_r with its standard error.
-
-    Args:
-        study: the study.
-        weights: one weight a row of study.results, by its index label.
-    """
-    rows = study.results.loc[weights.index].assign(weight=weights)
-    value = float((rows["weight"] * rows["value"]).sum())
-    variance, bases, n = 0.0, set(), 0
-    for benchmark, part in rows.groupby("benchmark"):
-        part_variance, basis = _compute_item_variance(study, str(benchmark), part)
-        variance, n = variance + part_variance, n + int(part["n"].max())
-        bases.add(basis)
-    trained = rows[rows["strategy"] != START]
-    seeds = trained["seed"].nunique()
-    df = np.inf
-    if seeds > 1:
-        between = _compute_seed_variance(trained)
-        bases.add(f"and across {seeds} seeds" if between is not None else "the seeds' cells differ: left out")
-        variance += between or 0.0
-        df = (seeds - 1) * (variance / between) ** 2 if between else np.inf
-    return Estimate(
-        value, float(np.sqrt(variance)), float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True))
-    )
-
-
-def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, str]:
-    correct, units = study.items.get(benchmark, (pd.DataFrame(), pd.Series(dtype=float)))
-    if set(rows["folder"]) <= set(correct.columns) and not correct[list(rows["folder"])].isna().any(
-        axis=None
-    ):
-        shares = rows.groupby("folder")["weight"].sum()
-        total = units.sum()
-        means = correct[shares.index].sum() / total
-        residual = (
-            (correct[shares.index] - np.outer(units, means)).to_numpy(float) @ shares.to_numpy() / total
+    if table.n_items is None:
+        raise InputError(
+            f"{table.source}: sampling error needs n_items of each benchmark: add it to the column map"
         )
-        return float((residual**2).sum() * len(residual) / max(len(residual) - 1, 1)), "paired over items"
-    errors = np.sqrt(rows["value"] * (1 - rows["value"]) / rows["n"])
-    if abs(rows["weight"].sum()) < 1e-9:
-        return float(((rows["weight"] * errors) ** 2).sum()), "runs taken as independent"
-    return float((rows["weight"].abs() * errors).sum() ** 2), "runs taken as failing on the same items"
+    n = np.array([table.n_items[b] for b in table.scores])
+    drawn = rng.binomial(n, table.scores.to_numpy(dtype=float), size=(n_draws, *table.scores.shape)) / n
+    low, span = drawn.min(axis=1, keepdims=True), np.ptp(drawn, axis=1, keepdims=True)
+    usable = (span > 0).all(axis=(1, 2))
+    if not usable.any():
+        raise InputError(f"{table.source}: in every redrawn table a benchmark is constant: ask more items")
+    normalized = (drawn[usable] - low[usable]) / span[usable]
+    unit = compute_unit_rows(normalized)
+    return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), int((~usable).sum()))
 
 
-def _compute_seed_variance(rows: pd.DataFrame) -> float | None:
-    """Return the variance of the mean over seeds, or None where the seeds have not the same cells yet."""
-    cells = {tuple(sorted(map(tuple, g[CELL].to_numpy()))) for _, g in rows.groupby("seed")}
-    if len(cells) > 1:
-        return None
-    of_seed = (rows["weight"] * rows["value"]).groupby(rows["seed"]).sum() * rows["seed"].nunique()
-    return float(of_seed.var(ddof=1)) / len(of_seed)
+def compute_s_pref_intervals(table: ScoreTable, draws: Bootstrap, level: float = 0.95) -> pd.DataFrame:
+    """Return each model's S_pref with its interval: columns s_pref, low, high, in [0, 1]."""
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(draws.s_pref, tails, axis=0)
+    return compute_s_pref(table).to_frame().assign(low=low, high=high)
 
 
-def adjust_holm(p_values: list[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the given order.
+def compute_pair_uncertainty(
+    table: ScoreTable, draws: Bootstrap, tau: float, level: float = 0.95
+) -> pd.DataFrame:
+    """Return every pair with the interval of its kinship and the probability that its preference flips.
 
-    Example:
-        >>> [round(p, 3) for p in adjust_holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
+    Returns:
+        The rows of `list_pairs`, and kinship_low, kinship_high; p_flip: the share of draws in which the
+        other model has the higher S_pref (equal counts half); p_other_side: the share in which the pair is
+        on the other side of tau; coin_flip: p_flip >= 0.1.
     """
-    order, adjusted, running = np.argsort(p_values), [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = running
-    return adjusted
+    pairs = list_pairs(table, tau)
+    place = {model: i for i, model in enumerate(table.scores.index)}
+    one, other = (pairs[c].map(place).to_numpy() for c in ("chosen", "rejected"))
+    cosine = draws.kinship[:, one, other]
+    low, high = np.quantile(cosine, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    gap = draws.s_pref[:, one] - draws.s_pref[:, other]
+    flips = (gap < 0).mean(axis=0) + (gap == 0).mean(axis=0) / 2
+    crosses = ((cosine >= tau) != pairs["eligible"].to_numpy()).mean(axis=0)
+    return pairs.assign(kinship_low=low, kinship_high=high, p_flip=flips, p_other_side=crosses,
+                        coin_flip=flips >= COIN_FLIP)  # fmt: skip
 
 
-def compute_needed_items(estimate: Estimate, effect: float) -> int | None:
-    """Return how many items would show a true `effect` at 5 % with 80 % power; None for an effect of 0.
+def compute_choice_uncertainty(
+    table: ScoreTable, draws: Bootstrap, sets: np.ndarray, tau: float, max_draws: int = 200
+) -> pd.DataFrame:
+    """Return how often sampling error alone makes a strategy pick another pair.
 
-    The standard error is taken to shrink with the square root of the items: seeds would have to grow alike.
+    Args:
+        table: n models.
+        draws: redrawn tables; at most `max_draws` of them are used for the sets.
+        sets: k x c, positions of the models that answered a prompt.
+        tau: lowest kinship of an eligible pair.
 
-    Example:
-        >>> compute_needed_items(Estimate(0.01, 0.02, np.inf, 100, 1, ""), 0.01)
-        3140
+    Returns:
+        strategy -> p_other_overall (among all models at once), p_other_in_sets and p_other_chosen_in_sets
+        (mean over the sets: another pair; another chosen response).
     """
-    if effect == 0:
-        return None
-    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
-    return int(np.ceil(round(estimate.n * (z * estimate.standard_error / effect) ** 2, 6)))
+    everyone = np.arange(len(table.scores))[None, :]
+    kinship = compute_reference(table)
+    rows = {}
+    for strategy in STRATEGIES:
+        overall = choose_in_sets(*kinship, everyone, strategy, tau)
+        inside = choose_in_sets(*kinship, sets, strategy, tau)
+        picks = [
+            choose_in_sets(s, k, everyone, strategy, tau)
+            for s, k in zip(draws.s_pref, draws.kinship, strict=True)
+        ]
+        few = zip(draws.s_pref[:max_draws], draws.kinship[:max_draws], strict=True)
+        again = [choose_in_sets(s, k, sets, strategy, tau) for s, k in few]
+        rows[strategy] = {
+            "p_other_overall": np.mean([(p != overall).any() for p in picks]),
+            "p_other_in_sets": np.mean([(p != inside).any(axis=1) for p in again]),
+            "p_other_chosen_in_sets": np.mean([p[:, 0] != inside[:, 0] for p in again]),
+        }
+    return pd.DataFrame(rows).T.rename_axis("strategy")
+
+
+def compute_reference(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return S_pref (n) and kinship (n x n) of the table as it stands."""
+    return compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
