@@ -133,7 +133,7 @@ class TestByEye:
     def test_excluded_and_unknown_models(self, three_models):
         row = make_row(responses=[("low", "a"), ("high", "b"), ("UltraLM-65b", "c")])
         assert pick(row, three_models, "k_score", excluded_origin_models=["ultralm-65b"]) == ("b", "a")
-        with pytest.raises(InputError, match="'ultralm-65b' has no scores .* excluded_origin_models"):
+        with pytest.raises(InputError, match=r"'ultralm-65b' has no scores .* excluded_origin_models"):
             pick(row, three_models, "k_score")
 
     def test_two_responses_of_one_model(self, three_models):
