@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from karma.accounting import Accounting
 from karma.binarization import PAIR_SCHEMA, Binarizer, Rules
+from karma.curriculum import order_file, order_table
 from karma.errors import InputError
 from karma.files import compute_digest, load_json, save_json
 from karma.pair_card import CardFacts, build_card
@@ -119,6 +120,12 @@ def build_pair_sets(
     return {s: PairSet(pa.concat_tables(parts[s]), binarizer.books[s]) for s in strategies}
 
 
+def order_pairs(pairs: PairSet, n_stages: int) -> PairSet:
+    """Return the pairs from plain to subtle, with a column `stage` (1..n_stages); see `karma.curriculum`."""
+    settings = {**pairs.accounting.settings, "curriculum_stages": n_stages}
+    return PairSet(order_table(pairs.table, n_stages), replace(pairs.accounting, settings=settings))
+
+
 def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:
     """Split off pairs that training must not see, by a draw on (seed, row_id).
 
@@ -205,6 +212,7 @@ def save_pair_sets(
     folders: dict[str, Path],
     *,
     match_rows: bool = False,
+    n_stages: int | None = None,
     command: str = "",
     check: Callable[[Accounting], None] = lambda accounting: None,
     progress: Callable[[int], None] = lambda n_rows: None,
@@ -216,6 +224,7 @@ def save_pair_sets(
         pool, scores: as for `build_pairs`.
         folders: strategy -> folder to write.
         match_rows: as for `build_pair_sets`.
+        n_stages: sort each set from plain to subtle, in so many stages (`karma.curriculum`); None: the pool's order.
         command: what made the sets, for the cards.
         check: called with each finished accounting before any folder appears; may raise.
         progress: called with the number of rows read so far.
@@ -230,8 +239,9 @@ def save_pair_sets(
         _record_settings(binarizer, pool)
         for accounting in binarizer.books.values():
             check(accounting)
+            accounting.settings["curriculum_stages"] = n_stages
         for strategy, target in targets.items():
-            target.prepare(binarizer.books[strategy], command)
+            target.prepare(binarizer.books[strategy], command, n_stages)
         for target in targets.values():
             target.publish()
     return binarizer.books
@@ -274,10 +284,12 @@ class PairFolder:
         self.prepare(accounting, command)
         self.publish()
 
-    def prepare(self, accounting: Accounting, command: str) -> None:
-        """Write the books and the card beside the pairs."""
+    def prepare(self, accounting: Accounting, command: str, n_stages: int | None = None) -> None:
+        """Write the books and the card beside the pairs, and put these in curriculum order if asked."""
         accounting.check()
         self._writer.close()
+        if n_stages is not None:
+            order_file(self._hidden / "pairs.parquet", n_stages, _DICTIONARY)
         save_json(accounting.as_dict(), self._hidden / "accounting.json")
         (self._hidden / "README.md").write_text(build_card(accounting, self._facts, command), "utf-8")
 
@@ -303,6 +315,7 @@ def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:
         "score_table": None if scores is None else Path(scores.source).name,
         "score_table_digest": None if scores is None else compute_digest(scores.scores.to_csv()),
         "origin_models": None if scores is None else len(scores.scores),
+        "curriculum_stages": None,
         "match_rows": sorted(binarizer.strategies) if binarizer.match_rows else None,
     }
     for accounting in binarizer.books.values():

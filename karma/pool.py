@@ -127,7 +127,7 @@ def save_pool(rows: Iterable[dict[str, Any]], path: str | Path) -> int:
 def _check_keys(row: dict[str, Any], n: int) -> None:
     unknown = [k for k in row if k not in POOL_SCHEMA.names]
     for completion in row.get("completions") or []:
-        unknown += [k for k in completion if _COMPLETION.get_field_index(k) < 0]
+        unknown += [k for k in completion or {} if _COMPLETION.get_field_index(k) < 0]
     if unknown:
         raise InputError(f"row {n}: '{unknown[0]}' has no place in UltraFeedback's row shape; leave it out")
 
@@ -298,7 +298,9 @@ def _clean(row: Any, where: str) -> dict[str, Any]:
     completions = row["completions"]
     if not isinstance(completions, (list, tuple, type(None))):
         raise InputError(f"{where}: completions is {type(completions).__name__}, expected a list")
-    cleaned: dict[str, Any] = {key: _clean_text(row.get(key), f"{where}: {key}") for key in ("source", "instruction")}
+    cleaned: dict[str, Any] = {
+        key: _clean_text(row.get(key), f"{where}: {key}") for key in ("source", "instruction")
+    }
     for key in ("models", "correct_answers", "incorrect_answers"):
         values = row.get(key)
         cleaned[key] = (

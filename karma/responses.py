@@ -97,7 +97,8 @@ def compute_row_id(row: dict[str, Any]) -> str:
     seed = 0
     for text in (row.get("source"), row.get("instruction")):
         seed = int.from_bytes(xxh3_128_digest((text or "").encode("utf-8", "replace"), seed)[:8], "big")
-    ids = [compute_response_id(c.get("model"), c.get("response")) for c in row.get("completions") or [] if c]
+    completions = [c or {} for c in row.get("completions") or []]
+    ids = [compute_response_id(c.get("model"), c.get("response")) for c in completions]
     return xxh3_128_digest(b"".join(sorted(bytes.fromhex(i) for i in ids)), seed).hex()
 
 

@@ -6,17 +6,28 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karma.errors import InputError
+from karma.exports import push_pairs, save_binarized, save_dataset
 from karma.files import compute_file_digest
 from karma.kinship import compute_kinship
-from karma.pairs import build_pair_sets, build_pairs, load_pairs, save_pair_sets, save_pairs, split_pairs
+from karma.pairs import (
+    build_pair_sets,
+    build_pairs,
+    load_pairs,
+    order_pairs,
+    save_pair_sets,
+    save_pairs,
+    split_pairs,
+)
 from karma.params import STRATEGIES
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
 from karma.recorded import load_annotations
@@ -133,7 +144,7 @@ class TestByEye:
     def test_excluded_and_unknown_models(self, three_models):
         row = make_row(responses=[("low", "a"), ("high", "b"), ("UltraLM-65b", "c")])
         assert pick(row, three_models, "k_score", excluded_origin_models=["ultralm-65b"]) == ("b", "a")
-        with pytest.raises(InputError, match="'ultralm-65b' has no scores .* excluded_origin_models"):
+        with pytest.raises(InputError, match=r"'ultralm-65b' has no scores .* excluded_origin_models"):
             pick(row, three_models, "k_score")
 
     def test_two_responses_of_one_model(self, three_models):
@@ -446,3 +457,123 @@ def test_kinship_column_is_the_matrix(some_rows):
     square = compute_kinship(PAPER).rename(index=canonical_model_name, columns=canonical_model_name)
     models = zip(table.chosen_model, table.rejected_model, strict=True)
     assert np.allclose(table.kinship, [square.loc[a, b] for a, b in models], atol=1e-12)
+
+
+class TestCurriculum:
+    def test_from_plain_to_subtle(self, some_rows):
+        pairs = order_pairs(build_pairs(load_pool(some_rows), PAPER, "random", tau=0.1, seed=0), 3)
+        table = pairs.table.to_pandas()
+        gap = (table.chosen_score - table.rejected_score).to_numpy()
+        assert (np.diff(gap) <= 1e-9).all()
+        assert table.stage.value_counts().sort_index().to_dict() == {1: 100, 2: 100, 3: 100}
+        assert len(pairs) == pairs.accounting.pairs_out
+
+    def test_streaming_sorts_the_same(self, some_rows, tmp_path, monkeypatch):
+        monkeypatch.setattr("karma.pool.BATCH_ROWS", 64)
+        monkeypatch.setattr("karma.curriculum.SLICE_ROWS", 32)
+        save_pair_sets(load_pool(some_rows), PAPER, {"k_sim": tmp_path / "k"}, n_stages=4, tau=0.1, seed=0)
+        whole = order_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), 4)
+        assert load_pairs(tmp_path / "k").table.equals(whole.table)
+        assert sorted(p.name for p in (tmp_path / "k").iterdir()) == [
+            "README.md",
+            "accounting.json",
+            "pairs.parquet",
+        ]
+
+    def test_order_does_not_depend_on_the_pools(self, some_rows):
+        one, two = (
+            order_pairs(build_pairs(load_pool(rows), PAPER, "k_sim", tau=0.1, seed=0), 2).table
+            for rows in (some_rows, some_rows[::-1])
+        )
+        assert one.equals(two)
+
+
+class TestExports:
+    def test_public_shape(self, some_rows, real_data, tmp_path):
+        save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path)
+        rows = pq.read_table(save_binarized(tmp_path)).to_pylist()
+        public = json.loads(
+            (real_data / "ultrafeedback_binarized_300.jsonl").read_text("utf-8").splitlines()[0]
+        )
+        assert {"prompt", "chosen", "rejected"} <= set(rows[0]) & set(public)
+        assert [m["role"] for m in rows[7]["chosen"]] == ["user", "assistant"]
+        pair = load_pairs(tmp_path).table.to_pylist()[7]
+        assert rows[7]["prompt"] == pair["prompt"][0]["content"] == rows[7]["rejected"][0]["content"]
+        assert rows[7]["chosen"][1:] == pair["chosen"] and rows[7]["rejected"][1:] == pair["rejected"]
+        assert rows[7]["score_chosen"] == pair["chosen_score"]
+
+    def test_saved_dataset(self, some_rows, tmp_path):
+        import datasets
+
+        save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path)
+        rows = datasets.load_from_disk(str(save_dataset(tmp_path)))
+        assert rows.num_rows == 300 and rows[3]["chosen"][0]["role"] == "assistant"
+
+    def test_push(self, some_rows, tmp_path):
+        class Api:
+            calls: ClassVar[list] = []
+
+            def create_repo(self, name, **options):
+                self.calls.append((name, options["private"]))
+
+            def upload_folder(self, **options):
+                self.calls.append((options["repo_id"], sorted(options["allow_patterns"])))
+
+        with pytest.raises(InputError, match="no pair folder"):
+            push_pairs(tmp_path, "me/pairs", api=Api())
+        save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path)
+        push_pairs(tmp_path, "me/pairs", api=Api())
+        assert Api.calls == [
+            ("me/pairs", True),
+            ("me/pairs", ["README.md", "accounting.json", "pairs.parquet"]),
+        ]
+
+
+def build_tiny_model(folder):
+    """A two-layer Llama and a byte tokenizer with a chat template, made on the spot."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
+    wrapped.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(folder)
+    return LlamaForCausalLM.from_pretrained(folder), wrapped  # DPOTrainer loads the reference by the folder's name
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_straight_into_trl(some_rows, tmp_path, method):
+    import datasets
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    save_pairs(build_pairs(load_pool(some_rows[:8]), PAPER, "k_sim", tau=0.1, seed=0), tmp_path / "pairs")
+    rows = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "pairs" / "pairs.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    model, tokenizer = build_tiny_model(tmp_path / "model")
+    trainer, config = (DPOTrainer, DPOConfig) if method == "dpo" else (SFTTrainer, SFTConfig)
+    if method == "sft":
+        rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
+    options = config(
+        output_dir=str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
+        bf16=False, logging_steps=1, save_strategy="no"
+    )  # fmt: skip
+    done = trainer(model=model, args=options, train_dataset=rows, processing_class=tokenizer)
+    done.train()
+    losses = [entry["loss"] for entry in done.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    if method == "dpo":
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
