@@ -79,10 +79,13 @@ class Study:
 
 def open_results(experiment: str | Path) -> Job:
     """Open stage 06 in the kit's figure style; unlike other stages it starts although files are missing."""
+    import matplotlib.pyplot as plt
+
     from karma.figures import set_style
     from karma.params import load_experiment
 
     set_style()
+    plt.rcParams["figure.dpi"] = 160  # a page that is printed shows what the notebook shows
     return find_job(load_experiment(experiment), "06_results", {})
 
 

@@ -58,25 +58,27 @@ class Table:
             return "n/a"
         return f"{value:.{self.decimals}f}" if isinstance(value, float) else str(value)
 
-    def _style(self, escape: str):
+    def _css(self) -> pd.DataFrame:
         css = self.bold.map(lambda b: "font-weight: bold;" if b else "")
-        css += self.shaded.map(lambda b: "background-color: #d9d9d9;" if b else "")
-        style = self.frame.style.format(self.format, escape=escape).apply(lambda _: css, axis=None)
-        return style.format_index(escape=escape).format_index(axis=1, escape=escape)
+        return css + self.shaded.map(lambda b: "background-color: #d9d9d9;" if b else "")
 
     def to_html(self) -> str:
-        """Return the table as HTML, with its caption and notes."""
-        style = self._style("html").set_table_attributes(f'class="karma sortable" id="{self.name}"')
-        notes = "".join(f"<li>{note}</li>" for note in self.notes)
-        return style.set_caption(self.caption).to_html() + (
-            f'<ul class="notes">{notes}</ul>' if notes else ""
+        """Return the table as HTML, one head row and no joined cells, so that a page can sort it."""
+        flat, css = self.frame.reset_index(), self._css().reset_index()
+        css[list(self.frame.index.names)] = ""
+        style = (
+            flat.style.format(self.format, escape="html").apply(lambda _: css, axis=None).hide(axis="index")
         )
+        style = style.set_table_attributes(f'id="{self.name}"').set_caption(self.caption)
+        notes = "".join(f"<li>{note}</li>" for note in self.notes)
+        return style.to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
 
     _repr_html_ = to_html
 
     def to_latex(self) -> str:
         """Return the table for LaTeX's booktabs (with multirow and colortbl's xcdraw)."""
-        style = self._style("latex")
+        style = self.frame.style.format(self.format, escape="latex").apply(lambda _: self._css(), axis=None)
+        style = style.format_index(escape="latex").format_index(axis=1, escape="latex")
         text = style.to_latex(
             hrules=True, convert_css=True, caption=_escape(self.caption), label=f"tab:{self.name}"
         )
