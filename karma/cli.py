@@ -11,7 +11,7 @@ import typer
 
 from karma.errors import InputError, KarmaError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help=__doc__.split("\n")[0])
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__.split("\n")[0])
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if absent.")]
 
 

@@ -4,6 +4,7 @@ This table is the only place that knows the graph. The sweep turns it into Snake
 its files lie and which notebook makes a missing one, and `karma notebook` checks parameters against it.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,11 +187,10 @@ class Job:
                 if not path.exists():
                     what = f"notebooks/{job.stage.name}.ipynb" if job.stage.has_notebook else f"karma {job.stage.name}"
                     params = "".join(f" {k}={v}" for k, v in job.params.items())
+                    root = self.experiment.root
                     raise InputError(
-                        f"{path.relative_to(self.experiment.root)} is missing: run {what}{params} first, "
-                        f"or `karma run {self.experiment.path.relative_to(self.experiment.root)}`"
-                        if self.experiment.path.is_relative_to(self.experiment.root)
-                        else f"{path} is missing: run {what}{params} first"
+                        f"{os.path.relpath(path, root)} is missing: run {what}{params} first, "
+                        f"or `karma run {os.path.relpath(self.experiment.path, root)}`"
                     )
 
 

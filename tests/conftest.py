@@ -1,6 +1,10 @@
 """Fixtures that many tests share."""
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,3 +22,35 @@ def real_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+def copy_project(target: Path) -> Path:
+    """Copy what a sweep needs, the package included, so that a test may edit it."""
+    for name in ("karma", "notebooks", "params"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    return target
+
+
+def run_karma(project: Path, *args: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run the `karma` command of a copied project, in it."""
+    return subprocess.run(
+        [sys.executable, "-m", "karma.cli", *args], cwd=project, env=project_environment(project), text=True,
+        capture_output=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def project_environment(project: Path) -> dict[str, str]:
+    """Return an environment in which `karma` is the copied project's package, offline."""
+    return {**os.environ, "PYTHONPATH": str(project), "KARMA_ROOT": str(project), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+Karma = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copied project in which the smoke study has run, once for all tests that read its files."""
+    project = copy_project(tmp_path_factory.mktemp("smoke"))
+    result = run_karma(project, "run", "params/smoke.yaml")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return project

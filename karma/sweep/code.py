@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import karma
+from karma.errors import InputError
 from karma.files import compute_digest, compute_file_digest
 from karma.stages import Stage
 
@@ -19,8 +20,11 @@ def compute_stage_code(stage: Stage, root: Path) -> dict[str, object]:
     """Return {"notebook": digest of its code cells or None, "modules": {name: digest}}."""
     if not stage.has_notebook:
         return {"notebook": None, "modules": compute_modules(f"import karma.{stage.module}")}
-    source = read_code(root / "notebooks" / f"{stage.name}.ipynb")
-    return {"notebook": compute_digest(source), "modules": compute_modules(source)}
+    notebook = root / "notebooks" / f"{stage.name}.ipynb"
+    if not notebook.is_file():
+        raise InputError(f"{notebook} is missing: every stage of the sweep needs its notebook")
+    source = read_code(notebook)
+    return {"notebook": compute_digest(source), "modules": compute_modules(source, f"notebooks/{stage.name}.ipynb")}
 
 
 def read_code(notebook: Path) -> str:
@@ -30,7 +34,7 @@ def read_code(notebook: Path) -> str:
     return "\n".join(f"# {line}" if line.lstrip()[:1] in ("%", "!") else line for line in text.splitlines())
 
 
-def compute_modules(source: str) -> dict[str, str]:
+def compute_modules(source: str, where: str = "code") -> dict[str, str]:
     """Return every `karma` module that a piece of code reaches by imports, with the digest of its file.
 
     A package counts with its whole folder, for the data files in it (task YAMLs, the paper's tables).
@@ -39,7 +43,7 @@ def compute_modules(source: str) -> dict[str, str]:
         >>> sorted(compute_modules("from karma.errors import InputError"))
         ['karma', 'karma.errors']
     """
-    todo, found = _imports(source, "karma"), {}
+    todo, found = _imports(source, "karma", where), {}
     while todo:
         name = todo.pop()
         path = _locate(name)
@@ -47,7 +51,7 @@ def compute_modules(source: str) -> dict[str, str]:
             continue
         found[name] = _digest(path)
         text = (path / "__init__.py" if path.is_dir() else path).read_text("utf-8")
-        todo |= _imports(text, name if path.is_dir() else name.rpartition(".")[0])
+        todo |= _imports(text, name if path.is_dir() else name.rpartition(".")[0], str(path))
         todo.add(name.rpartition(".")[0])
     return dict(sorted(found.items()))
 
@@ -61,9 +65,13 @@ def _digest(path: Path) -> str:
     return compute_digest(sorted([p.name, compute_file_digest(p)] for p in own if p.suffix != ".pyc"))
 
 
-def _imports(source: str, package: str) -> set[str]:
+def _imports(source: str, package: str, where: str) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise InputError(f"{where}: line {error.lineno} is not valid Python: {error.msg}") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,0 +1,109 @@
+"""Models: random, perturbed and packaged ones, on the spot and the same every time."""
+
+import pytest
+import torch
+
+from karma.errors import InputError
+from karma.models import (
+    add_trained,
+    compute_weights_digest,
+    describe_model,
+    load_model,
+    load_tokenizer,
+    prepare_packaged,
+)
+from karma.params import ModelSpec
+
+TINY = ModelSpec(random={"hidden_size": 32, "layers": 3, "heads": 2}, seed=1).model_dump()
+
+
+def specs(**others):
+    return {"tiny": TINY, **{name: ModelSpec(**spec).model_dump() for name, spec in others.items()}}
+
+
+def test_a_random_model_is_the_same_twice():
+    first, second = (load_model(specs(), "tiny") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_noise_has_the_stated_size_and_leaves_norms_alone():
+    models = specs(noisy={"perturbed": "tiny", "noise": 0.1, "noise_seed": 7})
+    father, copy = load_model(models, "tiny"), load_model(models, "noisy")
+    for (name, a), b in zip(father.named_parameters(), copy.parameters(), strict=True):
+        if a.ndim == 2:
+            assert ((b - a).std() / a.std()).item() == pytest.approx(0.1, rel=0.1), name
+        else:
+            assert torch.equal(a, b), name
+
+
+def test_a_dropped_layer_is_gone_and_generation_still_works():
+    models = specs(short={"perturbed": "tiny", "drop_layers": [1]})
+    model, tokenizer = load_model(models, "short"), load_tokenizer(models, "short")
+    assert model.config.num_hidden_layers == len(model.model.layers) == 2
+    ids = tokenizer(["hello"], return_tensors="pt")["input_ids"]
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_a_layer_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"drop_layers: \[9\] must lie in 0..2"):
+        load_model(specs(short={"perturbed": "tiny", "drop_layers": [9]}), "short")
+
+
+def test_digests_tell_weights_apart_not_names():
+    models = specs(a={"perturbed": "tiny", "noise": 0.1}, b={"perturbed": "tiny", "noise": 0.1, "noise_seed": 1})
+    models["same"] = models["tiny"]
+    digests = {name: compute_weights_digest(models, name) for name in models}
+    assert digests["same"] == digests["tiny"]
+    assert len({digests["tiny"], digests["a"], digests["b"]}) == 3
+
+
+def test_other_weights_under_the_same_path_have_another_digest(tmp_path):
+    model = load_model(specs(), "tiny")
+    model.save_pretrained(tmp_path)
+    load_tokenizer(specs(), "tiny").save_pretrained(tmp_path)
+    models = specs(local={"path": str(tmp_path)})
+    first = compute_weights_digest(models, "local")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path)
+    assert compute_weights_digest(models, "local") != first
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(InputError, match="model folder /no/such does not exist"):
+        load_model(specs(local={"path": "/no/such"}), "local")
+
+
+def test_a_base_model_without_chat_template_gets_a_plain_one(tmp_path, capsys):
+    tokenizer = load_tokenizer(specs(), "tiny")
+    load_model(specs(), "tiny").save_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(specs(base={"path": str(tmp_path)}), "base")
+    text = loaded.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert text == "User: Hi\n\nAssistant:"
+    assert "no chat template" in capsys.readouterr().out
+
+
+def test_whole_weights_of_a_run_are_found(tmp_path):
+    models, name = add_trained(specs(), "tiny", tmp_path)
+    assert models[name]["path"] == str(tmp_path)
+
+
+def test_descriptions_say_where_a_model_comes_from():
+    models = specs(noisy={"perturbed": "tiny", "noise": 0.1}, hub={"hub": "org/name"})
+    assert describe_model(models, "noisy")[0] == "copy of tiny, noise 0.1 (seed 0)"
+    assert describe_model(models, "hub") == ("Hub org/name", "not yet")
+
+
+@pytest.mark.real_model
+def test_the_packaged_model_answers():
+    models = {"smollm2": ModelSpec(packaged="smollm2-135m").model_dump()}
+    assert (prepare_packaged() / "model.safetensors").is_file()
+    model, tokenizer = load_model(models, "smollm2"), load_tokenizer(models, "smollm2")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = tokenizer(text, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])

@@ -1,0 +1,78 @@
+"""Settings: merged, traced to their file, and refused in one line that names key, value and remedy."""
+
+import pytest
+
+from karma.errors import InputError
+from karma.params import load_base, load_experiment
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    def write(text: str):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return load_experiment(path)
+
+    return write
+
+
+def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment):
+    study = experiment("name: mine\nkinship: {tau: 0.2}\nmodels: {a: {hub: org/a}}\npolicies: [a]\nscores: {table: paper}\n")
+    assert study.settings.kinship.tau == 0.2
+    assert study.settings.kinship.cut == load_base().kinship.cut
+    shown = study.show(("kinship",))["set by"]
+    assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper"])
+def test_shipped_experiments_load(name):
+    assert load_experiment(name).settings.name == name
+
+
+def test_the_paper_is_32_runs_with_appendix_a():
+    s = load_experiment("paper").settings
+    assert len(s.policies) * len(s.strategies) * len(s.methods) * len(s.seeds) == 32
+    t = s.training
+    assert (t.learning_rate, t.warmup_steps, t.epochs) == (5e-5, 500, 1)
+    assert t.per_device_batch_size * t.gradient_accumulation * t.devices == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmae: x", "unknown setting 'nmae'; did you mean 'name'?"),
+        ("kinship: {taw: 1}", "unknown setting 'kinship.taw'; did you mean 'tau'?"),
+        ("models: {a: {hubb: x}}", "unknown setting 'models.a.hubb'; did you mean 'hub'?"),
+        ("models: {a: {hub: x, path: y}}", "exactly one of hub, path"),
+        ("models: {a: {hub: x, noise: 0.1}}", "belong to `perturbed"),
+        ("models: {a/b: {hub: x}}", "names become folders"),
+        ("training: {learning_rate: 5e-7}", "write 5.0e-7 with a point"),
+        ("training: {epochs: 0}", "greater than 0"),
+        ("pairs: {held_out: 1}", "pairs.held_out is 1: Input should be less than 1"),
+        ("seeds: [0, 0]", "0 is listed twice"),
+        ("strategies: [k_sin]", "strategies.0 is 'k_sin'"),
+        ("policies: [ghost]", "'ghost' is not a model of this experiment"),
+        ("scores: {table: measured}", "at least two origin models"),
+        ("kinship: {tau: 0.1}\nkinship: {tau: 0.2}", "key 'kinship' is given twice"),
+        ("- a list", "must be a map of settings"),
+        ("a: [", "not valid YAML"),
+        ("compute: {threads: true}", "compute.threads is True"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(experiment, text, message):
+    with pytest.raises(InputError) as error:
+        experiment(text)
+    assert message in str(error.value)
+    assert "mine.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stage_sees_only_the_settings_it_declares():
+    view = load_experiment("demo").select(("kinship.tau",), "03_binarization")
+    assert view.kinship.tau == 0.1
+    with pytest.raises(AttributeError, match="does not declare 'kinship.cut'"):
+        _ = view.kinship.cut
+
+
+def test_yaml_is_data_only(experiment):
+    with pytest.raises(InputError, match="not valid YAML"):
+        experiment("name: !!python/object/apply:os.system ['true']")

@@ -1,0 +1,80 @@
+"""The graph of a study: jobs, folders, and what each waits for."""
+
+import pytest
+
+from karma.errors import InputError
+from karma.params import load_experiment
+from karma.stages import STAGES, find_job, list_jobs
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_experiment("demo")
+
+
+def test_the_demo_has_eight_trainings_each_evaluated_and_the_start(demo):
+    names = [job.stage.name for job in list_jobs(demo)]
+    assert names.count("04_alignment_training") == 8
+    assert names.count("05_policy_evaluation") == 9
+    assert names.count("01_origin_evaluation") == 6
+
+
+def test_the_paper_needs_no_origin_evaluation():
+    names = {job.stage.name for job in list_jobs(load_experiment("paper"))}
+    assert "01_origin_evaluation" not in names and "annotation" not in names
+
+
+def test_every_input_is_made_by_a_job_of_the_study(demo):
+    made = {path for job in list_jobs(demo) for path in job.products}
+    for job in list_jobs(demo):
+        assert {p for needed in job.inputs for p in needed.products} <= made, job.label
+
+
+def test_no_two_jobs_write_the_same_file(demo):
+    paths = [path for job in list_jobs(demo) for path in job.products]
+    assert len(paths) == len(set(paths))
+
+
+def test_labels_are_unique_file_names(demo):
+    labels = [job.label for job in list_jobs(demo)]
+    assert len(labels) == len(set(labels)) and not any("/" in label for label in labels)
+
+
+def test_a_run_lies_where_the_architecture_says(demo):
+    run = {"policy": "smollm2-135m", "strategy": "k_sim", "method": "dpo", "seed": 0}
+    job = find_job(demo, "04_alignment_training", run)
+    assert job.folder.relative_to(demo.outputs).as_posix() == "runs/smollm2-135m/k_sim/dpo/seed0"
+    start = find_job(demo, "05_policy_evaluation", {"policy": "smollm2-135m", "strategy": "start"})
+    assert start.folder.relative_to(demo.outputs).as_posix() == "runs/smollm2-135m/start"
+
+
+@pytest.mark.parametrize(
+    ("stage", "params", "message"),
+    [
+        ("03_binarization", {"strategy": "k_sin"}, "choose from rlaif, k_score, k_sim, k_score_sim"),
+        ("03_binarization", {}, "strategy=nothing is not in demo.yaml"),
+        ("03_binarization", {"strategy": "k_sim", "tau": 1}, "takes no parameter 'tau'; it takes strategy"),
+        ("09_nothing", {}, "no stage '09_nothing'; there are 01_origin_evaluation"),
+    ],
+)
+def test_wrong_parameters_are_named(demo, stage, params, message):
+    with pytest.raises(InputError, match=message):
+        find_job(demo, stage, params)
+
+
+def test_a_missing_file_names_the_notebook_to_run_first(tmp_path, demo):
+    demo_elsewhere = load_experiment("demo")
+    demo_elsewhere.outputs = tmp_path
+    job = find_job(demo_elsewhere, "03_binarization", {"strategy": "k_sim"})
+    with pytest.raises(InputError, match="pool.parquet is missing: run karma pool"):
+        job.check_inputs()
+
+
+def test_every_declared_setting_exists(demo):
+    for stage in STAGES.values():
+        demo.select(stage.reads, stage.name)
+
+
+def test_a_perturbed_copy_brings_its_father(demo):
+    job = find_job(demo, "01_origin_evaluation", {"origin_model": "smollm2-drop-1"})
+    assert set(job.models) == {"smollm2-drop-1", "smollm2-135m"}

@@ -1,0 +1,180 @@
+"""Log-probabilities and training, on a tiny model, against transformers and TRL."""
+
+import math
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+import torch
+
+from karma.errors import InputError
+from karma.files import load_json
+from karma.logprobs import compute_logps, tokenize_response
+from karma.models import add_trained, compute_weights_digest, load_model, load_tokenizer
+from karma.params import ModelSpec, View
+from karma.training import build_dataset, check_pairs, train
+
+MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
+COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
+SETTINGS = {
+    "epochs": 1.0, "per_device_batch_size": 2, "gradient_accumulation": 1, "devices": 1, "learning_rate": 1e-3,
+    "warmup_steps": 0, "scheduler": "constant", "max_length": 128, "gradient_checkpointing": False, "beta": 0.1,
+    "loss_type": "sigmoid", "lora": None,
+}  # fmt: skip
+
+
+def settings(**changes):
+    return View({**SETTINGS, **changes}, "", "04_alignment_training")
+
+
+def turn(role, text):
+    return [{"role": role, "content": text}]
+
+
+def make_pairs(n=6, **changes):
+    rows = [{"row_id": str(i), "prompt": turn("user", f"Count to {i}."), "chosen": turn("assistant", "one two three " * (i + 1)),
+             "rejected": turn("assistant", "no " * (i + 2)), **changes} for i in range(n)]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model(MODELS, "tiny"), load_tokenizer(MODELS, "tiny")
+
+
+def test_logps_equal_transformers_loss(tiny):
+    model, tokenizer = tiny
+    pairs = make_pairs(5)
+    prompts, chosen = pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist()
+    logps, lengths = compute_logps(model, tokenizer, prompts, chosen, max_length=128, batch_size=2)
+    for i, (prompt, response) in enumerate(zip(prompts, chosen, strict=True)):
+        row = tokenize_response(tokenizer, prompt, response, 128)
+        ids = torch.tensor([row.ids])
+        labels = ids.clone()
+        labels[:, : row.start] = -100
+        loss = model(ids, labels=labels).loss.item()
+        assert logps[i].item() == pytest.approx(-loss * lengths[i].item(), rel=1e-4)
+
+
+def test_logps_do_not_depend_on_batching(tiny):
+    model, tokenizer = tiny
+    pairs = make_pairs(6)
+    args = (model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist())
+    one, _ = compute_logps(*args, max_length=128, batch_size=1)
+    many, _ = compute_logps(*args, max_length=128, batch_size=6)
+    assert torch.allclose(one, many, atol=1e-3)
+
+
+def test_truncation_keeps_the_start(tiny):
+    _, tokenizer = tiny
+    row = tokenize_response(tokenizer, turn("user", "Hi"), turn("assistant", "a b c d e f g h"), 20)
+    whole = tokenize_response(tokenizer, turn("user", "Hi"), turn("assistant", "a b c d e f g h"), 10**6)
+    assert row.ids == whole.ids[:20] and len(whole.ids) > 20
+
+
+def test_shapes_are_what_trl_takes():
+    assert set(build_dataset(make_pairs(), "sft").column_names) == {"prompt", "completion"}
+    assert set(build_dataset(make_pairs(), "dpo").column_names) == {"prompt", "chosen", "rejected"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rejected": turn("assistant", "  ")}, "an empty text"),
+        ({"rejected": turn("user", "no")}, "must be messages ending with role 'assistant'"),
+        ({"prompt": []}, "must be messages ending with role 'user'"),
+        ({"chosen": turn("assistant", "same"), "rejected": turn("assistant", "same")}, "are the same text"),
+    ],
+)
+def test_bad_pairs_are_refused_before_a_model_loads(tiny, change, message):
+    pairs = pa.Table.from_pylist([{**make_pairs(1).to_pylist()[0], **change}])
+    with pytest.raises(InputError, match=message):
+        check_pairs(pairs, tiny[1], "dpo", settings())
+
+
+def test_warm_up_longer_than_training_and_truncation_are_warned_about(tiny):
+    report = check_pairs(make_pairs(6), tiny[1], "dpo", settings(warmup_steps=500, max_length=16))
+    assert report["updates"] == 3 and report["truncated_rows"] > 0
+    assert "fewer than 500 warm-up steps" in report["warnings"][0]
+    assert "longer than max_length=16" in report["warnings"][1]
+
+
+def test_an_empty_training_set_is_refused(tiny):
+    with pytest.raises(InputError, match="the training split is empty"):
+        check_pairs(make_pairs(6).slice(0, 0), tiny[1], "sft", settings())
+
+
+@pytest.fixture(scope="module")
+def dpo_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("k_sim")
+    record = train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
+    return folder, record
+
+
+def test_dpo_starts_at_ln_2_and_learns(dpo_run):
+    _, record = dpo_run
+    assert record["history"][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert record["history"][-1]["loss"] < record["history"][0]["loss"]
+    assert record["n_updates"] == 4 and record["held_out"]["n"] == 3
+    assert record["held_out"]["accuracy"] == 1.0  # the same texts that it was trained on
+
+
+def test_held_out_margins_are_trl_s_reward_margins(dpo_run):
+    """TRL's own evaluation of the trained model on the same pairs gives the same accuracy and margin."""
+    from trl import DPOConfig, DPOTrainer
+
+    folder, record = dpo_run
+    models, name = add_trained(MODELS, "tiny", folder / "model")
+    tokenizer = load_tokenizer(MODELS, "tiny")
+    tokenizer.padding_side = "right"
+    dataset = build_dataset(make_pairs(3), "dpo")
+    config = DPOConfig(output_dir="unused", beta=0.1, use_cpu=True, bf16=False, report_to="none", max_length=128,
+                       per_device_eval_batch_size=1)  # fmt: skip
+    trainer = DPOTrainer(load_model(models, name), load_model(MODELS, "tiny"), args=config, train_dataset=dataset,
+                         eval_dataset=dataset, processing_class=tokenizer)  # fmt: skip
+    metrics = trainer.evaluate()
+    assert metrics["eval_rewards/margins"] == pytest.approx(record["held_out"]["margin_mean"], rel=1e-3)
+    assert metrics["eval_rewards/accuracies"] == record["held_out"]["accuracy"]
+
+
+def test_training_twice_gives_the_same_weights(dpo_run, tmp_path):
+    folder, _ = dpo_run
+    train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path, code="x")
+    digests = [compute_weights_digest(*add_trained(MODELS, "tiny", f / "model")) for f in (folder, tmp_path)]
+    assert digests[0] == digests[1]
+
+
+def test_the_same_training_set_is_trained_once(dpo_run, tmp_path):
+    folder, first = dpo_run
+    args = (make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path)
+    record = train(*args, siblings=[folder], code="x")
+    assert record["same_data_as"] and record["history"] == first["history"]
+    assert record["held_out"]["margin_mean"] == pytest.approx(first["held_out"]["margin_mean"], rel=1e-6)
+    assert train(*args, siblings=[folder], code="other code")["same_data_as"] is None
+
+
+def test_sft_masks_the_prompt(tmp_path, tiny):
+    """SFT's first loss is the mean negative log-probability of completion tokens only."""
+    model, tokenizer = tiny
+    pairs = make_pairs(2)
+    record = train(pairs, pairs, MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
+    logps, lengths = compute_logps(model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), max_length=128)
+    assert record["history"][0]["loss"] == pytest.approx(-(logps.sum() / lengths.sum()).item(), rel=1e-3)
+
+
+def test_lora_saves_an_adapter_that_loads(tmp_path):
+    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
+    record = train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0,
+                   View({**SETTINGS, "lora": lora.as_dict()}, "", "04"), COMPUTE, tmp_path)  # fmt: skip
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
+    models, name = add_trained(MODELS, "tiny", tmp_path / "model")
+    weights = dict(load_model(models, name).named_parameters())
+    start = dict(load_model(MODELS, "tiny").named_parameters())
+    changed = {key for key in weights if not torch.equal(weights[key], start[key])}
+    assert changed and all(".layers.1." in key for key in changed)
+    assert load_json(tmp_path / "training.json") == record
+
+
+def test_no_pickle_is_left(dpo_run):
+    folder, _ = dpo_run
+    assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
