@@ -67,7 +67,9 @@ def run_binarize(
 def describe(accounting: Accounting, folder: Path) -> str:
     """Return one line: pairs, rows, and every reason with its count."""
     lost = {**+accounting.dropped, **+accounting.responses_unused}
-    reasons = "; ".join(f"{n:,} {'rows' if k in DROPPED else 'responses'}: {(DROPPED | UNUSED)[k]}" for k, n in lost.items())
+    reasons = "; ".join(
+        f"{n:,} {'rows' if k in DROPPED else 'responses'}: {(DROPPED | UNUSED)[k]}" for k, n in lost.items()
+    )
     return (
         f"{accounting.strategy}: {accounting.pairs_out:,} pairs of {accounting.rows_in:,} rows in {folder}"
         f" ({reasons or 'nothing dropped'})"
@@ -78,13 +80,19 @@ def check_made_any(accounting: Accounting) -> None:
     """Raise where a strategy made no pair at all, naming the commonest reason."""
     if accounting.pairs_out:
         return
-    if accounting.strategy == "rlaif" and accounting.responses_unused["not_annotated"] and not accounting.responses_usable:
+    if (
+        accounting.strategy == "rlaif"
+        and accounting.responses_unused["not_annotated"]
+        and not accounting.responses_usable
+    ):
         raise InputError(
             f"rlaif: no response has an annotation ({accounting.settings['annotations']}): choose another "
             "--annotation field, or give a table made for this pool with --annotations"
         )
     reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
-    raise InputError(f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; {n:,} lost because {(DROPPED | UNUSED)[reason]}")
+    raise InputError(
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; {n:,} lost because {(DROPPED | UNUSED)[reason]}"
+    )
 
 
 def load_instructions(path: Path) -> list[str]:
@@ -107,7 +115,9 @@ def load_instructions(path: Path) -> list[str]:
             row = json.loads(line)
             found.append(next(row[k] for k in ("instruction", "prompt", "question") if k in row))
         except (ValueError, TypeError, StopIteration):
-            raise InputError(f"{path}: line {number} is no JSON with instruction, prompt or question") from None
+            raise InputError(
+                f"{path}: line {number} is no JSON with instruction, prompt or question"
+            ) from None
     return found
 
 
