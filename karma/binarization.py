@@ -16,16 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from karma.accounting import Accounting
-from karma.choice import Candidates, Choice, choose_by_annotation, choose_by_kinship
 from karma.errors import InputError
 from karma.kinship import compute_kinship
 from karma.params import STRATEGIES
 from karma.pool import ResponsePool
 from karma.recorded import AnnotationTable
-from karma.responses import ANNOTATION_FIELDS, ResponseBatch, compute_draws, compute_keys, to_hex
+from karma.responses import (
+    ANNOTATION_FIELDS,
+    BYTES_PER_TOKEN,
+    ResponseBatch,
+    compute_draws,
+    compute_keys,
+    count_bytes,
+    to_hex,
+)
 from karma.scores import ScoreTable, canonical_model_name, compute_s_pref
-
-BYTES_PER_TOKEN = 4  # English text in the usual tokenizers; a filter's estimate, not a count
+from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema([
@@ -163,7 +169,7 @@ class Binarizer:
         masks = {"no_model": batch.model < 0, "excluded_origin_model": excluded, "empty_response": empty}
         if self.rules.max_response_tokens is not None:
             masks["over_length"] = (
-                _count_bytes(batch.response) > BYTES_PER_TOKEN * self.rules.max_response_tokens
+                count_bytes(batch.response) > BYTES_PER_TOKEN * self.rules.max_response_tokens
             )
         taken = np.zeros(len(batch.model), bool)
         for reason, mask in masks.items():
@@ -317,10 +323,6 @@ def _as_messages(role: str, texts: pa.Array) -> pa.Array:
 def _is_blank(texts: pa.Array) -> np.ndarray:
     blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
     return blank.fill_null(True).to_numpy(zero_copy_only=False)
-
-
-def _count_bytes(texts: pa.Array) -> np.ndarray:
-    return pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def _normalize(text: str) -> str:

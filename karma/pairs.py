@@ -1,7 +1,7 @@
 """Preference pairs: build them from a pool, keep them in a folder, split off what training must not see.
 
 A pair is one prompt with two responses by different origin models; which two, and which is chosen, follows from the
-scores of the models (`karma.choice`), never from reading the responses. A pair folder holds pairs.parquet (in the shape
+scores of the models (`karma.strategies`), never from reading the responses. A pair folder holds pairs.parquet (in the shape
 TRL trains on), accounting.json (the books) and README.md (the data card); it is written under a temporary name and moved
 when whole, and the same input gives the same bytes.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.pool import ResponsePool
 from karma.responses import compute_keys, mix
 
 _COLUMNS = ("row_id", "response_id", "score")
@@ -31,9 +32,20 @@ class AnnotationTable:
     keys: np.ndarray
     scores: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def score_pairs(self, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Return the annotations of chosen and of rejected responses, NaN where there is none."""
+        rows = _parse_ids(pairs["row_id"].to_pylist())
+        chosen, rejected = (_parse_ids(pairs[c].to_pylist()) for c in ("chosen_id", "rejected_id"))
+        return self.look_up(rows, chosen), self.look_up(rows, rejected)
+
     def look_up(self, row_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
         """Return the score of each response, NaN where the table has none; digests have shape (n, 16)."""
         wanted = _combine(row_digests, response_digests)
+        if not len(self.keys):
+            return np.full(len(wanted), np.nan)
         place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         return np.where(self.keys[place] == wanted, self.scores[place], np.nan)
 
@@ -73,6 +85,26 @@ def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
         response = table["response_id"][int(order[again[0]])].as_py()
         raise InputError(f"annotations {name} score response {response} twice, differently: keep one")
     return AnnotationTable(name, keys, scores)
+
+
+def collect_annotations(pool: ResponsePool, field: str) -> AnnotationTable:
+    """Gather a pool's own annotations of one kind, so that any pair set can be looked up in them.
+
+    Args:
+        pool: from `load_pool`.
+        field: overall_score, fine-grained_score or mean_aspect.
+
+    Returns:
+        The table; empty where the pool has none. A response scored differently in two identical rows keeps the mean.
+    """
+    keys, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
+    for batch in pool.batches(field):
+        rated = np.isfinite(batch.annotation)
+        keys.append(_combine(batch.row_digest[batch.row[rated]], batch.response_digest[rated]))
+        scores.append(batch.annotation[rated])
+    unique, place = np.unique(np.concatenate(keys), return_inverse=True)
+    means = np.bincount(place, np.concatenate(scores)) / np.bincount(place) if len(unique) else np.zeros(0)
+    return AnnotationTable(f"recorded {field}", unique, means)
 
 
 def _parse_ids(ids: list[str]) -> np.ndarray:

@@ -26,6 +26,7 @@ from karma.scores import canonical_model_name
 
 ANNOTATION_FIELDS = ("overall_score", "fine-grained_score", "mean_aspect")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+BYTES_PER_TOKEN = 4  # English text in the usual tokenizers: an estimate, for a filter and for costs
 _NUMBER = r"^\s*[-+]?\d+(\.\d+)?\s*$"
 
 
@@ -145,6 +146,11 @@ def mix(values: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def count_bytes(texts: pa.Array) -> np.ndarray:
+    """Return the UTF-8 length of each text; null counts as empty."""
+    return pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def build_batch(
