@@ -16,7 +16,7 @@ from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
 from karma.scores import load_benchmarks
 from karma.stages import START
 from karma.tables import TABLE2_ORDER
-from karma.uncertainty import compute_mean
+from karma.estimates import compute_mean
 
 CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
