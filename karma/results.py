@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.files import load_json
@@ -30,6 +31,7 @@ STRATEGY_TITLES = {
 METHOD_TITLES = {START: "untrained", "sft": "SFT", "dpo": "DPO"}
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
+COST_COLUMNS = ["n_answers", "prompt_tokens", "new_tokens", "seconds", "device"]  # of the whole evaluation
 # Items that make Table 4's four-digit values possible fractions (karma.audit); not the full benchmarks.
 PUBLISHED_ITEMS = {"mmlu_stem": 500, "mmlu_pro": 488, "ifeval": 834, "arc_easy": 1000, "arc_challenge": 1172}
 
@@ -102,7 +104,8 @@ def collect(source: Job | Experiment) -> Study:
         InputError: a file holds something impossible (the message names file, value and remedy).
     """
     experiment = source.experiment if isinstance(source, Job) else source
-    s, gaps = experiment.settings, []
+    s = experiment.settings
+    gaps: list[dict[str, str]] = []
     results = [row for job in _jobs(experiment, "05_policy_evaluation") for row in _load_scores(job, gaps)]
     trainings = [
         row for job in _jobs(experiment, "04_alignment_training") for row in _load_training(job, gaps)
@@ -118,7 +121,7 @@ def collect(source: Job | Experiment) -> Study:
     return Study(
         name=s.name, policies=tuple(s.policies), strategies=tuple(s.strategies), methods=tuple(s.methods),
         seeds=tuple(s.seeds), benchmarks=tuple(s.benchmarks.policy),
-        results=pd.DataFrame(results, columns=RESULT_COLUMNS),
+        results=pd.DataFrame(results, columns=RESULT_COLUMNS + COST_COLUMNS),
         trainings=pd.DataFrame(trainings, columns=None if trainings else RUN_KEYS),
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
@@ -212,7 +215,9 @@ def _load_scores(job: Job, gaps: list) -> Iterator[dict[str, Any]]:
     content = load_json(path)
     benchmarks = job.experiment.settings.benchmarks
     asked = benchmarks.origin if "origin_model" in job.params else benchmarks.policy
-    cost = {k: content.get(k) for k in ("seconds", "prompt_tokens", "new_tokens", "device")}
+    answers = job.folder / "answers.parquet"
+    cost = {k: content.get(k) for k in COST_COLUMNS[1:]}
+    cost["n_answers"] = pq.read_metadata(answers).num_rows if answers.is_file() else None
     for name in asked:
         score = content.get("benchmarks", {}).get(name)
         if score is None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from karma.estimates import compute_wilson
 from karma.files import atomic_path
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
 from karma.scores import compute_s_pref, load_benchmarks
 from karma.stages import START
-from karma.intervals import compute_wilson
 
 BASELINE = "rlaif"
 TOTAL, HELD_OUT = "Total", "Held-out pairs"

@@ -13,7 +13,7 @@ from karma.params import Experiment, load_experiment
 from karma.results import collect, compute_size, load_published, open_results
 from karma.stages import STAGES, Job, compute_jobs
 from karma.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
-from karma.intervals import compute_difference, compute_mean, compute_wilson
+from karma.estimates import compute_difference, compute_mean, compute_wilson
 
 CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}
 N_ITEMS = 40

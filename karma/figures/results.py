@@ -5,18 +5,21 @@ in its place, so that an unfinished study cannot be mistaken for a poor one. Lim
 intervals hold the items' noise, not the training's.
 """
 
+from pathlib import Path
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from karma.errors import InputError
-from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
+from karma.estimates import compute_mean
+from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, save_figure, strategy_style
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
-from karma.scores import load_benchmarks
+from karma.scores import ScoreTable, compute_normalized, load_benchmarks
 from karma.stages import START
 from karma.tables import TABLE2_ORDER
-from karma.intervals import compute_mean
 
 CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
@@ -173,3 +176,29 @@ def _compute_top(bars: pd.DataFrame) -> float:
 
 def _source(study: Study) -> str:
     return "The paper's numbers" if study.is_published else f"Study {study.name}"
+
+
+def save_kinship_figures(table: ScoreTable, kinship: Any, folder: Path) -> list[Axes]:
+    """Draw and save Figures 3, 4, 7 and 9 of a score table, as stage 2 draws them.
+
+    Args:
+        table: origin models x benchmarks.
+        kinship: the experiment's kinship settings (tau, distance, linkage, cut).
+        folder: figure3.png, figure3.svg and so on go there.
+
+    Returns:
+        The first axes of each figure.
+    """
+    from karma.clusters import compute_pca, compute_trees
+    from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_worked_example
+    from karma.figures.kinship_map import plot_pca
+
+    tau, titles = kinship.tau, table.benchmarks["title"]
+    worked = {n: find_worked_set(table, tau, with_dropped=n == 9) for n in (3, 9)}
+    drawn = {3: plot_worked_example(table, worked[3], tau)[0]}
+    drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table.facts, titles)[0]
+    drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut)[0]
+    drawn[9] = plot_worked_example(table, worked[9], tau)[0]
+    for number, ax in drawn.items():
+        save_figure(ax.figure, folder / f"figure{number}")
+    return list(drawn.values())

@@ -89,19 +89,24 @@ def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
     return compute_weighted(study, pd.Series(1 / len(rows), index=rows.index))
 
 
-def compute_difference(study: Study, strategy: str, baseline: str, **where: object) -> Estimate | None:
+def compute_difference(
+    study: Study, strategy: str | list[str], baseline: str, **where: object
+) -> Estimate | None:
     """Return mean(strategy) - mean(baseline) over the cells that both have; None where there is none.
 
     Args:
         study: the study.
-        strategy: minuend. baseline: subtrahend.
+        strategy: minuend, or several. baseline: subtrahend; START is the untrained policy.
         **where: column = value, or a list of values, that restricts both (policy, method, benchmark, seed).
     """
     rows = study.results
     for key, value in where.items():
-        rows = rows[rows[key].isin(value if isinstance(value, list | tuple) else [value])]
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        extra = [START] if key == "method" and baseline == START else []
+        rows = rows[rows[key].isin(values + extra)]
     cell = ["policy", "benchmark", *(["method", "seed"] if START not in (strategy, baseline) else [])]
-    left, right = (rows[rows["strategy"] == name].reset_index() for name in (strategy, baseline))
+    names = [[strategy] if isinstance(strategy, str) else strategy, [baseline]]
+    left, right = (rows[rows["strategy"].isin(side)].reset_index() for side in names)
     both = left.merge(right, on=cell)
     if both.empty:
         return None

@@ -1,0 +1,199 @@
+"""Figures 1, 2 and 8, drawn from a study's own counts: who labels what, the way of the data, the prompt as
+sent.
+
+Decision: a diagram's numbers come from the study's files, and one that is unknown is written "not
+recorded", so that the drawing cannot promise what was not measured. Limit: boxes are sized for the
+paper's and the demo's counts.
+"""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyBboxPatch
+
+from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
+from karma.ledger import build_ledger
+from karma.results import STRATEGY_TITLES, Study
+
+UNKNOWN = "not recorded"
+PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}
+LINE_IN = 0.146  # inches a line of 8 pt takes
+FIGURE8_LINES, FIGURE8_WIDTH = 26, 96  # lines and characters of a prompt that fit the page
+
+
+def compute_counts(study: Study) -> dict[str, float | None]:
+    """Return what the diagrams show; None where a study has not recorded it.
+
+    Returns:
+        prompts, responses, origin_models, benchmarks, pairs (most of any strategy); of rlaif and kinship:
+        calls, tokens and seconds. For the published study: UltraFeedback's counts, no cost.
+    """
+    names = [f"{who}_{what}" for who in ("rlaif", "kinship") for what in ("calls", "tokens", "seconds")]
+    counts: dict[str, float | None] = dict.fromkeys(
+        ["prompts", "responses", "origin_models", "benchmarks", "pairs", *names]
+    )
+    if study.is_published:
+        return counts | PUBLISHED_COUNTS
+    if len(study.pairs):
+        for key, column in (("prompts", "rows_in"), ("responses", "responses_in"), ("pairs", "pairs_out")):
+            if column in study.pairs:
+                counts[key] = float(study.pairs[column].max())
+    if study.scores is not None:
+        counts["origin_models"], counts["benchmarks"] = map(float, study.scores.scores.shape)
+    for who, bill in zip(("rlaif", "kinship"), build_ledger(study).to_dict("records"), strict=False):
+        counts[f"{who}_calls"], counts[f"{who}_seconds"] = bill["calls"], bill["seconds"]
+        if bill["prompt_tokens"] is not None:
+            counts[f"{who}_tokens"] = bill["prompt_tokens"] + (bill["new_tokens"] or 0)
+    return counts
+
+
+def plot_labelling(counts: dict[str, float | None]) -> Axes:
+    """Draw Figure 1: three ways to label a pool, who reads what, and what it costs.
+
+    Args:
+        counts: as of `compute_counts`.
+
+    Paper: Figure 1.
+    """
+    ax = _canvas(3.5)
+    pool = f"{_number(counts['prompts'], 'prompts')}\n{_number(counts['responses'], 'responses')}"
+    judge = "a judge model rates\nevery response"
+    judged = _number(counts["responses"], "judgements")
+    exam = f"{_number(counts['origin_models'], 'origin models')} take\n"
+    exam += f"{_number(counts['benchmarks'], 'benchmarks')} once"
+    lanes = [
+        ("People", "0.45", "annotators read\nevery response", judged),
+        ("RLAIF", strategy_style("rlaif")["color"], judge, _cost(counts, "rlaif")),
+        ("Kinship", strategy_style("k_sim")["color"], exam, _cost(counts, "kinship")),
+    ]  # fmt: skip
+    for y, (name, color, who, cost) in zip((2.35, 1.25, 0.15), lanes, strict=True):
+        ax.text(0.05, y + 0.4, name, weight="bold", va="center", color="black")
+        reads = "the pool is not read" if name == "Kinship" else pool
+        texts = [reads, who, cost, "chosen and rejected\nfor each prompt"]
+        for x, text in zip((0.95, 2.75, 4.55, 6.35), texts, strict=True):
+            _box(ax, x, y, 1.5, 0.8, text, color)
+        for x in (2.45, 4.25, 6.05):
+            _arrow(ax, (x, y + 0.4), (x + 0.3, y + 0.4))
+    for x, title in zip(
+        (1.7, 3.5, 5.3, 7.1), ("what is read", "who labels", "cost of labels", "result"), strict=True
+    ):
+        ax.text(x, 3.3, title, ha="center", va="bottom", style="italic")
+    return ax
+
+
+def plot_framework(study: Study, counts: dict[str, float | None]) -> Axes:
+    """Draw Figure 2: from origin models and prompts to chosen and rejected, and to the trained policies.
+
+    Args:
+        study: its strategies, methods and policies. counts: as of `compute_counts`.
+
+    Paper: Figure 2.
+    """
+    ax = _canvas(3.1)
+    grey, kin = "0.45", strategy_style("k_sim")["color"]
+    strategies = ", ".join(STRATEGY_TITLES[s] for s in study.strategies if s != "rlaif")
+    pairs = f"pairs: {UNKNOWN}" if counts["pairs"] is None else f"up to {counts['pairs']:,.0f} pairs"
+    top = [
+        (_number(counts["origin_models"], "origin models"), grey),
+        (f"scores on\n{_number(counts['benchmarks'], 'benchmarks')}", kin),
+        ("min-max:\nS_pref, kinship", kin),
+        (f"which pair:\n{textwrap.fill(strategies, 18)}", kin),
+    ]
+    bottom = [
+        (_number(counts["prompts"], "prompts"), grey), (_number(counts["responses"], "responses"), grey),
+        (f"chosen, rejected\n{pairs}", PALETTE[1]),
+        (f"{', '.join(m.upper() for m in study.methods)} of\n{_policies(len(study.policies))}", PALETTE[3]),
+    ]  # fmt: skip
+    for y, row in ((1.75, top), (0.2, bottom)):
+        for x, (text, color) in zip((0.1, 2.1, 4.1, 6.1), row, strict=True):
+            _box(ax, x, y, 1.6, 0.95, text, color)
+        for x in (1.7, 3.7, 5.7):
+            _arrow(ax, (x, y + 0.475), (x + 0.4, y + 0.475))
+    _arrow(ax, (0.9, 1.75), (2.4, 1.15))
+    _arrow(ax, (6.4, 1.75), (5.3, 1.15))
+    ax.text(0.75, 1.44, "answer", ha="center", va="center", fontsize=8)
+    ax.text(6.4, 1.42, "decides", ha="center", va="center", fontsize=8)
+    return ax
+
+
+def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axes:
+    """Draw Figure 8: one evaluation prompt exactly as it was sent, and the answer that came back.
+
+    A prompt longer than the page is cut, and says by how many lines.
+
+    Paper: Figure 8.
+    """
+    lines = [part for line in prompt.splitlines() for part in textwrap.wrap(line, FIGURE8_WIDTH) or [""]]
+    if len(lines) > FIGURE8_LINES:
+        lines = [*lines[:FIGURE8_LINES], f"[{len(lines) - FIGURE8_LINES} more lines]"]
+    shown = textwrap.shorten(answer or "", FIGURE8_WIDTH - 12, placeholder=" [...]") or "(empty)"
+    boxes = [("\n".join(lines), len(lines), "#eef3f8")]
+    boxes += [(f"answer: {shown}", 1, "#f4efe6")] if answer is not None else []
+    height = sum(n for _, n, _ in boxes) * LINE_IN + 0.22 * len(boxes) + 0.32
+    figure = plt.figure(figsize=(PAGE_WIDTH_IN, height))
+    figure.set_layout_engine("none")
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.text(
+        0.01, 1 - 0.06 / height, f"The prompt as sent{f': {source}' if source else ''}", va="top", fontsize=10
+    )
+    top = 0.34
+    for text, n, color in boxes:
+        frame = {"facecolor": color, "edgecolor": "0.7", "boxstyle": "round,pad=0.4"}
+        style = {"family": "DejaVu Sans Mono", "fontsize": 8, "va": "top", "linespacing": 1.3}
+        ax.text(0.015, 1 - top / height, text, bbox=frame, **style)
+        top += n * LINE_IN + 0.2
+    return ax
+
+
+def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str, str] | None:
+    """Return (prompt, answer, source) of the first multiple-choice answer on disk, or None."""
+    import pandas as pd
+
+    folders = [] if study.folder is None else sorted(study.folder.glob("**/answers.parquet"))
+    for path in folders:
+        rows = pd.read_parquet(path, columns=["benchmark", "prompt", "answer"])
+        rows = pd.concat([rows[rows["benchmark"] == benchmark], rows])
+        if len(rows):
+            first = rows.iloc[0]
+            source = f"{first['benchmark']}, {path.parent.relative_to(study.folder).as_posix()}"
+            return str(first["prompt"]), str(first["answer"]), source
+    return None
+
+
+def _canvas(height: float) -> Axes:
+    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN, height))
+    ax.set_xlim(0, 8)
+    ax.set_ylim(0, height)
+    ax.set_axis_off()
+    return ax
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
+    shape = "round,pad=0,rounding_size=0.06"
+    ax.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor="white", edgecolor=color, lw=1.6)
+    )
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": "0.25", "lw": 1.1, "shrinkA": 1, "shrinkB": 1}
+    ax.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def _number(value: float | None, unit: str) -> str:
+    return f"{unit}:\n{UNKNOWN}" if value is None else f"{value:,.0f} {unit}"
+
+
+def _cost(counts: dict[str, float | None], who: str) -> str:
+    calls, tokens, seconds = (counts[f"{who}_{what}"] for what in ("calls", "tokens", "seconds"))
+    lines = (
+        [_number(calls, "calls"), _number(tokens, "tokens")] if calls is not None else [f"calls:\n{UNKNOWN}"]
+    )
+    return "\n".join([*lines, *([f"{seconds:,.0f} s"] if seconds is not None else [])])
+
+
+def _policies(n: int) -> str:
+    return f"{n} policy" if n == 1 else f"{n} policies"
