@@ -34,12 +34,12 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     """
     shown = study.s_pref.sort_values("s_pref").tail(MAX_ROWS)
     height = 1.2 + 0.19 * max(len(shown), MAX_FLIPS)
-    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1.15, 1))
+    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1.5, 1))
     place = np.arange(len(shown))
-    left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=2.5)
-    left.plot(shown["s_pref"], place, "o", color="black", markersize=3.5)
+    left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=5)
+    left.plot(shown["s_pref"], place, "|", color="black", markersize=8, markeredgewidth=1)
     left.set_yticks(place, shown.index)
-    left.set_xlabel("S$_{pref}$ (95 % interval, sampling error only)")
+    left.set_xlabel("S$_{pref}$, with its 95 % interval")
     left.set_title("a  Who is preferred", loc="left", fontweight="bold")
     left.grid(False, axis="y")
     assert study.pairs is not None
@@ -49,7 +49,7 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
 
 def _draw_flips(axes: Axes, pairs: pd.DataFrame) -> None:
     """Draw the likeliest flips as bars, coin flips in another colour and hatch."""
-    likely = pairs.nlargest(MAX_FLIPS, "p_flip").iloc[::-1]
+    likely = pairs[pairs["p_flip"] > 0].nlargest(MAX_FLIPS, "p_flip").iloc[::-1]
     place, coin = np.arange(len(likely)), likely["coin_flip"].to_numpy()
     axes.barh(
         place[coin],
@@ -61,11 +61,12 @@ def _draw_flips(axes: Axes, pairs: pd.DataFrame) -> None:
     )
     axes.barh(place[~coin], likely["p_flip"][~coin], color="0.7")
     axes.axvline(COIN_FLIP, color="black", linewidth=1, linestyle=":")
-    axes.set_yticks(place, [f"{a} > {b}" for a, b in zip(likely["chosen"], likely["rejected"], strict=True)])
+    axes.set_yticks(place, [f"{a}\n> {b}" for a, b in zip(likely["chosen"], likely["rejected"], strict=True)])
     axes.set_xlim(0, 0.52)
-    axes.set_xlabel("probability that the preference flips")
-    title = f"b  {int(pairs['coin_flip'].sum())} of {len(pairs)} preferences are coin flips"
-    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel("probability of a flip")
+    axes.set_title("b  Who might flip", loc="left", fontweight="bold")
+    n_coins = f"{int(pairs['coin_flip'].sum())} of {len(pairs)} pairs\nare coin flips"
+    axes.annotate(n_coins, (0.97, 0.04), xycoords="axes fraction", ha="right", fontsize=8)
     axes.grid(False, axis="y")
 
 
@@ -81,16 +82,17 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
     if study.choice_uncertainty is not None:
         shares.loc["sampling error alone"] = study.choice_uncertainty["p_other_in_sets"]
     height = 1.3 + 0.26 * max(len(shares), 7)
-    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1, 1.25))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1, 1.25))
     _draw_taus(left, study)
     place = np.arange(len(shares))[::-1]
-    right.hlines(place, 0, shares.max(axis=1), color="0.85", linewidth=1, zorder=1)
-    for strategy in STRATEGIES:
+    for border in place[:-1] - 0.5:
+        right.axhline(border, color="0.9", linewidth=0.8, zorder=1)
+    for strategy, shift in zip(STRATEGIES, (0.2, 0, -0.2), strict=True):
         look = strategy_style(strategy)
         right.scatter(
             shares[strategy],
-            place,
-            s=34,
+            place + shift,
+            s=30,
             color=look["color"],
             marker=look["marker"],
             label=LABELS[strategy],
@@ -100,10 +102,16 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
         )
     right.set_yticks(place, shares.index)
     right.set_xlim(left=-0.01)
-    right.set_xlabel(f"share of {study.n_sets:,} sets of four with another pair")
+    right.set_xlabel(f"share of {study.n_sets:,} sets with another pair")
     right.set_title("b  What the choice hangs on", loc="left", fontweight="bold")
     right.grid(False, axis="y")
-    right.legend(loc="lower right", frameon=True, handletextpad=0.1)
+    figure.legend(
+        *right.get_legend_handles_labels(),
+        loc="outside lower right",
+        ncols=3,
+        frameon=False,
+        handletextpad=0.1,
+    )
     return [left, right]
 
 
