@@ -48,9 +48,12 @@ def choose_in_sets(
 
     Example:
         >>> kinship = np.array([[1, 0.5, 0.9], [0.5, 1, 0.8], [0.9, 0.8, 1]])
+        >>> s_pref = np.array([0.9, 0.6, 0.2])
         >>> for strategy in STRATEGIES:
-        ...     choose_in_sets(np.array([0.9, 0.6, 0.2]), kinship, np.array([[0, 1, 2]]), strategy,
-        0.1).tolist() [[0, 1]] [[0, 2]] [[0, 2]]
+        ...     choose_in_sets(s_pref, kinship, np.array([[0, 1, 2]]), strategy, tau=0.1).tolist()
+        [[0, 1]]
+        [[0, 2]]
+        [[0, 2]]
 
     Paper: section 3.2.
     """

@@ -43,7 +43,7 @@ def build_factors(facts: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def compute_mantel(
-    distance: pd.DataFrame, factor: pd.DataFrame, rng: np.random.Generator, n_permutations: int = 9999
+    distance: pd.DataFrame, factor: pd.DataFrame, rng: np.random.Generator, n_permutations: int = 49_999
 ) -> dict[str, float]:
     """Test whether models alike in `factor` are close in `distance`.
 
@@ -74,12 +74,23 @@ def compute_mantel(
         return result | dict.fromkeys(("r", "effect", "p", "detectable"), np.nan)
     scale = y.std() if set(y) <= {0, 1} else 1.0
     y = (y - y.mean()) / y.std()
-    orders = rng.permuted(np.tile(np.arange(known.sum()), (n_permutations, 1)), axis=1)
-    null = np.abs(_correlate(gaps[orders[:, first], orders[:, second]], y))
+    null = np.abs(_permute(gaps, y, rng, n_permutations))
     r = float(_correlate(x[None], y)[0])
     p = float((1 + (null >= abs(r) - 1e-12).sum()) / (1 + n_permutations))
     detectable = float(np.quantile(null, 1 - ALPHA)) / scale
     return result | {"r": r, "effect": r / scale, "p": p, "detectable": detectable}
+
+
+def _permute(gaps: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_permutations: int) -> np.ndarray:
+    """Return r of `n_permutations` relabelled distance tables with the standardised pairs `y`."""
+    first, second = np.triu_indices(len(gaps), k=1)
+    rows = max(1, min(n_permutations, 1_000_000 // len(y)))
+    null = []
+    for start in range(0, n_permutations, rows):
+        labels = np.tile(np.arange(len(gaps)), (min(rows, n_permutations - start), 1))
+        orders = rng.permuted(labels, axis=1)
+        null.append(_correlate(gaps[orders[:, first], orders[:, second]], y))
+    return np.concatenate(null)
 
 
 def _correlate(rows: np.ndarray, standard: np.ndarray) -> np.ndarray:
@@ -89,7 +100,7 @@ def _correlate(rows: np.ndarray, standard: np.ndarray) -> np.ndarray:
 
 
 def compute_mantel_table(
-    table: ScoreTable, distance: str, rng: np.random.Generator, n_permutations: int = 9999
+    table: ScoreTable, distance: str, rng: np.random.Generator, n_permutations: int = 49_999
 ) -> pd.DataFrame:
     """Test every capability against developer, family and size.
 
@@ -132,6 +143,49 @@ def _adjust_holm(p: np.ndarray) -> np.ndarray:
     scaled = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else []
     return adjusted
+
+
+def compute_kin_agreement(
+    nearest: pd.DataFrame, labels: pd.Series, rng: np.random.Generator, n_permutations: int = 999
+) -> dict[str, float]:
+    """Return how often a model and its nearest kin share a label, against chance.
+
+    Args:
+        nearest: origin_model -> nearest_kin, as of `karma.kinship.compute_nearest_kin`.
+        labels: origin_model -> label, such as its base model; missing where unknown.
+        rng: draws permutations of the labels.
+        n_permutations: how many.
+
+    Returns:
+        n (models whose own and whose kin's label are known), shared and expected (shares of n), p (one-sided).
+
+    Example:
+        >>> near = pd.DataFrame({"nearest_kin": ["b", "a", "d", "c"]}, index=list("abcd"))
+        >>> base = pd.Series(["x", "x", "y", "y"], index=list("abcd"))
+        >>> result = compute_kin_agreement(near, base, np.random.default_rng(0))
+        >>> result["shared"], result["n"]
+        (1.0, 4)
+    """
+    known = labels.dropna()
+    codes = pd.Series(pd.factorize(known)[0], index=known.index)
+    usable = nearest[nearest.index.isin(known.index) & nearest["nearest_kin"].isin(known.index)]
+    place = {model: i for i, model in enumerate(known.index)}
+    one, other = usable.index.map(place).to_numpy(), usable["nearest_kin"].map(place).to_numpy()
+    values = codes.to_numpy()
+    shared = float((values[one] == values[other]).mean()) if len(usable) else np.nan
+    shuffled = (rng.permutation(values) for _ in range(n_permutations))
+    null = (
+        np.array([(labels_[one] == labels_[other]).mean() for labels_ in shuffled])
+        if len(usable)
+        else np.array([])
+    )
+    p = float((1 + (null >= shared).sum()) / (1 + n_permutations)) if len(usable) else np.nan
+    return {
+        "n": len(usable),
+        "shared": shared,
+        "expected": float(null.mean()) if len(usable) else np.nan,
+        "p": p,
+    }
 
 
 def _judge(test: dict) -> str:
