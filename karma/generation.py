@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm.auto import tqdm
@@ -112,13 +113,19 @@ class CachedModel(LM):
     def _answer(self, batch: list[Instance]) -> list[str]:
         prompts, settings = [request.args[0] for request in batch], batch[0].args[1]
         key = compute_digest([self.digest, self.dtype, self.model_device, prompts, settings])
-        path = self.cache / self.digest / f"{key}.json" if self.cache else None
-        if path and path.is_file():
+        if self.cache is None:
+            return self._ask(batch, settings, seed=int(key[:8], 16))
+        folder = self.cache / self.digest
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # jobs with the same weights, side by side, ask each batch once
+            return self._look_up(folder / f"{key}.json", batch, settings, seed=int(key[:8], 16))
+
+    def _look_up(self, path: Path, batch: list[Instance], settings: dict[str, Any], seed: int) -> list[str]:
+        if path.is_file():
             self.n_cached += len(batch)
             return load_json(path)["answers"]
-        answers = self._ask(batch, settings, seed=int(key[:8], 16))
-        if path:
-            save_json({"prompts": prompts, "settings": settings, "answers": answers}, path)
+        answers = self._ask(batch, settings, seed)
+        save_json({"prompts": [r.args[0] for r in batch], "settings": settings, "answers": answers}, path)
         return answers
 
     def _ask(self, batch: list[Instance], settings: dict[str, Any], seed: int) -> list[str]:

@@ -12,12 +12,15 @@ Paper: section 4.1 and Appendix A.
 
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from filelock import FileLock
 from scipy.stats import binomtest
 
 from karma.errors import InputError
@@ -101,7 +104,7 @@ def _check_messages(row: dict[str, Any], side: str) -> None:
 
 def train(
     train_pairs: pa.Table, held_out: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any,
-    compute: Any, folder: Path, siblings: list[Path] = [], code: str = "",
+    compute: Any, folder: Path, siblings: Sequence[Path] = (), code: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Tune a policy and save it, with the record of how it went.
 
@@ -123,34 +126,50 @@ def train(
     tokenizer = load_tokenizer(models, policy)
     tokenizer.padding_side = "right"
     dataset = build_dataset(train_pairs, method)
-    identity = {"data": compute_digest(dataset.to_list()), "settings": settings.as_dict(), "seed": seed, "code": code,
-                "policy": compute_weights_digest(models, policy), "dtype": dtype, "device": device}  # fmt: skip
-    record = {"policy": policy, "method": method, "seed": seed, "n_train_pairs": len(train_pairs),
-              "n_held_out_pairs": len(held_out), "data_digest": identity["data"], "identity": compute_digest(identity),
-              "same_data_as": None, "device": device, "dtype": dtype, "settings": settings.as_dict()}  # fmt: skip
-    before = load_model(models, policy, dtype, device)
-    reference = _compute_margins(before, tokenizer, held_out, settings, "held-out pairs before")
-    twin = _find_twin(siblings, record["identity"])
-    if twin:
-        done = load_json(twin / "training.json")
-        _copy_model(twin / "model", folder / "model")
-        model = load_model(*add_trained(models, policy, folder / "model"), dtype, device)
-        record |= {k: done[k] for k in ("n_updates", "tokens", "history", "train_seconds")}
-        record["same_data_as"] = done["same_data_as"] or os.path.relpath(twin, folder)
-    else:
-        trainer = _build_trainer(before, tokenizer, dataset, method, seed, settings, device)
-        trainer.train()
-        model = trainer.model
-        _save_model(trainer, tokenizer, folder / "model")
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        seconds = round(trainer.state.log_history[-1]["train_runtime"], 3)
-        record |= {"n_updates": trainer.state.global_step, "tokens": _count_tokens(history), "train_seconds": seconds}
-        record["history"] = history
-    margins = _compute_margins(model.eval(), tokenizer, held_out, settings, "held-out pairs after") - reference
-    record["held_out"] = summarise_margins(settings.beta * margins)
-    record["seconds"] = round(time.perf_counter() - started, 3)
-    save_json(record, folder / "training.json")
+    data = compute_digest(dataset.to_list())
+    identity = compute_digest([data, settings.as_dict(), seed, code, method, compute_weights_digest(models, policy),
+                               dtype, device, compute.threads])  # fmt: skip
+    policy_model = load_model(models, policy, dtype, device)
+    reference = _compute_margins(policy_model, tokenizer, held_out, settings, "held-out pairs before")
+    with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{identity}.lock"):  # a twin side by side waits here
+        twin = _find_twin(siblings, identity)
+        if twin:
+            outcome = _take_over(twin, folder)
+            policy_model = load_model(*add_trained(models, policy, folder / "model"), dtype, device)
+        else:
+            trainer = _build_trainer(policy_model, tokenizer, dataset, method, seed, settings, device)
+            outcome = _run_trainer(trainer, tokenizer, folder)
+            policy_model = trainer.model.eval()
+        margins = _compute_margins(policy_model, tokenizer, held_out, settings, "held-out pairs after") - reference
+        record = {"policy": policy, "method": method, "seed": seed, "n_train_pairs": len(train_pairs),
+                  "n_held_out_pairs": len(held_out), "data_digest": data, "identity": identity, **outcome,
+                  "held_out": summarise_margins(settings.beta * margins), "device": device, "dtype": dtype,
+                  "settings": settings.as_dict(), "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+        save_json(record, folder / "training.json")
     return record
+
+
+def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
+    """Copy a twin's weights, and what its record says of the training."""
+    done = load_json(twin / "training.json")
+    with atomic_path(folder / "model") as temporary:
+        shutil.copytree(twin / "model", temporary)
+    kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "history")}
+    return {**kept, "same_data_as": done["same_data_as"] or os.path.relpath(twin, folder)}
+
+
+def _run_trainer(trainer: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Train, save the weights, and return what the trainer's own log says."""
+    trainer.train()
+    with atomic_path(folder / "model") as temporary:
+        trainer.save_model(str(temporary))
+        tokenizer.save_pretrained(temporary)
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, of no use to anyone here
+    log = trainer.state.log_history
+    history = [entry for entry in log if "loss" in entry]
+    tokens = int(history[-1]["num_tokens"]) if history and "num_tokens" in history[-1] else None
+    return {"n_updates": trainer.state.global_step, "tokens": tokens, "history": history, "same_data_as": None,
+            "train_seconds": round(log[-1]["train_runtime"], 3)}  # fmt: skip
 
 
 def _find_twin(siblings: list[Path], identity: str) -> Path | None:
@@ -159,18 +178,6 @@ def _find_twin(siblings: list[Path], identity: str) -> Path | None:
         if record.is_file() and (sibling / "model").is_dir() and load_json(record).get("identity") == identity:
             return sibling
     return None
-
-
-def _copy_model(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copytree(source, temporary)
-
-
-def _save_model(trainer: Any, tokenizer: Any, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        trainer.save_model(str(temporary))
-        tokenizer.save_pretrained(temporary)
-        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, of no use to anyone here
 
 
 def _build_trainer(model: Any, tokenizer: Any, dataset: Any, method: str, seed: int, settings: Any, device: str):
@@ -201,10 +208,6 @@ def _build_lora(model: Any, lora: Any):
     last = list(range(max(n_layers - lora.last_layers, 0), n_layers))
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LORA_TARGETS,
                       layers_to_transform=last, task_type="CAUSAL_LM")  # fmt: skip
-
-
-def _count_tokens(history: list[dict[str, Any]]) -> int | None:
-    return int(history[-1]["num_tokens"]) if history and "num_tokens" in history[-1] else None
 
 
 def _compute_margins(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:

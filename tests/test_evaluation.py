@@ -72,7 +72,7 @@ def test_bad_items_are_named(tmp_path, name, text, message):
         ("Because A is wrong, the answer is **D**", "D"), ("granite", "B"), ("Granite.", "B"),
         ("I cannot answer that.", None), ("A rock is hard.", None), ("", None), ("The answer is (J).", None),
         ("<think>the answer is (A)</think>The answer is (B)", "B"), ("<think>the answer is (A)", None),
-        ("A or B?", None), ("It is granite, because", None),
+        ("A or B?", None), ("A. marble\nB. granite", None), ("A.\n\nThe answer is D.", "D"), ("The answer is (X).", None), ("It is granite, because", None),
     ],
 )  # fmt: skip
 def test_answers_are_read_as_a_person_would(answer, letter):

@@ -17,10 +17,12 @@ Question: {question}
 Options:
 {options}"""
 
-_FORMS = (  # most explicit first; the last match of a form counts, since a model may correct itself
+_STATED = (  # most explicit first; the last match of a form counts, since a model may correct itself
     r"answer\s*(?:is|:)\s*:?\s*\**\(?\**\$?\\?(?:boxed\{{|text\{{)*([{letters}])\b",
     r"\\boxed\{{\s*(?:\\text\{{)?\(?([{letters}])\b",
     r"(?:option|choice)\s*\(?\**([{letters}])\b",
+)
+_SHOWN = (  # no statement, only a letter: read if it is the only one, for a model may just list the options
     r"^\W*([{letters}])\W*$",
     r"^\W*([{letters}])[\.\):]",
     r"\(([{letters}])\)",
@@ -64,9 +66,9 @@ def extract_choice(answer: str, options: list[str]) -> str | None:
         True
     """
     answer, letters = strip_thinking(answer), LETTERS[: len(options)]
-    for form in _FORMS:
-        found = re.findall(form.format(letters=letters + letters.lower()), answer, flags=re.IGNORECASE | re.MULTILINE)
-        if found:
+    for form in (*_STATED, *_SHOWN):
+        found = re.findall(form.format(letters=letters), answer, flags=re.IGNORECASE | re.MULTILINE)
+        if found and (form in _STATED or len({letter.upper() for letter in found}) == 1):
             return found[-1].upper()
     stated = [k for k, option in enumerate(options) if option and answer.rstrip(".").lower() == option.rstrip(".").lower()]
     return letters[stated[0]] if len(stated) == 1 else None

@@ -1,0 +1,296 @@
+"""The sweep: a real smoke study, what makes it run again, a failure, a kill, a dead kernel."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from karma.sweep.code import compute_modules, read_code
+from tests.conftest import copy_project, project_environment, run_karma
+
+STUDY = "outputs/smoke"
+
+
+def planned(project: Path, experiment: str = "params/smoke.yaml") -> dict[str, str]:
+    """Return the jobs a run would do now: label -> reason."""
+    script = ("import json; from karma.params import load_experiment as l; from karma.sweep.engine import plan_sweep as p;"
+              f"print(json.dumps({{s['label']: str(s['reason']) for s in p(l('{experiment}'))}}))")  # fmt: skip
+    result = subprocess.run([sys.executable, "-c", script], cwd=project, env=project_environment(project), text=True,
+                            capture_output=True, check=True)  # fmt: skip
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def stages(plan: dict[str, str]) -> set[str]:
+    return {label.split(".")[0] for label in plan}
+
+
+@pytest.fixture
+def untouched(smoke):
+    """The smoke project, put back as it was after a test that edits it."""
+    kept = smoke.parent / "kept"
+    for name in ("karma", "notebooks", "params"):
+        shutil.copytree(smoke / name, kept / name, ignore=shutil.ignore_patterns("__pycache__"))
+    yield smoke
+    for name in ("karma", "notebooks", "params"):
+        shutil.rmtree(smoke / name)
+        shutil.copytree(kept / name, smoke / name)
+    shutil.rmtree(kept)
+
+
+def test_every_file_of_the_study_is_there(smoke):
+    study = smoke / STUDY
+    for strategy in ("rlaif", "k_score", "k_sim", "k_score_sim"):
+        pairs = json.loads((study / "pairs" / strategy / "accounting.json").read_text())
+        assert pairs["rows_in"] == pairs["pairs_out"] + sum(pairs["dropped"].values())
+        for method in ("sft", "dpo"):
+            run = study / "runs" / "tiny-a" / strategy / method / "seed0"
+            training, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("training", "scores"))
+            assert training["history"] and training["held_out"]["n"] > 0
+            for score in scores["benchmarks"].values():
+                assert 0 <= score["value"] <= 1 and score["n"] >= 24 and score["standard_error"] >= 0
+            assert {"04_alignment_training", "05_policy_evaluation"} <= set(json.loads((run / "provenance.json").read_text()))
+    assert (study / "runs" / "tiny-a" / "start" / "scores.json").is_file()
+    assert (study / "report.html").stat().st_size > 50_000
+    for table in (1, 2, 3, 4):
+        assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), table
+    for figure in (3, 4, 5, 6, 7, 9):
+        assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), figure
+
+
+def test_every_job_left_its_executed_notebook_and_provenance(smoke):
+    study = smoke / STUDY
+    executed = [p.name.split(".")[0] for p in (study / "notebooks").glob("*.ipynb")]
+    assert (executed.count("04_alignment_training"), executed.count("05_policy_evaluation")) == (8, 9)
+    record = json.loads((study / "pairs" / "k_sim" / "provenance.json").read_text())["03_binarization"]
+    assert record["params"] == {"strategy": "k_sim"} and record["seconds"] > 0
+    assert record["settings"]["kinship"]["tau"] == 0.0 and record["set_by"]["kinship.tau"] == "smoke.yaml"
+    assert set(record["versions"]) >= {"torch", "trl", "python"} and record["inputs"] and record["device"]
+
+
+def test_one_training_where_two_sft_sets_are_the_same(smoke):
+    runs = smoke / STUDY / "runs" / "tiny-a"
+    records = {s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text()) for s in ("k_score", "k_score_sim")}
+    assert records["k_score"]["data_digest"] == records["k_score_sim"]["data_digest"]
+    assert sum(r["same_data_as"] is not None for r in records.values()) == 1
+    weights = [(runs / s / "sft" / "seed0" / "model" / "model.safetensors").read_bytes() for s in records]
+    assert weights[0] == weights[1]
+
+
+def test_a_second_run_does_nothing_and_says_so(smoke):
+    started = time.perf_counter()
+    result = run_karma(smoke, "run", "params/smoke.yaml")
+    assert result.returncode == 0 and "everything is up to date" in result.stdout
+    assert time.perf_counter() - started < 30  # seconds; it takes three
+
+
+def test_status_counts_what_is_done(smoke):
+    result = run_karma(smoke, "status", "params/smoke.yaml")
+    assert "04_alignment_training" in result.stdout and "no sweep is running" in result.stdout
+
+
+def test_a_notebook_saved_with_outputs_reruns_nothing(untouched):
+    path = untouched / "notebooks" / "03_binarization.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.execution_count = number
+        cell.outputs = [nbformat.v4.new_output("stream", text="saved in JupyterLab")]
+    notebook.metadata["widgets"] = {}
+    nbformat.write(notebook, path)
+    assert planned(untouched) == {}
+
+
+def test_an_edited_notebook_reruns_its_stage_and_what_follows(untouched):
+    path = untouched / "notebooks" / "04_alignment_training.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    next(c for c in notebook.cells if c.cell_type == "code").source += "\nedited = True"
+    nbformat.write(notebook, path)
+    plan = planned(untouched)
+    assert stages(plan) == {"04_alignment_training", "05_policy_evaluation", "06_results"}
+    assert "05_policy_evaluation.tiny-a.start" not in plan
+    assert "Updated input files" in plan["04_alignment_training.tiny-a.k_sim.dpo.seed0"]
+
+
+def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
+    module = untouched / "karma" / "annotation.py"
+    module.write_text(module.read_text() + "\nEDITED = True\n")
+    assert min(stages(planned(untouched)) - {"annotation"}) == "03_binarization"
+    assert "annotation" in planned(untouched)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("training", "beta", 0.2, {"04_alignment_training", "05_policy_evaluation", "06_results"}),
+        ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation", "06_results"}),
+        ("annotation", "batch_size", 8, {"annotation", "03_binarization", "04_alignment_training", "05_policy_evaluation", "06_results"}),
+    ],
+)  # fmt: skip
+def test_a_changed_value_reruns_the_stages_that_read_it(untouched, section, key, value, expected):
+    path = untouched / "params" / "smoke.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings.setdefault(section, {})[key] = value
+    path.write_text(yaml.safe_dump(settings))
+    assert stages(planned(untouched)) == expected
+
+
+def test_another_strategy_trains_only_itself(untouched):
+    path = untouched / "params" / "smoke.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["strategies"] = ["rlaif", "k_score", "k_sim", "k_score_sim", "random"]
+    path.write_text(yaml.safe_dump(settings))
+    trained = {label for label in planned(untouched) if label.startswith("04")}
+    assert trained == {f"04_alignment_training.tiny-a.random.{m}.seed0" for m in ("sft", "dpo")}
+
+
+def test_a_module_is_found_through_every_form_of_import():
+    reached = compute_modules("from karma import build_pairs\nimport karma.training as t\ndef f():\n    from .karma import x\n")
+    assert {"karma.pairs", "karma.scores", "karma.training", "karma.logprobs", "karma.models", "karma.errors"} <= set(reached)
+    assert "karma.sweep.engine" not in compute_modules("from karma.pairs import build_pairs")
+
+
+def test_magic_lines_are_not_python(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%matplotlib inline\nx = 1"), nbformat.v4.new_markdown_cell("y")])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert read_code(tmp_path / "n.ipynb") == "# %matplotlib inline\nx = 1"
+
+
+# --- failure, kill and a dead kernel, on a corner of the graph that loads no model ---------------------------------
+
+MODELS = ("gpt-4", "bard", "llama-2-7b-chat", "alpaca-7b")
+
+
+@pytest.fixture
+def corner(tmp_path):
+    """A copied project whose study stops at pairs: kinship, pool and two strategies."""
+    project = copy_project(tmp_path)
+    rows = [{"source": "test", "instruction": f"Count to {i}.", "completions": [{"model": m, "response": f"{m} counts to {i}"} for m in MODELS]}
+            for i in range(20)]  # fmt: skip
+    (project / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    settings = {"name": "corner", "strategies": ["k_score", "k_sim"], "models": {"tiny": {"random": {"hidden_size": 8, "layers": 1, "heads": 1}}},
+                "policies": ["tiny"], "scores": {"table": "paper"}, "pool": {"source": "pool.jsonl"}}  # fmt: skip
+    (project / "params" / "corner.yaml").write_text(yaml.safe_dump(settings))
+    return project
+
+
+RUN_CORNER = ("run", "params/corner.yaml", "--until", "03_binarization")
+
+
+def add_cell(project: Path, name: str, source: str) -> str:
+    """Insert a code cell before a notebook's last cells; return the notebook's text before."""
+    path = project / "notebooks" / f"{name}.ipynb"
+    before = path.read_text()
+    notebook = nbformat.read(path, as_version=4)
+    last_code = max(k for k, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
+    notebook.cells.insert(last_code + 1, nbformat.v4.new_code_cell(source))
+    nbformat.write(notebook, path)
+    return before
+
+
+def pair_bytes(project: Path) -> dict[str, bytes]:
+    return {p.parent.name: p.read_bytes() for p in sorted((project / "outputs/corner/pairs").glob("*/pairs.parquet"))}
+
+
+def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(corner):
+    before = add_cell(corner, "03_binarization", "assert strategy != 'k_sim', 'injected failure'")
+    result = run_karma(corner, *RUN_CORNER)
+    assert result.returncode == 1
+    assert "1 of 4 jobs failed" in result.stderr and "injected failure" in result.stderr
+    executed = nbformat.read(corner / "outputs/corner/notebooks/03_binarization.k_sim.ipynb", as_version=4)
+    assert any(o.output_type == "error" for c in executed.cells if c.cell_type == "code" for o in c.outputs)
+    assert set(pair_bytes(corner)) == {"k_score"}
+    add_cell(corner, "03_binarization", "strategy")  # a repair is an edit, so both strategies are made again
+    (corner / "notebooks" / "03_binarization.ipynb").write_text(before)
+    assert set(planned_corner(corner)) == {"03_binarization.k_score", "03_binarization.k_sim"}
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    assert set(pair_bytes(corner)) == {"k_score", "k_sim"}
+
+
+def planned_corner(project: Path) -> set[str]:
+    return {label for label in planned(project, "params/corner.yaml") if label < "04"}
+
+
+def test_a_repeated_call_repeats_only_what_failed(corner):
+    flag = corner / "fail"
+    flag.touch()
+    add_cell(corner, "03_binarization", f"import pathlib\nassert strategy != 'k_sim' or not pathlib.Path({str(flag)!r}).exists()")
+    assert run_karma(corner, *RUN_CORNER).returncode == 1
+    flag.unlink()
+    assert planned_corner(corner) == {"03_binarization.k_sim"}
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+
+
+def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
+    """kill -9 of `karma run` in the middle of a job; its Snakemake and kernel live on, and the next call ends them."""
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    whole = pair_bytes(corner)
+    shutil.rmtree(corner / "outputs" / "corner")
+    flag = corner / "slow"
+    flag.touch()
+    add_cell(corner, "03_binarization", f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists():\n    pathlib.Path({str(flag)!r} + strategy).touch()\n    time.sleep(120)")
+    process = subprocess.Popen([sys.executable, "-m", "karma.cli", *RUN_CORNER], cwd=corner, env=project_environment(corner),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.time() + 120
+    while not list(corner.glob("slowk_*")) and time.time() < deadline:
+        time.sleep(0.2)
+    assert list(corner.glob("slowk_*")), "no job reached the slow cell"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    flag.unlink()
+    started = time.time()
+    result = run_karma(corner, *RUN_CORNER)
+    assert result.returncode == 0, result.stderr
+    assert pair_bytes(corner) == whole
+    assert time.time() - started < 100, "it waited for the orphans instead of ending them"
+
+
+def test_a_kernel_killed_for_memory_is_reported_as_such(corner):
+    add_cell(corner, "02_kinship_analysis", "import os\nos.kill(os.getpid(), 9)")
+    result = run_karma(corner, "notebook", "02_kinship_analysis", "params/corner.yaml")
+    assert result.returncode == 1
+    assert "the kernel died: out of memory, or killed" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_two_sweeps_of_one_study_are_refused(corner):
+    from filelock import FileLock
+
+    folder = corner / "outputs" / "corner" / ".sweep"
+    folder.mkdir(parents=True)
+    (folder / "pid").write_text("42")
+    with FileLock(folder / "lock"):
+        result = run_karma(corner, *RUN_CORNER)
+    assert result.returncode == 1 and "another `karma run` of corner is at work (pid 42)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("run", "params/none.yaml"), "experiment 'params/none.yaml' not found; there are"),
+        (("run", "params/smoke.yaml", "--until", "07"), "--until 07: no such stage"),
+        (("notebook", "03_binarization", "params/smoke.yaml", "-p", "strategy=k_sin"), "choose from rlaif"),
+        (("notebook", "03_binarization", "params/smoke.yaml", "-p", "strategy"), "write it as NAME=VALUE"),
+        (("notebook", "03_binarization", "params/smoke.yaml", "-p", "stratgy=k_sim"), "strategy=nothing"),
+    ],
+)
+def test_bad_commands_end_before_anything_runs(corner, args, message):
+    started = time.perf_counter()
+    result = run_karma(corner, *args)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert time.perf_counter() - started < 20  # no kernel was started
+
+
+def test_the_paper_s_plan_shows_32_trainings_and_what_each_needs(corner):
+    result = run_karma(corner, "run", "params/paper.yaml", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert sum(f"04_alignment_training.{p}.{s}.{m}" in text for p in ("llama-3.2-3b", "llama-3.1-8b", "qwen2.5-3b", "qwen2.5-7b")
+               for s in ("rlaif", "k_score", "k_sim", "k_score_sim") for m in ("sft", "dpo")) == 32  # fmt: skip
+    for need in ("meta-llama/Llama-3.2-3B-Instruct", "4 GPUs", "96 pairs an update", "openbmb/UltraFeedback"):
+        assert need in text
