@@ -11,13 +11,16 @@ import typer
 
 from karma.errors import InputError, KarmaError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__.split("\n")[0])
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if absent.")]
 
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """Preference data from the kinship of the models that wrote it (KARMA, arXiv 2502.18744)."""
+    """Preference data without annotators, from the kinship of the models that wrote it (KARMA, arXiv 2502.18744).
+
+    Start with `karma run params/demo.yaml --dry-run`, or on data of your own with `karma binarize --help`.
+    """
 
 
 Experiment = Annotated[str, typer.Argument(help="The experiment's file, e.g. params/demo.yaml.")]
