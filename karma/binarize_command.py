@@ -66,13 +66,11 @@ def run_binarize(
 
 def describe(accounting: Accounting, folder: Path) -> str:
     """Return one line: pairs, rows, and every reason with its count."""
-    lost = {**+accounting.dropped, **+accounting.responses_unused}
-    reasons = "; ".join(
-        f"{n:,} {'rows' if k in DROPPED else 'responses'}: {(DROPPED | UNUSED)[k]}" for k, n in lost.items()
-    )
+    counts = accounting.as_counts()
+    lost = [f"{n:,} {name}" for name, n in counts.items() if name.startswith(("dropped", "unused"))]
     return (
         f"{accounting.strategy}: {accounting.pairs_out:,} pairs of {accounting.rows_in:,} rows in {folder}"
-        f" ({reasons or 'nothing dropped'})"
+        f" ({'; '.join(lost) or 'nothing dropped'})"
     )
 
 
@@ -91,7 +89,7 @@ def check_made_any(accounting: Accounting) -> None:
         )
     reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
     raise InputError(
-        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; {n:,} lost because {(DROPPED | UNUSED)[reason]}"
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from karma.accounting import DROPPED, UNUSED, Accounting
+from karma.accounting import Accounting
 
 VENDOR_TERMS = "the vendor's terms of use restrict training competing models on its outputs"
 LICENCES = {
@@ -67,7 +67,7 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: `{command}`" if command else "",
-        "## Counts\n\n" + _build_counts(accounting),
+        "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
         "## Pairs by origin model\n\n" + _table(
             ("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]
         ),
@@ -93,17 +93,6 @@ def _build_metadata(accounting: Accounting) -> dict[str, Any]:
         "size_categories": [size],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "pairs.parquet"}]}],
     }
-
-
-def _build_counts(accounting: Accounting) -> str:
-    rows = [("prompts in the pool", accounting.rows_in), ("pairs", accounting.pairs_out)]
-    rows += [(f"dropped: {DROPPED[k]}", n) for k, n in accounting.dropped.items() if n]
-    rows += [
-        ("responses in the pool", accounting.responses_in),
-        ("usable responses", accounting.responses_usable),
-    ]
-    rows += [(f"unused: {UNUSED[k]}", n) for k, n in accounting.responses_unused.items() if n]
-    return _table(("what", "n"), [(name, f"{n:,}") for name, n in rows])
 
 
 def _build_licences(by_models: Counter) -> str:

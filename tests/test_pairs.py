@@ -445,7 +445,7 @@ def test_unknown_strategy_and_missing_scores(some_rows):
 
 def test_strict_mode_names_the_reason(some_rows):
     pairs = build_pairs(load_pool([*some_rows, make_row(responses=[])]), PAPER, "k_sim", tau=0.1, seed=0)
-    with pytest.raises(InputError, match="1 rows lost as 'fewer_than_two_responses'"):
+    with pytest.raises(InputError, match="rows lost as 'fewer_than_two_responses': 1"):
         pairs.accounting.check_expected([])
     pairs.accounting.check_expected(["fewer_than_two_responses"])
     with pytest.raises(InputError, match="'bad_luck' is no reason"):
