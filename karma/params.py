@@ -144,7 +144,7 @@ class Pairs(_Strict):
     """Which pairs are kept, and which rows stay out of training."""
 
     rejected: Literal["random_lower", "worst"]
-    match_rows: bool
+    match_rows: Annotated[list[Strategy], AfterValidator(_check_unique)]
     held_out: float = Field(ge=0, lt=1)
     seed: int
 
