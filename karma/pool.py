@@ -27,6 +27,7 @@ from karma.responses import ASPECTS, ResponseBatch, build_batch, compute_respons
 __all__ = ["ResponsePool", "compute_response_id", "compute_row_id", "load_pool", "save_pool"]
 
 BATCH_ROWS = 4096
+BUFFER_BYTES = 1 << 20
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _RATING = pa.struct([("Rating", _TEXT), ("Rationale", _TEXT), ("Type", pa.list_(_TEXT)),
                      ("Rationale For Rating", _TEXT)])  # fmt: skip
@@ -204,7 +205,7 @@ def _wrap_dataset(rows: Any, name: str, revision: str | None) -> ResponsePool:
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)  # pre-buffering keeps what it read
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"{path} cannot be read as parquet ({_first_line(error)}): was it cut off?"
