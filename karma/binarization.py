@@ -234,9 +234,10 @@ class Binarizer:
         part = Accounting(strategy, batch.n_rows, len(choice.row), responses_in=len(batch.model))
         part.dropped.update({k: int(mask.sum()) for k, mask in choice.dropped.items()})
         part.responses_unused.update({k: int(mask.sum()) for k, mask in unused.items()})
+        part.responses_usable = len(candidates.row)
         if strategy == "rlaif":
-            part.responses_unused["not_annotated"] = int((~np.isfinite(candidates.annotation)).sum())
-        part.responses_usable = part.responses_in - part.responses_unused.total()
+            part.responses_usable = int(np.isfinite(candidates.annotation).sum())
+            part.responses_unused["not_annotated"] = len(candidates.row) - part.responses_usable
         part.check()
         self.books[strategy].add(part)
 
