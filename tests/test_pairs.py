@@ -173,6 +173,16 @@ class TestByEye:
         assert pick(row, three_models, "k_score") != reason
         assert pick(row, three_models, "k_score", **{option: value}) == reason
 
+    def test_truthfulqa_copies_in_other_sources(self, three_models):
+        answers = [("low", "a"), ("high", "b")]
+        rows = [
+            make_row("Is it  SO?", answers),
+            make_row("Is it so?", answers, "truthful_qa"),
+            make_row("No?", answers),
+        ]
+        pairs = build_pairs(load_pool(rows), three_models, "k_sim", tau=-1, seed=0, drop_truthfulqa=True)
+        assert +pairs.accounting.dropped == {"truthfulqa": 2}
+
     def test_match_rows(self, three_models):
         annotated = make_row("a", [("low", "x", 1.0), ("high", "y", 2.0)])
         bare = make_row("b", [("low", "x"), ("high", "y")])
