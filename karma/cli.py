@@ -134,6 +134,7 @@ def binarize(
     annotations: Annotated[Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")] = None,
     rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default("pairs", "rejected"),
     exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = _default("pool", "excluded_origin_models"),
+    exclude_licence: Annotated[list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")] = None,
     match_rows: Annotated[bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")] = False,
     order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
     stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,

@@ -15,16 +15,15 @@ import yaml
 
 from karma.accounting import Accounting
 
-VENDOR_TERMS = "the vendor's terms of use restrict training competing models on its outputs"
-LICENCES = {
-    "gpt-4": VENDOR_TERMS,
-    "gpt-3.5-turbo": VENDOR_TERMS,
-    "bard": VENDOR_TERMS,
-    **dict.fromkeys(
-        ("llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat"),
-        "the Llama 2 licence forbids improving other language models with its outputs",
-    ),
+LICENCE_GROUPS = {
+    "vendor": ("gpt-4", "gpt-3.5-turbo", "bard"),
+    "llama-2": ("llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat"),
 }
+LICENCE_NOTES = {
+    "vendor": "the vendor's terms of use restrict training competing models on its outputs",
+    "llama-2": "the Llama 2 licence forbids improving other language models with its outputs",
+}
+LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
 RULE = {
     "rlaif": "the best-annotated response against a lower one",
     "k_score": "the two responses whose origin models score highest",
@@ -104,7 +103,7 @@ def _build_licences(by_models: Counter) -> str:
             )
         )
     notes = [(note, f"{n:,}", f"{n / total:.1%}") for note, n in _by_count(rows)]
-    intro = "The responses stay under the terms of the models that wrote them. `karma binarize --exclude-model NAME` leaves one out."
+    intro = "The responses stay under the terms of the models that wrote them. `karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
     return f"{intro}\n\n" + _table(("note", "pairs concerned", "share"), notes)
 
 

@@ -89,6 +89,11 @@ def test_curriculum_exports_and_filters(pool, tmp_path):
     )
 
 
+def test_excluded_by_licence(pool, tmp_path):
+    call("--pool", pool, "--strategy", "k_score", "--exclude-licence", "vendor", "--out", tmp_path / "out")
+    assert set(load_pairs(tmp_path / "out").table["chosen_model"].to_pylist()) == {"alpaca-7b"}
+
+
 def test_the_card_names_the_command(pool, tmp_path):
     environment = {**os.environ, "COLUMNS": "200"}
     arguments = ["binarize", "--pool", "pool.jsonl", "--strategy", "k_sim", "--out", "out"]
@@ -128,6 +133,10 @@ BAD_SCORES = {  # name -> content, what the error names
         (["--strategy", "k_sim", "--expect", "no_prompt"], "--expect means nothing without --strict"),
         (["--strategy", "k_sim", "--strict"], "lost as 'excluded_origin_model': 20"),
         (["--strategy", "k_sim", "--also", "csv"], "--also csv: choose from binarized, datasets"),
+        (
+            ["--strategy", "k_sim", "--exclude-licence", "gpl"],
+            "--exclude-licence gpl: choose from vendor, llama-2",
+        ),
         (["--strategy", "all", "--push-to-hub", "me/x"], "--push-to-hub takes one strategy"),
         (["--strategy", "k_sim", "--scores", "nowhere.csv"], "nowhere.csv does not exist"),
         (["--strategy", "k_sim", "--revision", "abc"], "a revision belongs to a Hub id"),
