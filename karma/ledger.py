@@ -88,7 +88,10 @@ def _trainings(study: Study) -> dict[str, object]:
 def _add(values: pd.Series) -> float | None:
     """Add what was recorded; None where a job recorded nothing, since a part is no total."""
     numbers = pd.to_numeric(values)
-    return None if numbers.isna().any() else round(float(numbers.sum()), 1)
+    if numbers.isna().any():
+        return None
+    total = numbers.sum()
+    return int(total) if total == int(total) else round(float(total), 1)
 
 
 def _name(devices: pd.Series) -> str:

@@ -9,6 +9,7 @@ paper's and the demo's counts.
 import textwrap
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
@@ -147,10 +148,8 @@ def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axe
     return ax
 
 
-def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str, str] | None:
-    """Return (prompt, answer, source) of the first multiple-choice answer on disk, or None."""
-    import pandas as pd
-
+def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str | None, str]:
+    """Return (prompt, answer, source) of an answer on disk, of `benchmark` if there, or a named gap."""
     folders = [] if study.folder is None else sorted(study.folder.glob("**/answers.parquet"))
     for path in folders:
         rows = pd.read_parquet(path, columns=["benchmark", "prompt", "answer"])
@@ -159,7 +158,7 @@ def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str, st
             first = rows.iloc[0]
             source = f"{first['benchmark']}, {path.parent.relative_to(study.folder).as_posix()}"
             return str(first["prompt"]), str(first["answer"]), source
-    return None
+    return "no answer is on disk yet: run 01_origin_evaluation or 05_policy_evaluation first", None, ""
 
 
 def _canvas(height: float) -> Axes:
