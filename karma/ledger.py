@@ -37,7 +37,8 @@ def build_ledger(study: Study, price_per_million_tokens: float | None = None) ->
         {"what": "training", **_trainings(study)},
         {"what": "policy evaluation", **_evaluations(study.results, ["folder"])},
     ]
-    ledger = pd.DataFrame(rows, columns=COLUMNS).astype({c: "object" for c in COLUMNS})
+    ledger = pd.DataFrame(rows, columns=COLUMNS, dtype=object).astype(object)
+    ledger = ledger.where(ledger.notna(), None)
     if price_per_million_tokens is not None:
         tokens = ledger[["prompt_tokens", "new_tokens"]].apply(pd.to_numeric).sum(axis=1, min_count=1)
         ledger["price"] = tokens * price_per_million_tokens / 1e6

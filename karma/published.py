@@ -13,9 +13,9 @@ import nbformat
 import pandas as pd
 
 from karma.audit import audit_paper
-from karma.figures import save_figure, set_style
+from karma.figures import set_style
 from karma.figures.diagrams import compute_counts, plot_framework, plot_labelling
-from karma.figures.results import plot_capabilities, plot_policies, save_kinship_figures
+from karma.figures.results import plot_capabilities, plot_policies, save_axes, save_kinship_figures
 from karma.files import atomic_path
 from karma.params import load_base
 from karma.report import render_page
@@ -67,10 +67,10 @@ def save_frame(frame: pd.DataFrame, path: Path) -> None:
 
 def _save_figures(study: Study, folder: Path) -> None:
     counts = compute_counts(study)
-    save_figure(plot_labelling(counts).figure, folder / "figure1")
-    save_figure(plot_framework(study, counts).figure, folder / "figure2")
-    save_figure(plot_capabilities(study).figure, folder / "figure5")
-    save_figure(plot_policies(study)[0].figure, folder / "figure6")
+    save_axes(plot_labelling(counts), folder / "figure1")
+    save_axes(plot_framework(study, counts), folder / "figure2")
+    save_axes(plot_capabilities(study), folder / "figure5")
+    save_axes(plot_policies(study)[0], folder / "figure6")
     assert study.scores is not None
     save_kinship_figures(study.scores, load_base().kinship, folder)
     plt.close("all")

@@ -6,6 +6,7 @@ scripts nor fonts, so that the page reads the same offline and in ten years. Lim
 typeset (nbconvert would fetch MathJax), so notebook 06 holds none.
 """
 
+import logging
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from karma.files import atomic_path, load_json
 from karma.results import Study, collect, open_results
 from karma.stages import Job
 
+RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
 _PARTS = files("karma") / "data" / "report"
 
 
@@ -104,7 +106,7 @@ def _write_comparison(study: str, other: str, out: Path | None) -> Path:
             "'paper' is no measured study: `karma report EXPERIMENT` already stands beside the paper"
         )
     studies = [collect(load_experiment(name)) for name in (study, other)]
-    folder = out or studies[0].folder / "compared"
+    folder = out or (studies[0].folder or Path()) / "compared"
     table = build_comparison(*compare_studies(*studies), name=f"{studies[0].name}_against_{studies[1].name}")
     return table.save(folder)[1]
 
@@ -150,12 +152,14 @@ def render_page(notebook: Any) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "lxml").body
+    exporter.log = logging.getLogger("karma.report")
+    exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
+    body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
     for kind in body.select("script, .anchor-link"):
         kind.decompose()
     contents = _number_headings(body)
     for table in body.select("table"):
-        del table["border"], table["style"]
+        _join_heads(table)
         table.wrap(body.new_tag("div", attrs={"class": "table"}))
     title = body.h1.get_text() if body.h1 else "KARMA"
     parts = {name: (_PARTS / f"page.{name}").read_text("utf-8") for name in ("css", "js")}
@@ -165,9 +169,23 @@ def render_page(notebook: Any) -> str:
     return page.render(title=title, contents=contents, footer="Made by the KARMA kit.", **marked)
 
 
+def _join_heads(table: Any) -> None:
+    """Move the names of a frame's index into the row of its column heads, and drop layout attributes."""
+    for tag in [table, *table.select("tr")]:
+        for name in ("border", "style"):
+            del tag[name]
+    rows = table.select("thead tr")
+    if len(rows) == 2 and len(rows[0].select("th")) == len(rows[1].select("th")):
+        for above, below in zip(rows[0].select("th"), rows[1].select("th"), strict=True):
+            if below.get_text().strip() and not above.get_text().strip():
+                above.string = below.get_text().strip()
+        rows[1].decompose()
+
+
 def _number_headings(body: Any) -> list[tuple[str, str]]:
     """Give every h2 an id, and every picture the heading above it as its text; return the contents."""
-    contents, heading = [], ""
+    contents: list[tuple[str, str]] = []
+    heading = ""
     for tag in body.find_all(["h1", "h2", "h3", "img"]):
         if tag.name == "img":
             tag["alt"] = heading

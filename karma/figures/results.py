@@ -134,7 +134,7 @@ def plot_policies(study: Study, method: str = "dpo") -> np.ndarray:
     for ax in list(axes.flat)[count:]:
         ax.remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=min(len(labels), 6), loc="outside lower center", frameon=False)
+    figure.legend(handles, labels, ncols=3 if count == 1 else 5, loc="outside lower center", frameon=False)
     return np.array(list(axes.flat)[:count])
 
 
@@ -202,5 +202,12 @@ def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -
     drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut)[0]
     drawn[9] = plot_worked_example(table, worked[9], tau)[0]
     for number, ax in drawn.items():
-        save_figure(ax.figure, folder / f"figure{number}")
+        save_axes(ax, folder / f"figure{number}")
     return list(drawn.values())
+
+
+def save_axes(ax: Axes, path: Path) -> list[Path]:
+    """Save the figure that holds `ax` as PNG and SVG, and return the paths."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return save_figure(figure, path)
