@@ -27,8 +27,8 @@ FIGURES = {
     2: "the framework.",
     3: "a worked example of S_pref, kinship and the strategies.",
     4: "PCA of the normalised scores, one point an origin model.",
-    5: "mean accuracy by capability. Intervals (95 %) rest on item counts inferred from the printed fractions, and take "
-       "runs as failing on the same items; the noise of training is not in them.",
+    5: "mean accuracy by capability. Intervals (95 %) rest on item counts inferred from the fractions, "
+       "and take runs as failing on the same items; the noise of training is not in them.",
     6: "accuracy by policy, DPO. Intervals as in Figure 5; the dotted line is chance.",
     7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
     9: "a worked example in which the threshold drops a pair.",
@@ -80,8 +80,8 @@ def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
     """Put tables, audit and figures into a notebook that counts as executed."""
     import base64
 
-    intro = ("# The published study, computed again\n\nWhat the paper (arXiv 2502.18744) prints, from its own tables: "
-             "no model was run. Intervals are ours and rest on inferred item counts.")  # fmt: skip
+    intro = ("# The published study, computed again\n\nWhat the paper (arXiv 2502.18744) prints, from its "
+             "own tables: no model was run. Intervals are ours and rest on inferred item counts.")  # fmt: skip
     cells = [
         nbformat.v4.new_markdown_cell(intro),
         nbformat.v4.new_markdown_cell("## The paper's claims, audited"),

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_results import N_ITEMS, make_experiment, write_study
 
 from karma.claims import SMALLEST, compute_family, test_claims
 from karma.comparison import build_comparison, compare_studies, compare_with_paper
@@ -19,6 +18,7 @@ from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, 
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
 from karma.ledger import build_ledger, compute_break_even
 from karma.results import collect, load_published
+from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
 def make_study(folder: Path, extra: str = ""):

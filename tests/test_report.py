@@ -11,12 +11,12 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from test_results import write_study
 
 from karma.errors import InputError
 from karma.files import find_project_root
 from karma.params import load_experiment
 from karma.report import export_html, render_page, write_report
+from tests.study_files import write_study
 
 BEFORE = """<script>window.seen = [];
 addEventListener("error", (e) => seen.push(e.message || String(e.target.src || e.target.href)), true);
