@@ -1,4 +1,4 @@
-"""Writes a study's files in the fixed formats, without a model, for the tests of results, claims and report."""
+"""Writes a study's files in the fixed formats, without a model, for tests of results, claims, report."""
 
 import json
 from pathlib import Path
