@@ -181,6 +181,19 @@ def kinship(
         typer.echo(line)
 
 
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment, or `paper`: the published study.")],
+    other: Annotated[str | None, typer.Argument(help="A second experiment: the differences between the two.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: outputs/<name>.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
+) -> None:
+    """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
+    from karma.report import write_report
+
+    typer.echo(f"written: {write_report(study, other, out, price)}")
+
+
 def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv
