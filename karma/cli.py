@@ -156,6 +156,27 @@ def binarize(
         typer.echo(line)
 
 
+@app.command()
+def kinship(
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
+    out: Out,
+    with_paper: Annotated[bool, typer.Option("--with-paper", help="Add the rows of the paper's Table 3.")] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default("kinship", "tau"),
+    distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = _default("kinship", "distance"),
+    linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = _default("kinship", "linkage"),
+    cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = _default("kinship", "cut"),
+    seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
+) -> None:
+    """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
+    from karma.kinship_study import run_kinship
+
+    for line in run_kinship(scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed):
+        typer.echo(line)
+
+
 def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv

@@ -18,6 +18,7 @@ from karma.errors import InputError
 from karma.kinship import compute_cosine
 from karma.scores import ScoreTable, compute_normalized
 
+LINKAGES = ("average", "complete", "single", "ward")
 DISTANCES = ("rmsd", "cosine")
 
 
@@ -84,6 +85,8 @@ def compute_distance(normalized: pd.DataFrame, distance: str = "rmsd") -> pd.Dat
 
 def compute_linkage(distance: pd.DataFrame, linkage: str = "average") -> np.ndarray:
     """Return scipy's linkage matrix, (n - 1) x 4, of a square distance table."""
+    if linkage not in LINKAGES:
+        raise InputError(f"linkage is '{linkage}', expected one of {', '.join(LINKAGES)}")
     return compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage)
 
 

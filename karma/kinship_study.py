@@ -6,7 +6,7 @@ gigabyte. Limit: uncertainty needs the number of items behind each score; where 
 None.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from karma.clusters import Pca, compute_clusters, compute_pca, compute_trees
 from karma.files import atomic_path, save_json
 from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.mantel import compute_kin_agreement, compute_mantel_table
+from karma.score_table import PAPER_TABLES
 from karma.scores import (
     ScoreTable,
     compute_below_chance,
     compute_normalized,
     compute_s_pref,
+    load_score_table,
+    merge_score_tables,
     save_score_table,
 )
 from karma.sensitivity import compute_sensitivity, sweep_tau
@@ -34,6 +37,7 @@ from karma.uncertainty import (
     draw_tables,
 )
 
+MAX_LISTED = 20
 SET_SIZE = 4  # UltraFeedback's number of responses a prompt
 
 
@@ -42,12 +46,11 @@ class KinshipStudy:
     """What stage 2 found.
 
     Attributes:
-        table, tau, cut: what went in.
-        normalized: n models x m benchmarks, in [0, 1].
-        s_pref: n models; columns s_pref and, where n_items is known, low and high (95 %).
-        nearest: origin_model -> nearest_kin, kinship.
-        pca: principal components of `normalized`.
-        agreement: how often nearest kin share a base model, a family, a developer, against chance.
+        table, tau, cut: what went in. normalized: n models x m benchmarks, in [0, 1]. s_pref: n models;
+        columns s_pref and, where n_items is known, low and high (95 %). nearest: origin_model ->
+        nearest_kin, kinship. pca: principal components of `normalized`. agreement: how often nearest kin
+        share a base model, a family, a developer, against chance; a model's own
+            evaluation in another precision does not count as its kin.
         kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus: None above 500 models.
         choice_uncertainty: None where n_items is unknown, or above 500 models.
         n_sets: sets of four models that `sensitivity` and `choice_uncertainty` look at.
@@ -76,20 +79,27 @@ class KinshipStudy:
 
 
 def analyse(
-    table: ScoreTable, folder: str | Path, *, tau: float, distance: str, linkage: str, cut: float, seed: int
-    = 0, n_draws: int = 2000, figures: bool = True, report: Callable[[str], None] = lambda line: None,
-) -> KinshipStudy:  # fmt: skip
+    table: ScoreTable,
+    folder: str | Path,
+    *,
+    tau: float,
+    distance: str,
+    linkage: str,
+    cut: float,
+    seed: int = 0,
+    n_draws: int = 2000,
+) -> KinshipStudy:
     """Compute stage 2 and write its folder.
 
     Args:
         table: origin models x benchmarks.
         folder: written files replace those of an earlier run.
         tau: lowest kinship of an eligible pair, in [-1, 1].
-        distance, linkage, cut: of the dendrograms.
+        distance: of the dendrograms: rmsd or cosine.
+        linkage: average, complete, single or ward.
+        cut: distance below which branches are one cluster.
         seed: of bootstrap and permutations.
         n_draws: bootstrap draws.
-        figures: whether to draw them.
-        report: called with a line a step.
 
     Returns:
         All that was found.
@@ -97,17 +107,15 @@ def analyse(
     Raises:
         InputError: a setting out of range.
     """
-    report(f"{len(table.scores)} origin models x {table.scores.shape[1]} benchmarks from {table.source}")
+    from karma.figures import set_style
+    from karma.figures.kinship import save_study_figures
+
     study = build_study(
         table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws
     )
     save_study(study, folder)
-    report("tables written")
-    if figures:
-        from karma.figures.kinship import save_study_figures
-
-        save_study_figures(study, Path(folder) / "figures")
-        report("figures written")
+    set_style()
+    save_study_figures(study, Path(folder) / "figures")
     return study
 
 
@@ -192,6 +200,53 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
         list(study.table.notes), "last_everywhere": zero, "below_chance": [{"origin_model": m, "benchmark":
         b} for m, b in below.index[below]],
     }  # fmt: skip
+
+
+def summarize(study: KinshipStudy) -> list[str]:
+    """Say in a few lines what was found and what to be wary of."""
+    facts = describe_study(study)
+    lines = [f"note: {note}" for note in facts["notes"]]
+    for cell in facts["below_chance"][:MAX_LISTED]:
+        lines.append(f"warning: {cell['origin_model']} is at or below chance on {cell['benchmark']}")
+    if len(facts["below_chance"]) > MAX_LISTED:
+        lines.append(
+            f"warning: {len(facts['below_chance'])} cells in all are at or below chance (strategies.json)"
+        )
+    for model in facts["last_everywhere"]:
+        lines.append(f"warning: {model} is last on every benchmark: kinship 0 to all others")
+    if facts["n_eligible_pairs"] is not None:
+        lines.append(
+            f"{facts['n_eligible_pairs']} of {facts['n_pairs']} pairs have a kinship of at least {study.tau:g}"
+        )
+    for strategy, pick in (facts["strategies"] or {}).items():
+        text = f"{pick['chosen']} > {pick['rejected']} (kinship {pick['kinship']:.4f})" if pick else "no pair"
+        lines.append(f"{strategy}: {text}")
+    if study.pairs is not None and "coin_flip" in study.pairs:
+        lines.append(
+            f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences are coin flips"
+        )
+    for label, row in study.agreement.dropna().iterrows():
+        lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
+                     f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip
+    return lines
+
+
+def run_kinship(
+    scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any
+) -> Iterator[str]:
+    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
+    shipped = PAPER_TABLES.parent / "column_maps" / f"{columns}.yaml"
+    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
+    table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
+    yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
+    study = analyse(table, out, **settings)
+    yield from summarize(study)
+    if with_paper:
+        kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
+        for model, row in kin.iterrows():
+            kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
+            yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
+    yield f"written to {out}"
 
 
 def _describe_pick(pairs: pd.DataFrame, pick: tuple[str, str] | None) -> dict[str, Any] | None:

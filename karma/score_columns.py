@@ -34,7 +34,10 @@ class Column(BaseModel):
 
 
 class ColumnMap(BaseModel):
-    """How to read a foreign table: the columns that name a model, its benchmarks, facts about the models."""
+    """How to read a foreign table: its benchmarks, facts about its models, and the columns that name a model.
+
+    Of several columns that name a model, the first is its repository; the others tell evaluations of it apart.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +45,7 @@ class ColumnMap(BaseModel):
     case_sensitive: bool = False
     benchmarks: dict[str, Column]
     facts: dict[Literal["developer", "base_model", "size_b", "family"], str] = {}
+    unknown: list[str] = []  # texts that stand for an unknown fact
 
 
 def load_column_map(path: str | Path) -> ColumnMap:

@@ -128,7 +128,8 @@ def _build_mapped(header: list[str], rows: list[list[str]], path: str, columns: 
     described = pd.DataFrame({n: b.model_dump() for n, b in columns.benchmarks.items()}).T.rename_axis("name")
     counts = {n: b.n_items for n, b in columns.benchmarks.items() if b.n_items}
     n_items = counts if len(counts) == len(columns.benchmarks) else None
-    facts = _read_facts(cells.rename(columns={v: k for k, v in columns.facts.items()}))
+    known = cells.rename(columns={v: k for k, v in columns.facts.items()}).replace(columns.unknown, "")
+    facts = _read_facts(known).assign(repository=cells[columns.origin_model[0]])
     described["chance"] = described["chance"].astype(float)
     return ScoreTable(scores, described, n_items, "column map" if n_items else "unknown", facts, source=file,
                       case_sensitive=columns.case_sensitive)  # fmt: skip
@@ -154,7 +155,8 @@ def _read_facts(cells: pd.DataFrame) -> pd.DataFrame:
         known = load_origin_models()[list(FACT_COLUMNS)]
         known.index = known.index.map(canonical_model_name)
         facts = known.reindex([canonical_model_name(str(m)) for m in cells.index]).set_axis(cells.index)
-    facts["size_b"] = pd.to_numeric(facts["size_b"], errors="coerce")
+    size_b = pd.to_numeric(facts["size_b"], errors="coerce")
+    facts["size_b"] = size_b.where(size_b > 0)  # tables write 0 or -1 where it is unknown
     return facts
 
 
