@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.choices import STRATEGIES, build_sets
 from karma.clusters import Pca, compute_clusters, compute_pca, compute_trees
 from karma.files import atomic_path, save_json
 from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
@@ -30,6 +29,7 @@ from karma.scores import (
     save_score_table,
 )
 from karma.sensitivity import compute_sensitivity, sweep_tau
+from karma.strategy_sets import STRATEGIES, build_sets
 from karma.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
@@ -206,18 +206,16 @@ def summarize(study: KinshipStudy) -> list[str]:
     """Say in a few lines what was found and what to be wary of."""
     facts = describe_study(study)
     lines = [f"note: {note}" for note in facts["notes"]]
-    for cell in facts["below_chance"][:MAX_LISTED]:
-        lines.append(f"warning: {cell['origin_model']} is at or below chance on {cell['benchmark']}")
-    if len(facts["below_chance"]) > MAX_LISTED:
-        lines.append(
-            f"warning: {len(facts['below_chance'])} cells in all are at or below chance (strategies.json)"
-        )
+    below = facts["below_chance"]
+    if len(below) > MAX_LISTED:
+        lines.append(f"warning: {len(below)} cells are at or below chance; strategies.json lists them")
+        below = []
+    lines += [f"warning: {c['origin_model']} is at or below chance on {c['benchmark']}" for c in below]
     for model in facts["last_everywhere"]:
         lines.append(f"warning: {model} is last on every benchmark: kinship 0 to all others")
     if facts["n_eligible_pairs"] is not None:
-        lines.append(
-            f"{facts['n_eligible_pairs']} of {facts['n_pairs']} pairs have a kinship of at least {study.tau:g}"
-        )
+        n_kin, n_pairs = facts["n_eligible_pairs"], facts["n_pairs"]
+        lines.append(f"{n_kin} of {n_pairs} pairs have a kinship of at least {study.tau:g}")
     for strategy, pick in (facts["strategies"] or {}).items():
         text = f"{pick['chosen']} > {pick['rejected']} (kinship {pick['kinship']:.4f})" if pick else "no pair"
         lines.append(f"{strategy}: {text}")

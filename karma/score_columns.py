@@ -34,9 +34,10 @@ class Column(BaseModel):
 
 
 class ColumnMap(BaseModel):
-    """How to read a foreign table: its benchmarks, facts about its models, and the columns that name a model.
+    """How to read a foreign table: its benchmarks, facts about its models, how a model is named.
 
-    Of several columns that name a model, the first is its repository; the others tell evaluations of it apart.
+    Of several columns that name a model, the first is its repository; the others tell evaluations of it
+    apart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
