@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.strategy_sets import STRATEGIES
+from karma.choices import STRATEGIES
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from karma.strategy_sets import STRATEGIES, choose_in_sets
+from karma.choices import STRATEGIES, choose_in_sets
 from karma.errors import InputError
 from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
 from karma.scores import ScoreTable, compute_s_pref
