@@ -82,6 +82,7 @@ def test_clusters_of_figure_7(group, n):
 def test_cosine_tree_of_knowledge_puts_the_zero_vector_apart():
     gaps, tree = compute_trees(load_score_table("paper"), "cosine", "average")["knowledge"]
     assert gaps.loc["Pythia-12b"].drop("Pythia-12b").eq(1).all()
+    assert (np.diag(gaps) == 0).all()
     assert tree[-2, 2] == pytest.approx(0.098, abs=5e-4)  # where the tree tops out without it
 
 
