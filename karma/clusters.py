@@ -95,6 +95,8 @@ def compute_clusters(tree: np.ndarray, cut: float, names: pd.Index) -> pd.Series
 
     Paper: Figure 7 (colours below distance 0.4).
     """
+    if not cut > 0:
+        raise InputError(f"cut is {cut}, a distance above 0 is expected: the paper's is 0.4")
     return pd.Series(fcluster(tree, cut, criterion="distance"), index=names, name="cluster")
 
 

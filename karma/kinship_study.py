@@ -29,7 +29,7 @@ from karma.scores import (
     save_score_table,
 )
 from karma.sensitivity import compute_sensitivity, sweep_tau
-from karma.strategy_sets import STRATEGIES, build_sets
+from karma.choices import STRATEGIES, build_sets
 from karma.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
@@ -194,12 +194,19 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
     n_pairs = len(study.s_pref) * (len(study.s_pref) - 1) // 2
     eligible = None if study.pairs is None else int(study.pairs["eligible"].sum())
     return {
-        "source": study.table.source, "n_origin_models": len(study.s_pref), "tau": study.tau, "n_pairs":
-        n_pairs, "n_eligible_pairs": eligible, "strategies": picks, "n_items": study.table.n_items,
-        "n_items_source": study.table.n_items_source, "n_draws_discarded": study.n_discarded, "notes":
-        list(study.table.notes), "last_everywhere": zero, "below_chance": [{"origin_model": m, "benchmark":
-        b} for m, b in below.index[below]],
-    }  # fmt: skip
+        "source": study.table.source,
+        "n_origin_models": len(study.s_pref),
+        "tau": study.tau,
+        "n_pairs": n_pairs,
+        "n_eligible_pairs": eligible,
+        "strategies": picks,
+        "n_items": study.table.n_items,
+        "n_items_source": study.table.n_items_source,
+        "n_draws_discarded": study.n_discarded,
+        "notes": list(study.table.notes),
+        "last_everywhere": zero,
+        "below_chance": [{"origin_model": m, "benchmark": b} for m, b in below.index[below]],
+    }
 
 
 def summarize(study: KinshipStudy) -> list[str]:

@@ -43,7 +43,7 @@ def build_factors(facts: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def compute_mantel(
-    distance: pd.DataFrame, factor: pd.DataFrame, rng: np.random.Generator, n_permutations: int = 49_999
+    distance: pd.DataFrame, factor: pd.DataFrame, rng: np.random.Generator, n_permutations: int = 19_999
 ) -> dict[str, float]:
     """Test whether models alike in `factor` are close in `distance`.
 
@@ -100,7 +100,7 @@ def _correlate(rows: np.ndarray, standard: np.ndarray) -> np.ndarray:
 
 
 def compute_mantel_table(
-    table: ScoreTable, distance: str, rng: np.random.Generator, n_permutations: int = 49_999
+    table: ScoreTable, distance: str, rng: np.random.Generator, n_permutations: int = 19_999
 ) -> pd.DataFrame:
     """Test every capability against developer, family and size.
 

@@ -79,7 +79,7 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     axes[1].axvline(len(titles) - 0.5, color="white", linewidth=5)
     axes[1].set_title("b  Min-max and mean", loc="left", fontweight="bold")
     _draw_cells(axes[2], kinship, [""] * n, models, kinship.map(_shorten).to_numpy())
-    axes[2].set_title("c  Kinship (cosine)", loc="left", fontweight="bold")
+    axes[2].set_title("c  Kinship", loc="left", fontweight="bold")
     handles = _draw_picks(axes[2], s_pref.to_numpy(), kinship.to_numpy(), tau)
     if below.to_numpy().any():
         handles.append(
@@ -153,7 +153,7 @@ def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: flo
     """
     n_models = len(next(iter(trees.values()))[0])
     rows = (len(trees) + 1) // 2
-    height = min(0.6 + 0.16 * n_models, 9 / rows)
+    height = min(max(0.6 + 0.16 * n_models, 1.5), 9 / rows)
     figure, grid = plt.subplots(rows, 2, figsize=(PAGE_WIDTH_IN, rows * height), sharex=True, squeeze=False)
     for axes, (letter, (group, (distance, tree))) in zip(
         grid.flat, zip("abcdefgh", trees.items(), strict=False), strict=False
@@ -228,9 +228,7 @@ def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float
             colour = "black" if value > 0.65 else "white"
             text = "" if np.isnan(value) else f"{100 * min(value, 0.99):.0f}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
-    bar = axes.figure.colorbar(
-        image, ax=axes, shrink=0.7, pad=0.02, label="kinship (cosine; cells: x 100, at most 99)"
-    )
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, label="kinship (cosine; cells: x 100)")
     bar.ax.axhline(tau, color="white", linewidth=2)
     bar.ax.annotate(
         f"τ = {tau:g}", (0, tau), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8

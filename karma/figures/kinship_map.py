@@ -74,7 +74,8 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, facts: pd.DataFrame) -> list[Line
     area = (14 + 3.2 * size_b).fillna(60)
     for k, (name, rows) in enumerate(xy.groupby(family, sort=False)):
         look = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
-        faces = [(1, 1, 1, 1) if u else look["color"] for u in size_b[rows.index].isna()]
+        unknown = size_b[rows.index].isna() & size_b.notna().any()
+        faces = [(1, 1, 1, 1) if u else look["color"] for u in unknown]
         axes.scatter(
             rows.iloc[:, 0],
             rows.iloc[:, 1],
@@ -126,6 +127,7 @@ def place_labels(axes: Axes, xy: pd.DataFrame, radius_pt: np.ndarray) -> None:
     axes.figure.canvas.draw()
     points = axes.transData.transform(xy.to_numpy()) * 72 / axes.figure.dpi
     taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(points, radius_pt, strict=True)]
+    frame = tuple(axes.bbox.extents * 72 / axes.figure.dpi)
     directions = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
     for own, (name, (x, y)) in enumerate(zip(xy.index, points, strict=True)):
         width, height, choices = 4.7 * len(str(name)), 9.0, []
@@ -134,7 +136,8 @@ def place_labels(axes: Axes, xy: pd.DataFrame, radius_pt: np.ndarray) -> None:
             left = x + along[0] - (0 if dx > 0 else width if dx < 0 else width / 2)
             box = (left, y + along[1] - 4.5, left + width, y + along[1] + height - 4.5)
             crossed = sum(_overlap(box, other) for k, other in enumerate(taken) if k != own)
-            choices.append((crossed + reach, box, along, dx))
+            outside = width * height - _overlap(box, frame)
+            choices.append((crossed + reach + 3 * outside, box, along, dx))
         _, box, along, dx = min(choices, key=lambda c: c[0])
         taken.append(box)
         align = {1: "left", -1: "right", 0: "center"}[dx]

@@ -33,7 +33,9 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
         Two axes.
     """
     shown = study.s_pref.sort_values("s_pref").tail(MAX_ROWS)
-    height = 1.2 + 0.19 * max(len(shown), MAX_FLIPS)
+    assert study.pairs is not None
+    n_flips = min(int((study.pairs["p_flip"] > 0).sum()), MAX_FLIPS)
+    height = 1.1 + max(0.19 * len(shown), 0.33 * n_flips)
     _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1.5, 1))
     place = np.arange(len(shown))
     left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=5)
@@ -42,7 +44,6 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     left.set_xlabel("S$_{pref}$, with its 95 % interval")
     left.set_title("a  Who is preferred", loc="left", fontweight="bold")
     left.grid(False, axis="y")
-    assert study.pairs is not None
     _draw_flips(right, study.pairs)
     return [left, right]
 

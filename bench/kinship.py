@@ -1,0 +1,78 @@
+"""Nearest kin of every model against the bare matrix product and argmax, in the same run.
+
+    python bench/kinship.py [--models 10000] [--check]
+
+The reference is what the task cannot do without if it is done in one go: a float32 product of the whole
+table with itself, then argmax. Ours works in float64, in blocks, and leaves a model's kinship with itself
+out. Each is timed in a process of its own, taking turns, so that one's memory is not another's; the median
+of five counts.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+
+GOAL_TIME, GOAL_GIB = 3.0, 1.0
+N_BENCHMARKS, N_REPEATS = 6, 5
+
+
+def build_scores(n_models: int) -> pd.DataFrame:
+    return pd.DataFrame(np.random.default_rng(0).random((n_models, N_BENCHMARKS)))
+
+
+def run_bare(scores: pd.DataFrame) -> None:
+    values = scores.to_numpy(dtype=np.float32)
+    (values @ values.T).argmax(axis=1)
+
+
+def run_ours(scores: pd.DataFrame) -> None:
+    from karma.kinship import compute_nearest_kin
+
+    compute_nearest_kin(scores)
+
+
+def measure(task, n_models: int, connection) -> None:
+    """Send the seconds of one run, and the process's peak memory in GiB."""
+    run_ours(build_scores(20))  # imports, BLAS threads
+    scores = build_scores(n_models)
+    started = time.perf_counter()
+    task(scores)
+    connection.send(
+        (time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    )
+
+
+def measure_apart(task, n_models: int) -> tuple[float, float]:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=(task, n_models, sender))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", type=int, default=10_000)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    options = parser.parse_args()
+    bare, ours = [], []
+    for _ in range(N_REPEATS):
+        bare.append(measure_apart(run_bare, options.models))
+        ours.append(measure_apart(run_ours, options.models))
+    bare_s, ours_s = float(np.median([b[0] for b in bare])), float(np.median([o[0] for o in ours]))
+    peak_gib = max(o[1] for o in ours)
+    size = f"{options.models:,} models x {N_BENCHMARKS} benchmarks"
+    print(f"{size}: bare float32 {bare_s:.3f} s, nearest kin {ours_s:.3f} s, peak {peak_gib:.2f} GiB")
+    print(f"ratio nearest kin / bare product and argmax {ours_s / bare_s:.2f} goal {GOAL_TIME}")
+    print(f"ratio peak memory / GiB {peak_gib:.2f} goal {GOAL_GIB}")
+    return int(options.check and (ours_s > GOAL_TIME * bare_s or peak_gib > GOAL_GIB))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
