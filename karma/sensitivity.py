@@ -1,17 +1,17 @@
 """What the choices hang on: tau, the normalisation, each benchmark, the similarity measure.
 
 Each variant changes one thing and repeats all choices: among all models, and in all sets of four
-(`karma.choices`). For measures on another scale than the cosine, tau is moved so that as many pairs are
+(`karma.strategy_sets`). For measures on another scale than the cosine, tau is moved so that as many pairs are
 dropped as before; the variant is then the measure alone. Limit: variants are not combined.
 """
 
 import numpy as np
 import pandas as pd
 
-from karma.choices import STRATEGIES, choose_in_sets
 from karma.clusters import compute_distance
 from karma.kinship import compute_cosine
 from karma.scores import ScoreTable, compute_normalized
+from karma.strategy_sets import STRATEGIES, choose_in_sets
 
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 
