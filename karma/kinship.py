@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.strategy_sets import STRATEGIES
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
+from karma.strategy_sets import STRATEGIES
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models

@@ -29,7 +29,7 @@ from karma.scores import (
     save_score_table,
 )
 from karma.sensitivity import compute_sensitivity, sweep_tau
-from karma.choices import STRATEGIES, build_sets
+from karma.strategy_sets import STRATEGIES, build_sets
 from karma.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,

@@ -8,10 +8,10 @@ dropped as before; the variant is then the measure alone. Limit: variants are no
 import numpy as np
 import pandas as pd
 
-from karma.strategy_sets import STRATEGIES, choose_in_sets
 from karma.clusters import compute_distance
 from karma.kinship import compute_cosine
 from karma.scores import ScoreTable, compute_normalized
+from karma.strategy_sets import STRATEGIES, choose_in_sets
 
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from karma.strategy_sets import STRATEGIES, choose_in_sets
 from karma.errors import InputError
 from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
 from karma.scores import ScoreTable, compute_s_pref
+from karma.strategy_sets import STRATEGIES, choose_in_sets
 
 COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
 

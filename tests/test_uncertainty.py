@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from karma.choices import STRATEGIES, build_sets, choose_in_sets
 from karma.clusters import compute_distance
 from karma.errors import InputError
 from karma.kinship import compute_choices, compute_kinship
@@ -16,6 +15,7 @@ from karma.mantel import build_factors, compute_kin_agreement, compute_mantel, c
 from karma.scores import ScoreTable, compute_s_pref, load_benchmarks, load_score_table
 from karma.sensitivity import compute_sensitivity, match_tau, sweep_tau
 from karma.strategies import Candidates, choose_by_kinship
+from karma.strategy_sets import STRATEGIES, build_sets, choose_in_sets
 from karma.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,

@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.strategy_sets import STRATEGIES, build_sets, choose_in_sets
 from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
 from karma.kinship import compute_kinship
 from karma.scores import ScoreTable, compute_below_chance, compute_normalized, compute_s_pref
+from karma.strategy_sets import STRATEGIES, build_sets, choose_in_sets
 
 if TYPE_CHECKING:
     from karma.kinship_study import KinshipStudy

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.strategy_sets import STRATEGIES
 from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.figures.kinship import LABELS
+from karma.strategy_sets import STRATEGIES
 from karma.uncertainty import COIN_FLIP
 
 if TYPE_CHECKING:
