@@ -8,8 +8,6 @@ cells below chance make kin.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,10 +152,3 @@ def _cosine_blocks(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(unit), _BLOCK):
         rows = unit[start : start + _BLOCK]
         yield start, np.matmul(rows, other, out=buffer[: len(rows)])
-
-
-def analyse(table: ScoreTable, folder: str | Path, **options: Any) -> dict[str, Any]:
-    """Write the kinship folder of a score table; see `karma.kinship_study.analyse`."""
-    from karma.kinship_study import analyse as run
-
-    return run(table, folder, **options)
