@@ -139,6 +139,9 @@ def measure(work, *args) -> dict[str, float]:
 
 def _report(sender, work, args) -> None:
     import karma.pairs  # noqa: F401 - imports are not what is measured
+    from karma.scores import load_score_table
+
+    load_score_table("paper")
 
     if work is read_and_write:
         for strategy in args[2]:

@@ -86,7 +86,7 @@ class Accounting:
             if reason not in expected:
                 what = "rows" if reason in DROPPED else "responses"
                 raise InputError(
-                    f"{self.strategy}: {n} {what} lost as '{reason}' ({(DROPPED | UNUSED)[reason]}), "
+                    f"{self.strategy}: {what} lost as '{reason}': {n} ({(DROPPED | UNUSED)[reason]}), "
                     f"which strict mode does not expect: repair the pool, or pass --expect {reason}"
                 )
 
@@ -101,6 +101,21 @@ class Accounting:
             "responses_usable": self.responses_usable,
             "responses_unused": {k: self.responses_unused[k] for k in UNUSED if self.responses_unused[k]},
             "settings": self.settings,
+        }
+
+    def as_counts(self) -> dict[str, int]:
+        """Return every count under a name for people, for a table: rows first, then responses."""
+        return {
+            "prompts in the pool": self.rows_in,
+            "pairs": self.pairs_out,
+            **{f"dropped: {text}": self.dropped[k] for k, text in DROPPED.items() if self.dropped[k]},
+            "responses in the pool": self.responses_in,
+            "usable responses": self.responses_usable,
+            **{
+                f"unused: {text}": self.responses_unused[k]
+                for k, text in UNUSED.items()
+                if self.responses_unused[k]
+            },
         }
 
     @classmethod

@@ -8,6 +8,8 @@ Paper: the comparison is ours; section 4 compares the trained policies instead.
 """
 
 import math
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,35 @@ def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: 
     intervals = [compute_wilson(a, a + d) for a, d in zip(table["agree"], table["disagree"], strict=True)]
     table[["share", "low", "high"]] = np.array(intervals, float).reshape(-1, 3)
     return table
+
+
+def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFrame:
+    """Return, for each two strategies, the share of the prompts both have on which they decide the same.
+
+    Args:
+        sets: strategy -> pairs.
+        of: "chosen" (the same response is chosen) or "pair" (chosen and rejected are the same).
+
+    Returns:
+        A square table of shares, 1 on the diagonal, NaN where two strategies share no prompt.
+
+    Example:
+        >>> one, other = ({"row_id": ["r"], "chosen_id": ["a"], "rejected_id": [x]} for x in "bc")
+        >>> sets = {"k_score": pa.table(one), "k_sim": pa.table(other)}
+        >>> [float(compute_overlap(sets, of).loc["k_score", "k_sim"]) for of in ("chosen", "pair")]
+        [1.0, 0.0]
+    """
+    columns = ["chosen_id"] if of == "chosen" else ["chosen_id", "rejected_id"]
+    frames = {
+        s: t.select(["row_id", *columns]).to_pandas().drop_duplicates("row_id").set_index("row_id")
+        for s, t in sets.items()
+    }
+    shares = pd.DataFrame(np.nan, index=list(sets), columns=list(sets))
+    for a, b in product(sets, repeat=2):
+        both = frames[a].join(frames[b], rsuffix="_other", how="inner")
+        if len(both):
+            shares.loc[a, b] = np.logical_and.reduce([both[c] == both[f"{c}_other"] for c in columns]).mean()
+    return shares
 
 
 def compute_wilson(k: int, n: int) -> tuple[float, float, float]:

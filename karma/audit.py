@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from karma.clusters import compute_clusters, compute_trees
 from karma.estimates import Estimate, compute_difference
 from karma.kinship import compute_choices, compute_cosine, list_pairs
 from karma.mantel import compute_mantel_table
@@ -244,6 +245,14 @@ def _audit_rq4(table: ScoreTable) -> Iterator[Row]:
     text = "; ".join(
         f"{r.group}, {r.factor}: effect {r.effect:+.2f}, p = {r.p:.3f}" for r in tests.itertuples()
     )
+    settings = load_base().kinship
+    clusters = {
+        group: compute_clusters(tree, settings.cut, distance.index).nunique()
+        for group, (distance, tree) in compute_trees(table, settings.distance, settings.linkage).items()
+    }
+    counts = ", ".join(f"{group} {n}" for group, n in clusters.items())
+    claim, said_there = f"Figure 7: clusters below distance {settings.cut}", "a drawing; no distance named"
+    yield build_row(claim, "Figure 7", said_there, counts, f"computed with {settings.distance}")
     said = {"section 4.4": "instruction following", "conclusion": "knowledge"}
     yield build_row(
         "RQ4: which capability is hierarchical",

@@ -53,7 +53,7 @@ class Rules:
         annotation_field: rlaif: which recorded annotation labels, one of overall_score, fine-grained_score, mean_aspect.
         annotations: rlaif: a table of scores by row and response, in place of the recorded ones.
         excluded_origin_models: models whose responses take no part.
-        drop_truthfulqa: drop rows from TruthfulQA.
+        drop_truthfulqa: drop rows from TruthfulQA, and rows of other sources that repeat its questions.
         contaminated: instructions to drop (compared casefolded, white space collapsed).
         max_response_tokens: longest usable response, in tokens estimated as UTF-8 bytes / 4.
         same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
@@ -132,10 +132,13 @@ class Binarizer:
         self.books = {s: Accounting(s) for s in self.strategies}
         self.origins = build_origins(self.scores)
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
+        self._truthfulqa: set[str] = set()
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
 
     def run(self, pool: ResponsePool) -> Iterator[dict[str, pa.Table]]:
         """Yield, for each batch of the pool, the pairs of each strategy."""
+        if self.rules.drop_truthfulqa:
+            self._truthfulqa = _find_truthfulqa(pool)
         recorded = "rlaif" in self.strategies and self.rules.annotations is None
         for batch in pool.batches(self.rules.annotation_field if recorded else None):
             yield self.binarize(batch)
@@ -192,13 +195,10 @@ class Binarizer:
 
     def _bar_rows(self, batch: ResponseBatch) -> dict[str, np.ndarray]:
         barred = {"no_prompt": _is_blank(batch.instruction)}
-        if self.rules.drop_truthfulqa:
-            barred["truthfulqa"] = np.array(
-                [s is not None and "truthful" in s for s in batch.source.to_pylist()]
-            )
-        if self._contaminated:
-            texts = batch.instruction.to_pylist()
-            barred["contaminated"] = np.array([_normalize(t or "") in self._contaminated for t in texts])
+        for reason, known in (("truthfulqa", self._truthfulqa), ("contaminated", self._contaminated)):
+            if known:
+                texts = (_normalize(t or "") for t in batch.instruction.to_pylist())
+                barred[reason] = np.fromiter((t in known for t in texts), bool, batch.n_rows)
         return barred
 
     def _choose(self, strategy: str, candidates: Candidates) -> Choice:
@@ -234,9 +234,10 @@ class Binarizer:
         part = Accounting(strategy, batch.n_rows, len(choice.row), responses_in=len(batch.model))
         part.dropped.update({k: int(mask.sum()) for k, mask in choice.dropped.items()})
         part.responses_unused.update({k: int(mask.sum()) for k, mask in unused.items()})
+        part.responses_usable = len(candidates.row)
         if strategy == "rlaif":
-            part.responses_unused["not_annotated"] = int((~np.isfinite(candidates.annotation)).sum())
-        part.responses_usable = part.responses_in - part.responses_unused.total()
+            part.responses_usable = int(np.isfinite(candidates.annotation).sum())
+            part.responses_unused["not_annotated"] = len(candidates.row) - part.responses_usable
         part.check()
         self.books[strategy].add(part)
 
@@ -279,6 +280,15 @@ def build_origins(scores: ScoreTable | None) -> Origins:
     position = {canonical_model_name(str(name)): i for i, name in enumerate(s_pref.index)}
     square = kinship.loc[s_pref.index, s_pref.index].to_numpy(float)
     return Origins(position, s_pref.to_numpy(float).round(12), square.round(12))
+
+
+def _find_truthfulqa(pool: ResponsePool) -> set[str]:
+    """Return TruthfulQA's questions in the pool, so that other sources' copies of them are found too."""
+    found: set[str] = set()
+    for batch in pool.batches():
+        ours = pc.fill_null(pc.match_substring(batch.source, "truthful"), False)
+        found.update(_normalize(t or "") for t in batch.instruction.filter(ours).to_pylist())
+    return found
 
 
 def _bar(choice: Choice, barred: dict[str, np.ndarray], n_rows: int) -> Choice:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from karma.accounting import DROPPED, UNUSED, Accounting
 from karma.errors import InputError
 from karma.exports import push_pairs, save_binarized, save_dataset
+from karma.pair_card import LICENCE_GROUPS
 from karma.pairs import save_pair_sets
 from karma.params import STRATEGIES
 from karma.pool import ResponsePool, load_pool
@@ -24,7 +25,7 @@ _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 
 def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, revision: str | None, order: str, stages: int,
-    annotations: Path | None, annotation: str, exclude_model: list[str], contaminated: Path | None, strict: bool,
+    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None, contaminated: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
@@ -40,6 +41,9 @@ def run_binarize(
     """
     strategies = list(STRATEGIES) if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
+    if unknown := [g for g in exclude_licence or [] if g not in LICENCE_GROUPS]:
+        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
+    excluded = [*exclude_model, *(m for group in exclude_licence or [] for m in LICENCE_GROUPS[group])]
     source = load_pool(pool, revision)
     score_table = load_score_table(scores)
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
@@ -53,7 +57,7 @@ def run_binarize(
         books = save_pair_sets(
             source, score_table, folders, match_rows=match_rows, n_stages=stages if order == "curriculum" else None,
             command=command, check=check, progress=advance, annotation_field=annotation,
-            annotations=load_annotations(annotations) if annotations else None, excluded_origin_models=exclude_model,
+            annotations=load_annotations(annotations) if annotations else None, excluded_origin_models=excluded,
             contaminated=load_instructions(contaminated) if contaminated else (), **rules,
         )  # fmt: skip
     for name, accounting in books.items():
@@ -66,13 +70,11 @@ def run_binarize(
 
 def describe(accounting: Accounting, folder: Path) -> str:
     """Return one line: pairs, rows, and every reason with its count."""
-    lost = {**+accounting.dropped, **+accounting.responses_unused}
-    reasons = "; ".join(
-        f"{n:,} {'rows' if k in DROPPED else 'responses'}: {(DROPPED | UNUSED)[k]}" for k, n in lost.items()
-    )
+    counts = accounting.as_counts()
+    lost = [f"{n:,} {name}" for name, n in counts.items() if name.startswith(("dropped", "unused"))]
     return (
         f"{accounting.strategy}: {accounting.pairs_out:,} pairs of {accounting.rows_in:,} rows in {folder}"
-        f" ({reasons or 'nothing dropped'})"
+        f" ({'; '.join(lost) or 'nothing dropped'})"
     )
 
 
@@ -91,7 +93,7 @@ def check_made_any(accounting: Accounting) -> None:
         )
     reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
     raise InputError(
-        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; {n:,} lost because {(DROPPED | UNUSED)[reason]}"
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
     )
 
 

@@ -55,7 +55,7 @@ def test_claims(study: Study) -> pd.DataFrame:
             row["p_holm"] = p
             row["verdict"] = row["verdict"] or _judge(row, len(tested))
         rows += [{"question": question, **row} for row in found]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "needed_n": "Int64"})
 
 
 test_claims.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test

@@ -11,13 +11,16 @@ import typer
 
 from karma.errors import InputError, KarmaError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__.split("\n")[0])
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if absent.")]
 
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """Preference data from the kinship of the models that wrote it (KARMA, arXiv 2502.18744)."""
+    """Preference data without annotators, from the kinship of the models that wrote it (KARMA, arXiv 2502.18744).
+
+    Start with `karma run params/demo.yaml --dry-run`, or on data of your own with `karma binarize --help`.
+    """
 
 
 Experiment = Annotated[str, typer.Argument(help="The experiment's file, e.g. params/demo.yaml.")]
@@ -131,6 +134,7 @@ def binarize(
     annotations: Annotated[Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")] = None,
     rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default("pairs", "rejected"),
     exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = _default("pool", "excluded_origin_models"),
+    exclude_licence: Annotated[list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")] = None,
     match_rows: Annotated[bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")] = False,
     order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
     stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
@@ -175,6 +179,19 @@ def kinship(
 
     for line in run_kinship(scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed):
         typer.echo(line)
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment, or `paper`: the published study.")],
+    other: Annotated[str | None, typer.Argument(help="A second experiment: the differences between the two.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: outputs/<name>.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
+) -> None:
+    """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
+    from karma.report import write_report
+
+    typer.echo(f"written: {write_report(study, other, out, price)}")
 
 
 def main() -> None:

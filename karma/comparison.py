@@ -13,7 +13,7 @@ from karma.errors import InputError
 from karma.estimates import adjust_holm, compute_weighted
 from karma.results import Study, load_published
 from karma.scores import canonical_model_name
-from karma.tables import Table, build_table2, build_table3, build_table4
+from karma.tables import Table, build_plain, build_table2, build_table3, build_table4
 
 PAPER_POLICIES = {  # the paper's spelling, which names a model that does not exist
     "llama-3.2-3b": "llama-3.1-3b",
@@ -54,6 +54,18 @@ def compare_studies(a: Study, b: Study) -> tuple[pd.DataFrame, str]:
     return table, f"{len(both)} scores compared; {alone}."
 
 
+def build_comparison(differences: pd.DataFrame, counts: str, name: str) -> Table:
+    """Return `compare_studies`'s result as a table to write; bold where the difference is beyond chance."""
+    frame = differences.set_index(["strategy", "method", "benchmark"])
+    sure = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    sure["difference"] = frame["p_holm"] < 0.05
+    a, _, b = name.partition("_against_")
+    caption = (
+        f"{a} (a) against {b} (b): shares in [0, 1], a - b with its 95 % interval; bold: p_holm below .05."
+    )
+    return Table(name, caption, frame, sure, sure & False, notes=(counts,))
+
+
 def compare_with_paper(study: Study, name: str) -> Table:
     """Return a table's cells beside the paper's, where both have the row and the column.
 
@@ -66,13 +78,12 @@ def compare_with_paper(study: Study, name: str) -> Table:
     """
     build = {"table2": build_table2, "table3": build_table3, "table4": build_table4}[name]
     ours, theirs = (_flatten(build(s)) for s in (study, load_published()))
-    cells = pd.DataFrame({"ours": ours, "paper": theirs}).dropna()
+    cells = ours.to_frame("ours").join(theirs.rename("paper"), how="inner").dropna()
     cells["difference"] = cells["ours"] - cells["paper"]
     missing = [] if len(cells) else [f"no row of {name} is in both: other models, or nothing measured yet"]
     caption = f"{name.capitalize().replace('le', 'le ')} beside the paper's: ours, paper, ours - paper."
     notes = ["other policies and items than the paper's, unless the names are the same", *missing]
-    none = pd.DataFrame(False, index=cells.index, columns=cells.columns)
-    return Table(f"{name}_beside_paper", caption, cells, none, none, notes=tuple(notes))
+    return build_plain(f"{name}_beside_paper", caption, cells, decimals=4, notes=tuple(notes))
 
 
 def _flatten(table: Table) -> pd.Series:

@@ -63,7 +63,7 @@ def order_file(path: Path, n_stages: int, dictionary: list[str]) -> None:
         n_stages: stages of equal size.
         dictionary: columns to encode with a dictionary.
     """
-    source = pq.ParquetFile(path)
+    source = pq.ParquetFile(path, pre_buffer=False)
     order = compute_curriculum(source.read(["chosen_score", "rejected_score", "kinship", "row_id"]))
     stages, schema = (
         compute_stages(len(order), n_stages),

@@ -122,7 +122,7 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         weights: one weight a row of study.results, by its index label.
     """
     rows = study.results.loc[weights.index].assign(weight=weights)
-    value = float((rows["weight"] * rows["value"]).sum())
+    value = round(float((rows["weight"] * rows["value"]).sum()), 12)  # a run less itself is 0, not 1e-17
     variance, bases, n = 0.0, set(), 0
     for benchmark, part in rows.groupby("benchmark"):
         part_variance, basis = _compute_item_variance(study, str(benchmark), part)
@@ -136,9 +136,8 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         bases.add(f"and across {seeds} seeds" if between is not None else "the seeds' cells differ: left out")
         variance += between or 0.0
         df = (seeds - 1) * (variance / between) ** 2 if between else np.inf
-    return Estimate(
-        value, float(np.sqrt(variance)), float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True))
-    )
+    error = round(float(np.sqrt(variance)), 12)
+    return Estimate(value, error, float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True)))
 
 
 def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, str]:

@@ -9,7 +9,7 @@ cells below chance make kin.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ import pandas as pd
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
 from karma.strategy_sets import STRATEGIES
+
+if TYPE_CHECKING:
+    from karma.kinship_study import KinshipStudy
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models
@@ -156,7 +159,7 @@ def _cosine_blocks(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.matmul(rows, other, out=buffer[: len(rows)])
 
 
-def analyse(table: ScoreTable, folder: str | Path, **options: Any) -> dict[str, Any]:
+def analyse(table: ScoreTable, folder: str | Path, **options: Any) -> "KinshipStudy":
     """Write the kinship folder of a score table; see `karma.kinship_study.analyse`."""
     from karma.kinship_study import analyse as run
 

@@ -37,7 +37,8 @@ def build_ledger(study: Study, price_per_million_tokens: float | None = None) ->
         {"what": "training", **_trainings(study)},
         {"what": "policy evaluation", **_evaluations(study.results, ["folder"])},
     ]
-    ledger = pd.DataFrame(rows, columns=COLUMNS).astype({c: "object" for c in COLUMNS})
+    ledger = pd.DataFrame(rows, columns=COLUMNS, dtype=object).astype(object)
+    ledger = ledger.where(ledger.notna(), None)
     if price_per_million_tokens is not None:
         tokens = ledger[["prompt_tokens", "new_tokens"]].apply(pd.to_numeric).sum(axis=1, min_count=1)
         ledger["price"] = tokens * price_per_million_tokens / 1e6
@@ -88,7 +89,10 @@ def _trainings(study: Study) -> dict[str, object]:
 def _add(values: pd.Series) -> float | None:
     """Add what was recorded; None where a job recorded nothing, since a part is no total."""
     numbers = pd.to_numeric(values)
-    return None if numbers.isna().any() else round(float(numbers.sum()), 1)
+    if numbers.isna().any():
+        return None
+    total = numbers.sum()
+    return int(total) if total == int(total) else round(float(total), 1)
 
 
 def _name(devices: pd.Series) -> str:

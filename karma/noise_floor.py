@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.choices import build_sets, choose_in_sets
+from karma.strategy_sets import build_sets, choose_in_sets
 from karma.estimates import compute_mean, compute_wilson
 from karma.kinship import compute_kinship
 from karma.params import load_base

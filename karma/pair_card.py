@@ -13,18 +13,17 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from karma.accounting import DROPPED, UNUSED, Accounting
+from karma.accounting import Accounting
 
-VENDOR_TERMS = "the vendor's terms of use restrict training competing models on its outputs"
-LICENCES = {
-    "gpt-4": VENDOR_TERMS,
-    "gpt-3.5-turbo": VENDOR_TERMS,
-    "bard": VENDOR_TERMS,
-    **dict.fromkeys(
-        ("llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat"),
-        "the Llama 2 licence forbids improving other language models with its outputs",
-    ),
+LICENCE_GROUPS = {
+    "vendor": ("gpt-4", "gpt-3.5-turbo", "bard"),
+    "llama-2": ("llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat"),
 }
+LICENCE_NOTES = {
+    "vendor": "the vendor's terms of use restrict training competing models on its outputs",
+    "llama-2": "the Llama 2 licence forbids improving other language models with its outputs",
+}
+LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
 RULE = {
     "rlaif": "the best-annotated response against a lower one",
     "k_score": "the two responses whose origin models score highest",
@@ -67,7 +66,7 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: `{command}`" if command else "",
-        "## Counts\n\n" + _build_counts(accounting),
+        "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
         "## Pairs by origin model\n\n" + _table(
             ("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]
         ),
@@ -95,17 +94,6 @@ def _build_metadata(accounting: Accounting) -> dict[str, Any]:
     }
 
 
-def _build_counts(accounting: Accounting) -> str:
-    rows = [("prompts in the pool", accounting.rows_in), ("pairs", accounting.pairs_out)]
-    rows += [(f"dropped: {DROPPED[k]}", n) for k, n in accounting.dropped.items() if n]
-    rows += [
-        ("responses in the pool", accounting.responses_in),
-        ("usable responses", accounting.responses_usable),
-    ]
-    rows += [(f"unused: {UNUSED[k]}", n) for k, n in accounting.responses_unused.items() if n]
-    return _table(("what", "n"), [(name, f"{n:,}") for name, n in rows])
-
-
 def _build_licences(by_models: Counter) -> str:
     total, rows = by_models.total(), Counter[str]()
     for models, n in by_models.items():
@@ -115,7 +103,7 @@ def _build_licences(by_models: Counter) -> str:
             )
         )
     notes = [(note, f"{n:,}", f"{n / total:.1%}") for note, n in _by_count(rows)]
-    intro = "The responses stay under the terms of the models that wrote them. `karma binarize --exclude-model NAME` leaves one out."
+    intro = "The responses stay under the terms of the models that wrote them. `karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
     return f"{intro}\n\n" + _table(("note", "pairs concerned", "share"), notes)
 
 

@@ -294,9 +294,11 @@ class PairFolder:
         (self._hidden / "README.md").write_text(build_card(accounting, self._facts, command), "utf-8")
 
     def publish(self) -> None:
-        """Move the finished files into place; other files of the folder stay."""
+        """Move the finished files into place; exports of an earlier set go, other files of the folder stay."""
         folder = Path(self.folder)
         folder.mkdir(exist_ok=True)
+        (folder / "binarized.parquet").unlink(missing_ok=True)
+        shutil.rmtree(folder / "dataset", ignore_errors=True)
         for name in ("pairs.parquet", "accounting.json", "README.md"):
             (self._hidden / name).replace(folder / name)
 

@@ -7,6 +7,7 @@ settings it declares (`karma.stages`), so that changing one value reruns exactly
 
 import difflib
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -143,7 +144,7 @@ class Pairs(_Strict):
     """Which pairs are kept, and which rows stay out of training."""
 
     rejected: Literal["random_lower", "worst"]
-    match_rows: bool
+    match_rows: Annotated[list[Strategy], AfterValidator(_check_unique)]
     held_out: float = Field(ge=0, lt=1)
     seed: int
 
@@ -298,6 +299,7 @@ def load_experiment(path: str | Path) -> Experiment:
     return Experiment(_validate(merged, file), sources, file, root)
 
 
+@cache
 def load_base() -> Settings:
     """Return base.yaml's values: from the clone, or from the installed wheel."""
     packaged = Path(str(files("karma") / "data" / "base.yaml"))

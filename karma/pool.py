@@ -27,6 +27,7 @@ from karma.responses import ASPECTS, ResponseBatch, build_batch, compute_respons
 __all__ = ["ResponsePool", "compute_response_id", "compute_row_id", "load_pool", "save_pool"]
 
 BATCH_ROWS = 4096
+BUFFER_BYTES = 1 << 20
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _RATING = pa.struct([("Rating", _TEXT), ("Rationale", _TEXT), ("Type", pa.list_(_TEXT)),
                      ("Rationale For Rating", _TEXT)])  # fmt: skip
@@ -48,7 +49,7 @@ class ResponsePool:
     Attributes:
         name: Hub id, file name or "rows in memory"; stated in the data card.
         revision: the Hub commit, or None.
-        n_rows: prompts, where known before reading.
+        n_rows: prompts, where known before reading (for JSON lines, the lines).
         read: annotation field or None -> Arrow batches in UltraFeedback's row shape, at most BATCH_ROWS rows each.
     """
 
@@ -146,7 +147,10 @@ def _open_path(path: Path) -> ResponsePool:
     if path.suffix in (".jsonl", ".json"):
         _read_start(path)
         return ResponsePool(
-            path.name, None, None, lambda _: _batch_rows(_parse_json(path), f"{path.name}: line")
+            path.name,
+            None,
+            _count_lines(path),
+            lambda _: _batch_rows(_parse_json(path), f"{path.name}: line"),
         )
     raise InputError(f"{path} is no pool: expected .parquet, .jsonl or .json")
 
@@ -204,7 +208,9 @@ def _wrap_dataset(rows: Any, name: str, revision: str | None) -> ResponsePool:
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=BUFFER_BYTES
+        )  # pre-buffering keeps what it read
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
             f"{path} cannot be read as parquet ({_first_line(error)}): was it cut off?"
@@ -243,6 +249,11 @@ def _read_start(path: Path) -> bytes:
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} is UTF-16: save it as UTF-8")
     return start
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(BUFFER_BYTES), b""))
 
 
 def _parse_json(path: Path) -> Iterator[tuple[int, Any]]:

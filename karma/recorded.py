@@ -87,6 +87,23 @@ def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
     return AnnotationTable(name, keys, scores)
 
 
+def find_annotations(pool: ResponsePool, folder: Path, source: str, field: str) -> AnnotationTable:
+    """Return a study's annotations: the judge's table where its settings ask for one and it was made, else the pool's own.
+
+    Args:
+        pool: the study's pool.
+        folder: where annotations.parquet would lie.
+        source: "judge" or "recorded".
+        field: which recorded annotation.
+    """
+    judged = folder / "annotations.parquet"
+    return (
+        load_annotations(judged)
+        if source == "judge" and judged.is_file()
+        else collect_annotations(pool, field)
+    )
+
+
 def collect_annotations(pool: ResponsePool, field: str) -> AnnotationTable:
     """Gather a pool's own annotations of one kind, so that any pair set can be looked up in them.
 

@@ -88,6 +88,7 @@ def open_results(experiment: str | Path) -> Job:
 
     set_style()
     plt.rcParams["figure.dpi"] = 160  # a page that is printed shows what the notebook shows
+    pd.set_option("display.max_colwidth", None)
     return find_job(load_experiment(experiment), "06_results", {})
 
 

@@ -82,7 +82,7 @@ STAGES = {
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
               lambda s, p: [("pool", {})], module="annotation"),
         Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
-              ("pairs", "kinship.tau", "annotation.source", "annotation.field", "strategies",
+              ("pairs", "kinship.tau", "annotation.source", "annotation.field",
                "pool.excluded_origin_models"), _pairs_inputs),
         Stage("04_alignment_training", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"),

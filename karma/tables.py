@@ -54,7 +54,7 @@ class Table:
 
     def format(self, value: object) -> str:
         """Return a cell as text; a gap is `n/a`."""
-        if value is None or (isinstance(value, float) and np.isnan(value)):
+        if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
             return "n/a"
         return f"{value:.{self.decimals}f}" if isinstance(value, float) else str(value)
 
@@ -87,7 +87,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table for Markdown: bold as **, shaded as a trailing +."""
-        frame = self.frame.map(self.format)
+        frame = self.frame.map(self.format).astype(str)
         frame = frame.where(~self.bold, "**" + frame + "**")
         frame = frame.where(~self.shaded, frame + " +")
         lines = [f"{self.caption}\n", frame.reset_index().to_markdown(index=False, disable_numparse=True), ""]
@@ -206,6 +206,14 @@ def build_table4(study: Study) -> Table:
         notes.append(f"each cell is the mean over seeds {', '.join(map(str, study.seeds))}")
     caption = "Table 4. Accuracy (share in [0, 1]) of every run; bold: the best data set of a row."
     return _build(study, "table4", caption, _add_held_out(study, frame, ("policy", "method")), notes=notes)
+
+
+def build_plain(
+    name: str, caption: str, frame: pd.DataFrame, *, decimals: int = 3, notes: tuple = ()
+) -> Table:
+    """Return any frame as a table to show and save, its index among the columns, nothing marked."""
+    none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    return Table(name, caption, frame, none, none, decimals, notes)
 
 
 def compute_intervals(study: Study) -> pd.DataFrame:

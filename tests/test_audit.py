@@ -133,6 +133,8 @@ def test_k_score_and_k_score_sim_choose_the_same_answer():
     ("RQ3: Qwen2.5-7B does best with K_sim", "recomputed", " 0.405, K_sim 0.467, K_(score,sim) 0.358"),
     ("RQ3: small policies take K_score, larger ones K_sim", "verdict", "holds among the three"),
     ("RQ4: which capability is hierarchical", "verdict", "contradicts itself"),
+    ("Figure 7: clusters below distance 0.4", "recomputed",
+     "total 3, knowledge 2, reasoning 3, instruction following 2"),
     ("SFT lifts the policies above chance", "verdict", "at chance"),
     ("The same SFT data give the same scores", "recomputed", " 0.031, largest 0.199; K_score against"),
     ("The same SFT data give the same scores", "verdict", "as large as the effect"),

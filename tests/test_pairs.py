@@ -32,6 +32,7 @@ from karma.params import STRATEGIES
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
 from karma.recorded import load_annotations
 from karma.scores import canonical_model_name, load_score_table
+from karma.strategies import Candidates, choose_by_kinship
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 
@@ -172,6 +173,16 @@ class TestByEye:
         assert pick(row, three_models, "k_score") != reason
         assert pick(row, three_models, "k_score", **{option: value}) == reason
 
+    def test_truthfulqa_copies_in_other_sources(self, three_models):
+        answers = [("low", "a"), ("high", "b")]
+        rows = [
+            make_row("Is it  SO?", answers),
+            make_row("Is it so?", answers, "truthful_qa"),
+            make_row("No?", answers),
+        ]
+        pairs = build_pairs(load_pool(rows), three_models, "k_sim", tau=-1, seed=0, drop_truthfulqa=True)
+        assert +pairs.accounting.dropped == {"truthfulqa": 2}
+
     def test_match_rows(self, three_models):
         annotated = make_row("a", [("low", "x", 1.0), ("high", "y", 2.0)])
         bare = make_row("b", [("low", "x"), ("high", "y")])
@@ -188,6 +199,30 @@ class TestByEye:
         ids = [compute_response_id(m, t) for m, t in [("middle", "M"), ("low", "L")]]
         table = pa.table({"row_id": [compute_row_id(row)] * 2, "response_id": ids, "score": [2.0, 5.0]})
         assert pick(row, three_models, "rlaif", annotations=load_annotations(table)) == ("L", "M")
+
+
+def test_the_best_model_with_an_eligible_partner_is_chosen():
+    """Of a > b > c > d only (a, d) and (b, c) are kin: k_score takes a, though b and c have the larger sum."""
+    kin = np.full((4, 4), -1.0)
+    kin[0, 3] = kin[3, 0] = kin[1, 2] = kin[2, 1] = 0.9
+    four = Candidates(1, np.zeros(4, int), np.arange(4), np.arange(4, dtype=np.uint64), np.full(4, np.nan))
+    for strategy in ("k_score", "k_score_sim"):
+        pick = choose_by_kinship(strategy, four, np.array([0.9, 0.8, 0.7, 0.1]), kin, tau=0.1)
+        assert (pick.chosen.tolist(), pick.rejected.tolist()) == ([0], [3])
+
+
+def test_one_response_in_two_rows_has_two_annotations(three_models):
+    answers = [("low", "L"), ("high", "H")]
+    rows = [make_row("one?", answers), make_row("two?", answers)]
+    scores = [[1.0, 2.0], [5.0, 3.0]]
+    columns = {
+        "row_id": [compute_row_id(r) for r in rows for _ in answers],
+        "response_id": [compute_response_id(*a) for _ in rows for a in answers],
+        "score": [s for pair in scores for s in pair],
+    }
+    annotations = load_annotations(pa.table(columns))
+    pairs = build_pairs(load_pool(rows), three_models, "rlaif", tau=-1, seed=0, annotations=annotations)
+    assert [p[0]["content"] for p in pairs.table["chosen"].to_pylist()] == ["H", "L"]
 
 
 def reference_pairs(rows, strategy, tau=0.1):
@@ -288,6 +323,20 @@ def test_properties(rows, order):
         {p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")
     ]
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
+
+
+@settings(max_examples=60, deadline=None)
+@given(order=st.permutations(range(5)), seed=st.integers(0, 99), strategy=st.sampled_from(STRATEGIES[1:]))
+def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strategy):
+    """All cosines are equal and two models have equal S_pref: whatever is left to a draw, no order decides it."""
+    path = tmp_path_factory.getbasetemp() / "collinear.csv"
+    path.write_text("origin_model,arc_easy,ifeval\nzero,0,0\na,0.5,0.5\nb,0.5,0.5\nc,0.9,0.9\nd,0.9,0.9\n")
+    scores = load_score_table(path)
+    answers = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("a", "5")]
+    one, other = make_row(responses=answers), make_row(responses=[answers[i] for i in order])
+    assert pick(one, scores, strategy, seed=seed, tau=0.1) == pick(
+        other, scores, strategy, seed=seed, tau=0.1
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -410,6 +459,17 @@ class TestSplit:
         }
         assert not held["k_sim"] & trained["rlaif"] and not held["rlaif"] & trained["k_sim"]
 
+    def test_order_of_rows_does_not_matter(self, some_rows):
+        held = [
+            set(
+                split_pairs(build_pairs(load_pool(rows), PAPER, "k_sim", tau=0.1, seed=0), 0.25, seed=0)[1]
+                .table["row_id"]
+                .to_pylist()
+            )
+            for rows in (some_rows, some_rows[::-1])
+        ]
+        assert held[0] == held[1]
+
     def test_larger_share_holds_the_smaller_one(self, some_rows):
         pairs = build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0)
         small, large = (set(split_pairs(pairs, x, seed=0)[1].table["row_id"].to_pylist()) for x in (0.1, 0.5))
@@ -445,7 +505,7 @@ def test_unknown_strategy_and_missing_scores(some_rows):
 
 def test_strict_mode_names_the_reason(some_rows):
     pairs = build_pairs(load_pool([*some_rows, make_row(responses=[])]), PAPER, "k_sim", tau=0.1, seed=0)
-    with pytest.raises(InputError, match="1 rows lost as 'fewer_than_two_responses'"):
+    with pytest.raises(InputError, match="rows lost as 'fewer_than_two_responses': 1"):
         pairs.accounting.check_expected([])
     pairs.accounting.check_expected(["fewer_than_two_responses"])
     with pytest.raises(InputError, match="'bad_luck' is no reason"):
@@ -548,7 +608,9 @@ def build_tiny_model(folder):
     )
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(folder)
-    return LlamaForCausalLM.from_pretrained(folder), wrapped  # DPOTrainer loads the reference by the folder's name
+    return LlamaForCausalLM.from_pretrained(
+        folder
+    ), wrapped  # DPOTrainer loads the reference by the folder's name
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])

@@ -215,6 +215,8 @@ class TestAnnotationsInThePool:
         from karma.responses import build_batch
 
         table = pa.Table.from_pylist(ROWS[:2] * 3).slice(1, 4)
+        part = build_batch(pa.Table.from_pylist(ROWS[:2] * 3).to_batches()[0].slice(1, 3))
+        assert to_hex(part.row_digest).to_pylist() == [compute_row_id(ROWS[i]) for i in (1, 0, 1)]
         batch = build_batch(pa.concat_tables([table, table]))
         assert [r % 4 for r in np.unique(batch.row)] == [0, 1, 2, 3] * 2
         assert to_hex(batch.row_digest).to_pylist() == [compute_row_id(ROWS[i]) for i in (1, 0, 1, 0) * 2]

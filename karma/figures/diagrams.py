@@ -7,8 +7,11 @@ paper's and the demo's counts.
 """
 
 import textwrap
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
@@ -141,25 +144,23 @@ def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axe
     top = 0.34
     for text, n, color in boxes:
         frame = {"facecolor": color, "edgecolor": "0.7", "boxstyle": "round,pad=0.4"}
-        style = {"family": "DejaVu Sans Mono", "fontsize": 8, "va": "top", "linespacing": 1.3}
+        style: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 8, "va": "top", "linespacing": 1.3}
         ax.text(0.015, 1 - top / height, text, bbox=frame, **style)
         top += n * LINE_IN + 0.2
     return ax
 
 
-def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str, str] | None:
-    """Return (prompt, answer, source) of the first multiple-choice answer on disk, or None."""
-    import pandas as pd
-
-    folders = [] if study.folder is None else sorted(study.folder.glob("**/answers.parquet"))
-    for path in folders:
+def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str | None, str]:
+    """Return (prompt, answer, source) of an answer on disk, of `benchmark` if there, or a named gap."""
+    root = study.folder or Path()
+    for path in [] if study.is_published else sorted(root.glob("**/answers.parquet")):
         rows = pd.read_parquet(path, columns=["benchmark", "prompt", "answer"])
         rows = pd.concat([rows[rows["benchmark"] == benchmark], rows])
         if len(rows):
             first = rows.iloc[0]
-            source = f"{first['benchmark']}, {path.parent.relative_to(study.folder).as_posix()}"
+            source = f"{first['benchmark']}, {path.parent.relative_to(root).as_posix()}"
             return str(first["prompt"]), str(first["answer"]), source
-    return None
+    return "no answer is on disk yet: run 01_origin_evaluation or 05_policy_evaluation first", None, ""
 
 
 def _canvas(height: float) -> Axes:

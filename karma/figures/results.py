@@ -134,7 +134,7 @@ def plot_policies(study: Study, method: str = "dpo") -> np.ndarray:
     for ax in list(axes.flat)[count:]:
         ax.remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=min(len(labels), 6), loc="outside lower center", frameon=False)
+    figure.legend(handles, labels, ncols=3 if count == 1 else 5, loc="outside lower center", frameon=False)
     return np.array(list(axes.flat)[:count])
 
 
@@ -178,11 +178,11 @@ def _source(study: Study) -> str:
     return "The paper's numbers" if study.is_published else f"Study {study.name}"
 
 
-def save_kinship_figures(table: ScoreTable, kinship: Any, folder: Path) -> list[Axes]:
+def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -> list[Axes]:
     """Draw and save Figures 3, 4, 7 and 9 of a score table, as stage 2 draws them.
 
     Args:
-        table: origin models x benchmarks.
+        table: origin models x benchmarks; None (stage 2 has not run) draws nothing.
         kinship: the experiment's kinship settings (tau, distance, linkage, cut).
         folder: figure3.png, figure3.svg and so on go there.
 
@@ -193,6 +193,8 @@ def save_kinship_figures(table: ScoreTable, kinship: Any, folder: Path) -> list[
     from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_worked_example
     from karma.figures.kinship_map import plot_pca
 
+    if table is None:
+        return []
     tau, titles = kinship.tau, table.benchmarks["title"]
     worked = {n: find_worked_set(table, tau, with_dropped=n == 9) for n in (3, 9)}
     drawn = {3: plot_worked_example(table, worked[3], tau)[0]}
@@ -200,5 +202,12 @@ def save_kinship_figures(table: ScoreTable, kinship: Any, folder: Path) -> list[
     drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut)[0]
     drawn[9] = plot_worked_example(table, worked[9], tau)[0]
     for number, ax in drawn.items():
-        save_figure(ax.figure, folder / f"figure{number}")
+        save_axes(ax, folder / f"figure{number}")
     return list(drawn.values())
+
+
+def save_axes(ax: Axes, path: Path) -> list[Path]:
+    """Save the figure that holds `ax` as PNG and SVG, and return the paths."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return save_figure(figure, path)

@@ -46,7 +46,7 @@ def compute_modules(source: str, where: str = "code") -> dict[str, str]:
     todo, found = _imports(source, "karma", where), {}
     while todo:
         name = todo.pop()
-        path = _locate(name)
+        path = _locate(name) if name else None
         if path is None or name in found:
             continue
         found[name] = _digest(path)

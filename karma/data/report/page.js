@@ -12,9 +12,13 @@ for (const table of document.querySelectorAll("main table")) {
   const heads = table.tHead ? [...table.tHead.rows[table.tHead.rows.length - 1].cells] : [];
   const body = table.tBodies[0];
   if (!body || table.querySelector("tbody [rowspan], tbody [colspan]") || table.tHead.rows.length !== 1) continue;
-  for (const cell of body.querySelectorAll("td")) {
-    if (!Number.isNaN(number(key(cell)))) cell.classList.add("number");
-  }
+  heads.forEach((head, column) => {
+    const cells = [...body.rows].map((row) => row.cells[column]);
+    const texts = cells.map(key).filter((text) => !isGap(text));
+    if (texts.length && texts.every((text) => !Number.isNaN(number(text)))) {
+      for (const cell of [head, ...cells]) cell.classList.add("number");
+    }
+  });
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";

@@ -1,0 +1,170 @@
+"""Figures of the binarization: overlap of strategies, who is paired with whom, the Response Quality Gap, the curriculum."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
+from karma.quality_gap import UNITS
+
+AXIS_TITLES = {"length": "length gap", "lexical": "lexical gap", "complexity": "complexity gap", "judge": "judge's gap",
+               "embedding": "embedding gap"}  # fmt: skip
+
+
+def plot_overlap(chosen: pd.DataFrame, pair: pd.DataFrame) -> np.ndarray:
+    """Draw how often two strategies choose the same response, and the same pair.
+
+    Args:
+        chosen, pair: square tables of shares from `karma.agreement.compute_overlap`.
+
+    Returns:
+        The two Axes.
+    """
+    n = len(chosen)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, 1.5 + 0.42 * n), sharey=True)
+    for ax, shares, title in zip(
+        axes, (chosen, pair), ("the same response is chosen", "the same pair"), strict=True
+    ):
+        sns.heatmap(shares, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", square=True, cbar=False, ax=ax,
+                    linewidths=0.5, annot_kws={"size": 8})  # fmt: skip
+        ax.set_title(title)
+        ax.tick_params(axis="x", rotation=45)
+        ax.tick_params(axis="y", rotation=0)
+    figure.suptitle("Share of common prompts on which two strategies decide alike", fontsize=10)
+    return axes
+
+
+def plot_model_pairs(pairs: pa.Table, strategy: str, max_models: int = 20) -> Axes:
+    """Draw how many pairs each two origin models make: rows chosen, columns rejected.
+
+    Args:
+        pairs: a pair set.
+        strategy: its name, for the title.
+        max_models: the commonest models shown.
+    """
+    frame = pairs.select(["chosen_model", "rejected_model", "chosen_score", "rejected_score"]).to_pandas()
+    both = pd.concat([frame["chosen_model"], frame["rejected_model"]]).value_counts().head(max_models).index
+    scores = pd.concat(
+        [
+            frame.groupby("chosen_model")["chosen_score"].mean(),
+            frame.groupby("rejected_model")["rejected_score"].mean(),
+        ]
+    )
+    order = scores[scores.index.isin(both)].groupby(level=0).mean().sort_values(ascending=False).index
+    counts = pd.crosstab(frame["chosen_model"], frame["rejected_model"]).reindex(
+        index=order, columns=order, fill_value=0
+    )
+    side = max(COLUMN_WIDTH_IN, 0.4 * len(order) + 1.6)
+    _, ax = plt.subplots(figsize=(min(side + 0.6, PAGE_WIDTH_IN), min(side, PAGE_WIDTH_IN)))
+    sns.heatmap(counts, mask=counts == 0, annot=len(order) <= 17, fmt="d", cmap="Blues", cbar=False, square=True, ax=ax,
+                linewidths=0.5, linecolor="#dddddd", annot_kws={"size": 8})  # fmt: skip
+    ax.set(xlabel="origin model of the rejected response", ylabel="origin model of the chosen response",
+           title=f"{strategy}: pairs by origin models (best first)")  # fmt: skip
+    ax.tick_params(axis="x", rotation=90)
+    ax.grid(visible=False)
+    return ax
+
+
+def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.ndarray:
+    """Draw the Response Quality Gap: above, its distribution by strategy; below, the difference from the baseline.
+
+    Args:
+        gaps: strategy -> gaps, from `karma.quality_gap.compute_gaps`.
+        comparison: from `compare_gaps`, with one baseline.
+
+    Returns:
+        Axes, shape (2, measures).
+    """
+    measures = list(dict.fromkeys(comparison["measure"]))
+    names = list(gaps)
+    shape = (2, max(len(measures), 1))
+    figure, axes = plt.subplots(
+        *shape, figsize=(PAGE_WIDTH_IN, 1.6 + 0.5 * len(names)), sharey="row", squeeze=False
+    )
+    for measure, (upper, lower) in zip(measures, axes.T, strict=False):
+        for place, name in enumerate(names):
+            values = gaps[name][measure].dropna() if measure in gaps[name] else pd.Series(dtype=float)
+            _draw_box(upper, values, place, strategy_style(name))
+            found = comparison[(comparison["measure"] == measure) & (comparison["strategy"] == name)]
+            for row in found.itertuples():
+                style = strategy_style(name)
+                lower.errorbar(row.difference, place, xerr=[[row.difference - row.low], [row.high - row.difference]],
+                               color=style["color"], marker=style["marker"], capsize=3, markersize=5)  # fmt: skip
+        upper.set(title=AXIS_TITLES[measure], xlabel=UNITS[measure])
+        lower.axvline(0, color="black", linewidth=0.8, linestyle="--")
+        lower.set(xlabel=UNITS[measure])
+    for ax in (axes[0, 0], axes[1, 0]):
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+    baseline = comparison["baseline"].iloc[0] if len(comparison) else "the baseline"
+    figure.suptitle(f"Above: gap of each pair (box: quartiles, diamond: mean). Below: mean minus {baseline}, same prompts, 95 %",
+                    fontsize=9)  # fmt: skip
+    return axes
+
+
+def plot_curriculum(pairs: pa.Table, strategy: str) -> Axes:
+    """Draw a curriculum: the score gap along the order of training, with kinship as colour and the stages marked.
+
+    Args:
+        pairs: a set ordered by `karma.pairs.order_pairs`, with a column `stage`.
+        strategy: its name, for the title.
+    """
+    frame = pairs.select(["chosen_score", "rejected_score", "kinship", "stage"]).to_pandas()
+    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.75, 2.8))
+    points = ax.scatter(np.arange(len(frame)) + 1, frame["chosen_score"] - frame["rejected_score"], s=9, c=frame["kinship"],
+                        cmap="cividis", rasterized=True)  # fmt: skip
+    starts = np.flatnonzero(frame["stage"].diff().to_numpy() > 0)
+    for start in starts:
+        ax.axvline(start + 0.5, color="black", linewidth=0.8, linestyle="--")
+    for stage, places in frame.groupby("stage").indices.items():
+        ax.text(
+            places.mean() + 1,
+            1.01,
+            f"stage {stage}",
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            fontsize=8,
+        )
+    ax.figure.colorbar(points, ax=ax, label="kinship (cosine)")
+    unit = "annotation" if strategy == "rlaif" else "S_pref"
+    ax.set(
+        xlabel="place in the order of training (pairs)",
+        ylabel=f"{unit}, chosen minus rejected",
+        ylim=(0, None),
+    )
+    ax.set_title(f"{strategy}: from plain to subtle distinctions", pad=16)
+    return ax
+
+
+def plot_agreement(by_models: pd.DataFrame, max_rows: int = 12) -> Axes:
+    """Draw how often the annotations agree with the kinship label, by pair of origin models.
+
+    Args:
+        by_models: from `compute_agreement(..., by_models=True)`.
+        max_rows: the commonest model pairs shown.
+    """
+    rows = by_models.dropna(subset="share").head(max_rows)[::-1]
+    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.75, 1.2 + 0.26 * len(rows)))
+    labels = [f"{r.chosen_model} > {r.rejected_model}  (n={r.n}, ties {r.tie})" for r in rows.itertuples()]
+    spans = [np.maximum(rows["share"] - rows["low"], 0), np.maximum(rows["high"] - rows["share"], 0)]
+    ax.errorbar(rows["share"], labels, xerr=spans, fmt="o", capsize=3)
+    ax.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
+    ax.set(
+        xlim=(-0.02, 1.02),
+        xlabel="share of untied annotations that agree, 95 % interval",
+        title="Does the annotator see it so?",
+    )
+    return ax
+
+
+def _draw_box(ax: Axes, values: pd.Series, place: int, style: dict[str, str]) -> None:
+    if len(values):
+        ax.boxplot(values, positions=[place], orientation="horizontal", widths=0.65, showfliers=False, showmeans=True, patch_artist=True,
+                   manage_ticks=False, medianprops={"color": "black"},
+                   boxprops={"facecolor": style["color"], "alpha": 0.6, "hatch": style["hatch"]},
+                   meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4})  # fmt: skip

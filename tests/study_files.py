@@ -1,0 +1,102 @@
+"""Writes a study's files in the fixed formats, without a model, for tests of results, claims, report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from karma.files import find_project_root
+from karma.params import Experiment, load_experiment
+from karma.scores import build_score_table, save_score_table
+from karma.stages import STAGES, Job, compute_jobs
+
+CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}
+N_ITEMS = 40
+
+
+def write_answers(folder: Path, benchmarks: list[str], accuracy: float, seed: int) -> dict:
+    """Write answers.parquet and return the benchmarks' scores as scores.json holds them."""
+    generator, frames, scores = np.random.default_rng(seed), [], {}
+    for benchmark in benchmarks:
+        units = np.where(np.arange(N_ITEMS) % 2, 2, 1) if benchmark == "ifeval" else np.ones(N_ITEMS, int)
+        correct = generator.binomial(units, accuracy)
+        ids = [f"{benchmark}-{k}" for k in range(N_ITEMS)]
+        texts = {"prompt": "p", "answer": "a", "extracted": "a"}
+        frames.append(
+            pd.DataFrame({"benchmark": benchmark, "item_id": ids, **texts, "correct": correct, "n": units})
+        )
+        value = correct.sum() / units.sum()
+        scores[benchmark] = {"value": value, "n": int(units.sum()), "standard_error": 0.05,
+                             "unextracted": 0.1, "chance": CHANCE.get(benchmark, 0.25), "task_version": 1,
+                             "template_hash": "t", "shots": 0, "generation": {}, "details": {}}  # fmt: skip
+    pd.concat(frames).to_parquet(folder / "answers.parquet")
+    return scores
+
+
+def write_scores(job: Job, accuracy: float, seed: int) -> None:
+    benchmarks = job.experiment.settings.benchmarks
+    asked = benchmarks.origin if "origin_model" in job.params else benchmarks.policy
+    job.folder.mkdir(parents=True, exist_ok=True)
+    content = {"model": "m", "weights_digest": "w", "backend": "hf", "device": "cpu", "dtype": "float32",
+               "batch_size": 4, "seconds": 2.0, "prompt_tokens": 1000, "new_tokens": 100}  # fmt: skip
+    scores = write_answers(job.folder, asked, accuracy, seed)
+    (job.folder / "scores.json").write_text(json.dumps({**content, "benchmarks": scores}))
+
+
+def write_training(job: Job) -> None:
+    p, held_out = job.params, {"accuracy": 0.6, "n": 20, "interval": [0.4, 0.8], "margin_mean": 0.1}
+    content = {**p, "seed": int(p["seed"]), "n_train_pairs": 60, "n_held_out_pairs": 20, "n_updates": 15,
+               "seconds": 30.0, "tokens": 5000, "data_digest": "d", "same_data_as": None,
+               "held_out": held_out, "history": [{"step": 1, "loss": 0.69}], "device": "cpu",
+               "dtype": "float32", "settings": {}}  # fmt: skip
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "training.json").write_text(json.dumps(content))
+
+
+def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES)) -> None:
+    """Write a whole study's files in the fixed formats; later strategies score a little higher."""
+    s, out = experiment.settings, experiment.outputs
+    seed = 0
+    for stage in [STAGES[name] for name in stages if name in STAGES]:
+        for job in (Job(experiment, stage, p) for p in compute_jobs(stage, s)):
+            seed += 1
+            if stage.name in ("01_origin_evaluation", "05_policy_evaluation"):
+                write_scores(job, 0.3 + 0.02 * (seed % 7), seed)
+            elif stage.name == "04_alignment_training":
+                write_training(job)
+            elif stage.name == "03_binarization":
+                job.folder.mkdir(parents=True, exist_ok=True)
+                accounting = {"rows_in": 100, "pairs_out": 80, "dropped": {"equal S_pref": 20}}
+                (job.folder / "accounting.json").write_text(json.dumps(accounting))
+                (job.folder / "README.md").write_text("card")
+                (job.folder / "pairs.parquet").write_bytes(b"")
+            elif stage.name == "pool":
+                job.folder.mkdir(parents=True, exist_ok=True)
+                (job.folder / "pool.parquet").write_bytes(b"")
+                (job.folder / "accounting.json").write_text(json.dumps({"rows_in": 100, "rows_out": 100}))
+            elif stage.name == "annotation":
+                cost = {
+                    "annotator": "judge",
+                    "calls": 400,
+                    "prompt_tokens": 90000,
+                    "seconds": 100.0,
+                    "device": "cpu",
+                }
+                (job.folder / "annotations.parquet").write_bytes(b"")
+                (job.folder / "annotation_cost.json").write_text(json.dumps(cost))
+    if "02_kinship_analysis" in stages:
+        files = {m: json.loads((out / "origins" / m / "scores.json").read_text()) for m in s.origin_models}
+        (out / "kinship").mkdir(parents=True)
+        save_score_table(build_score_table(files), out / "kinship" / "scores.csv")
+        for name in STAGES["02_kinship_analysis"].products[1:]:
+            (out / "kinship" / name).write_text("{}")
+
+
+def make_experiment(tmp_path: Path, extra: str = "") -> Experiment:
+    """Return the demo experiment, under a name of its own, with outputs below tmp_path."""
+    text = (find_project_root() / "params" / "demo.yaml").read_text().replace("name: demo", "name: study")
+    (tmp_path / "params.yaml").write_text(text + extra)
+    experiment = load_experiment(tmp_path / "params.yaml")
+    experiment.outputs = tmp_path / "outputs" / "study"
+    return experiment

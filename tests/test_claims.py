@@ -1,0 +1,274 @@
+"""Claims, cost and comparisons of measured studies; figures: labels, units, overlap, emptiness."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from karma.claims import SMALLEST, compute_family, test_claims
+from karma.comparison import build_comparison, compare_studies, compare_with_paper
+from karma.errors import InputError
+from karma.estimates import Estimate, adjust_holm, compute_needed_items
+from karma.figures import set_style
+from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
+from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
+from karma.ledger import build_ledger, compute_break_even
+from karma.results import collect, load_published
+from tests.study_files import N_ITEMS, make_experiment, write_study
+
+
+def make_study(folder: Path, extra: str = ""):
+    experiment = make_experiment(folder, extra)
+    write_study(experiment)
+    return experiment, collect(experiment)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"))[1]
+
+
+@pytest.fixture(scope="module")
+def claims(study):
+    return test_claims(study).set_index("claim")
+
+
+def set_answers(experiment, run: str, right: float) -> None:
+    """Give a run that share of right answers on every item of every benchmark: the first ones."""
+    folder = experiment.outputs / "runs" / "smollm2-135m" / run
+    answers = pd.read_parquet(folder / "answers.parquet")
+    position = answers.groupby("benchmark").cumcount()
+    answers["correct"] = answers["n"] * (position < right * N_ITEMS)
+    answers.to_parquet(folder / "answers.parquet")
+    scores = json.loads((folder / "scores.json").read_text())
+    for name, rows in answers.groupby("benchmark"):
+        scores["benchmarks"][name]["value"] = float(rows["correct"].sum() / rows["n"].sum())
+    (folder / "scores.json").write_text(json.dumps(scores))
+
+
+def test_a_small_study_cannot_tell_and_says_what_it_would_take(claims):
+    row = claims.loc["K_score beats RLAIF"]
+    assert row["verdict"].startswith(f"cannot tell with n = {row['n']} items; {row['needed_n']:,} would show")
+    assert row["n"] == 4 * N_ITEMS + 60 and row["needed_n"] > 1000
+    assert "one seed: without training noise" in row["basis"]
+    assert "needs policies of two sizes" in claims.loc[
+        "K_score's lead over K_sim is larger for smaller policies, DPO", "verdict"]  # fmt: skip
+
+
+def test_a_clear_gain_is_supported_and_a_clear_loss_is_not(tmp_path):
+    experiment, _ = make_study(tmp_path)
+    for method in ("sft", "dpo"):
+        set_answers(experiment, f"rlaif/{method}/seed0", 0.4)
+        set_answers(experiment, f"k_score/{method}/seed0", 0.8)
+        set_answers(experiment, f"k_sim/{method}/seed0", 0.1)
+        set_answers(experiment, f"k_score_sim/{method}/seed0", 0.4)
+    verdicts = test_claims(collect(experiment)).set_index("claim")["verdict"]
+    assert verdicts["K_score beats RLAIF"].startswith("supported (n = ")
+    assert verdicts["K_sim beats RLAIF"].startswith("not supported (n = ")
+    assert verdicts["K_(score,sim) beats RLAIF"].startswith("no difference at all")
+
+
+def test_controls_are_compared_where_they_were_trained(tmp_path):
+    _, study = make_study(tmp_path, "\nstrategies: [rlaif, k_sim, random, least_kin]\n")
+    rows = test_claims(study).set_index("claim")
+    assert {"K_sim beats random", "K_sim beats least kin", "K_sim beats RLAIF"} <= set(rows.index)
+    assert not any("K_score beats" in claim and "K_sim" not in claim for claim in rows.index)
+
+
+def test_two_sizes_answer_rq3(tmp_path):
+    text = "\npolicies: [smollm2-135m, smollm2-7b]\n"
+    experiment = make_experiment(tmp_path)
+    path = experiment.path
+    path.write_text(path.read_text().replace("policies: [smollm2-135m]", text.strip()).replace(
+        "models:\n", "models:\n  smollm2-7b: {packaged: smollm2-135m}\n", 1))  # fmt: skip
+    from karma.params import load_experiment
+
+    experiment = load_experiment(path)
+    experiment.outputs = tmp_path / "outputs"
+    write_study(experiment)
+    study = collect(experiment)
+    row = (
+        test_claims(study)
+        .set_index("claim")
+        .loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
+    )
+    means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
+    lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
+    assert row["effect"] == pytest.approx(lead["smollm2-135m"] - lead["smollm2-7b"])
+
+
+def test_missing_runs_are_named_not_guessed(tmp_path):
+    study = collect(make_experiment(tmp_path))
+    claims = test_claims(study)
+    assert claims["verdict"].str.startswith("cannot tell").all() and claims["effect"].isna().all()
+
+
+def test_p_values_are_corrected_within_a_question(claims):
+    rq2 = claims[claims["question"] == "RQ2"]
+    assert len(rq2) == 9 and (rq2["p_holm"] <= 1).all()
+    assert adjust_holm([0.01, 0.02, 0.5]) == pytest.approx([0.03, 0.04, 0.5])
+
+
+def test_needed_items_follow_the_power_formula():
+    found = Estimate(0.01, 0.03, np.inf, 200, 1, "")
+    expected = 200 * ((1.959964 + 0.841621) * 0.03 / SMALLEST) ** 2
+    assert compute_needed_items(found, SMALLEST) == int(np.ceil(expected))
+    assert compute_needed_items(found, 0) is None
+
+
+def test_families_are_read_from_names():
+    assert compute_family("WizardLM-70b") == compute_family("wizardlm-7b") == "wizardlm"
+    assert compute_family("GPT-3.5") == "gpt" and compute_family("smollm2-drop-2") == "smollm2-drop"
+
+
+def test_the_ledger_adds_what_the_runs_recorded(study):
+    ledger = build_ledger(study, price_per_million_tokens=10.0).set_index("what")
+    rlaif, kinship = ledger.iloc[0], ledger.iloc[1]
+    assert (rlaif["calls"], rlaif["prompt_tokens"], rlaif["seconds"]) == (400, 90000, 100)
+    assert kinship["jobs"] == 6 and kinship["calls"] == 6 * 6 * N_ITEMS
+    assert kinship["prompt_tokens"] == 6000 and kinship["seconds"] == 12
+    assert rlaif["price"] == pytest.approx(0.9) and kinship["price"] == pytest.approx(0.066)
+    assert ledger.loc["training", "seconds"] == 8 * 30 and ledger.loc["policy evaluation", "jobs"] == 9
+    assert compute_break_even(study) == pytest.approx(6600 / (90000 / 400))
+    with pytest.raises(InputError, match=r"price_per_million_tokens is -1, expected 0 or more"):
+        build_ledger(study, -1)
+
+
+def test_a_part_is_no_total(tmp_path):
+    experiment, _ = make_study(tmp_path)
+    path = experiment.outputs / "origins/smollm2-drop-1/scores.json"
+    content = json.loads(path.read_text())
+    del content["prompt_tokens"]
+    path.write_text(json.dumps(content))
+    study = collect(experiment)
+    assert (
+        build_ledger(study).set_index("what").loc["labels, kinship: origin evaluation", "prompt_tokens"]
+        is None
+    )
+    assert compute_break_even(study) is None
+
+
+def test_a_study_differs_from_itself_by_nothing(study):
+    table, counts = compare_studies(study, study)
+    assert (table["difference"] == 0).all() and (table["p_holm"] == 1).all()
+    assert counts == "45 scores compared; 0 only in study, 0 only in study."
+
+
+def test_two_seeds_are_compared_cell_by_cell(study, tmp_path):
+    experiment, _ = make_study(tmp_path, "\nseeds: [1]\n")
+    set_answers(experiment, "k_sim/dpo/seed1", 1.0)
+    other = collect(experiment)
+    table, _ = compare_studies(study, other)
+    row = table.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'all'").iloc[0]
+    assert (
+        row["b"] == 1
+        and row["difference"] == pytest.approx(row["a"] - 1)
+        and row["basis"] == "paired over items"
+    )
+    assert row["low"] < row["difference"] < row["high"] and row["p_holm"] < 0.001
+    written = build_comparison(table, "counts", "a_against_b").save(tmp_path)
+    assert "**" in written[1].read_text() and "counts" in written[1].read_text()
+
+
+def test_studies_without_a_run_in_common_are_refused(study, tmp_path):
+    with pytest.raises(InputError, match="study and study share no run"):
+        compare_studies(study, collect(make_experiment(tmp_path)))
+
+
+def test_cells_stand_beside_the_papers(study):
+    table = compare_with_paper(study, "table2").frame
+    assert table.loc[("MMLU", "K_sim"), "paper"] == pytest.approx(0.3354, abs=5e-5)
+    cells = table.loc[("MMLU", "K_sim")]
+    assert cells["difference"] == pytest.approx(cells["ours"] - cells["paper"])
+    assert "no row of table4 is in both" in compare_with_paper(study, "table4").notes[-1]
+
+
+def texts_of(figure) -> list:
+    return [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
+
+
+def expect_readable(figure) -> None:
+    """Text of 8 pt or more, inside the figure, tick labels apart, no axes empty."""
+    figure.canvas.draw()  # lays it out
+    renderer, frame = figure.canvas.get_renderer(), figure.bbox
+    assert min(t.get_fontsize() for t in texts_of(figure)) >= 8
+    for text in texts_of(figure):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= frame.x0 - 2 and box.x1 <= frame.x1 + 2, text.get_text()
+        assert box.y0 >= frame.y0 - 2 and box.y1 <= frame.y1 + 2, text.get_text()
+    for ax in figure.axes:
+        assert ax.has_data() or ax.texts, "empty axes"
+        for labels, low, high in ((ax.get_xticklabels(), "x0", "x1"), (ax.get_yticklabels(), "y0", "y1")):
+            boxes = [t.get_window_extent(renderer) for t in labels if t.get_visible() and t.get_text()]
+            boxes.sort(key=lambda b, low=low: getattr(b, low))
+            for left, right in pairwise(boxes):
+                assert getattr(left, high) <= getattr(right, low) + 1, "tick labels overlap"
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("which", ["measured", "published", "controls"])
+def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
+    set_style()
+    chosen = study if which == "measured" else load_published()
+    if which == "controls":
+        strategies = "rlaif, k_score, k_sim, k_score_sim, random, least_kin"
+        chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
+    ax = plot_capabilities(chosen)
+    assert "share" in ax.get_ylabel() and [t.get_text() for t in ax.get_xticklabels()] == [
+        "knowledge", "instruction following", "reasoning"]  # fmt: skip
+    assert len(ax.patches) == 3 * len(chosen.strategies)
+    hatches = {p.get_hatch() for p in ax.patches}
+    assert len(hatches) == len(chosen.strategies), "in grey the strategies look alike"
+    tops = {round(p.get_height(), 9) for p in ax.patches}
+    assert tops == set(compute_capabilities(chosen)["value"].round(9))
+    expect_readable(ax.figure)
+    axes = plot_policies(chosen)
+    assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
+    highest = max(p.get_height() for a in axes for p in a.patches)
+    assert all(a.get_ylim()[1] >= highest for a in axes), "a bar is cut"
+    expect_readable(axes[0].figure)
+
+
+def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
+    experiment, _ = make_study(tmp_path)
+    (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
+    ax = plot_capabilities(collect(experiment))
+    assert [t.get_text() for t in ax.texts] == ["n/a"] * 3
+    plt.close(ax.figure)
+
+
+def test_an_empty_study_still_draws(tmp_path):
+    set_style()
+    study = collect(make_experiment(tmp_path))
+    counts = compute_counts(study)
+    bars = [plot_capabilities(study), plot_policies(study)[0]]
+    for ax in [
+        *bars,
+        plot_labelling(counts),
+        plot_framework(study, counts),
+        plot_prompt(*find_prompt(study)),
+    ]:
+        expect_readable(ax.figure)
+
+
+def test_diagrams_show_the_studys_own_counts(study, tmp_path):
+    set_style()
+    counts = compute_counts(study)
+    shown = " ".join(t.get_text() for t in plot_labelling(counts).texts)
+    assert "400 calls" in shown and "90,000 tokens" in shown and "6 origin models" in shown
+    for figure in (plot_labelling(counts).figure, plot_framework(study, counts).figure):
+        expect_readable(figure)
+
+
+def test_a_prompt_is_shown_as_sent_or_cut_with_a_count(tmp_path):
+    set_style()
+    ax = plot_prompt("Question: 1 + 1?\nA. 1\nB. 2", "B", "arc_easy")
+    assert ax.texts[1].get_text() == "Question: 1 + 1?\nA. 1\nB. 2" and ax.texts[2].get_text() == "answer: B"
+    expect_readable(ax.figure)
+    long = plot_prompt("\n".join(f"line {k}" for k in range(100)), "B" * 500)
+    assert "[74 more lines]" in long.texts[1].get_text()
+    expect_readable(long.figure)

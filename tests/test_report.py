@@ -1,0 +1,184 @@
+"""report.html: what is on it, and that a browser shows it whole."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from karma.errors import InputError
+from karma.files import find_project_root
+from karma.params import load_experiment
+from karma.report import export_html, render_page, write_report
+from tests.study_files import write_study
+
+BEFORE = """<script>window.seen = [];
+addEventListener("error", (e) => seen.push(e.message || String(e.target.src || e.target.href)), true);
+console.error = (...all) => seen.push(all.join(" "));</script>"""
+AFTER = """<script>addEventListener("load", () => {
+const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, caption, pre, .table, nav")]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline");
+const pictures = [...document.images].map((i) => [i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]);
+const sorted = [];
+for (const table of document.querySelectorAll("main table")) {
+  const button = [...table.querySelectorAll("th button")].at(-1);
+  if (!button || table.tBodies[0].rows.length < 3) continue;
+  const text = () => [...table.tBodies[0].rows].map((r) => r.cells[r.cells.length - 1].textContent.trim());
+  const first = text(); button.click(); const up = text(); button.click(); const down = text();
+  sorted.push({first, up, down});
+}
+const found = {seen, pictures, sorted, cut: cut.map((e) => e.tagName + ": " + e.textContent.slice(0, 80)),
+  links: [...document.querySelectorAll("nav a")].every((a) => document.querySelector(a.getAttribute("href"))),
+  wide: document.documentElement.scrollWidth - innerWidth};
+const out = document.createElement("pre"); out.id = "check"; out.textContent = JSON.stringify(found);
+document.body.append(out); });</script>"""
+
+
+def find_chromium() -> str:
+    names = [os.environ.get("KARMA_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        message = "no Chromium here: install it, or set KARMA_CHROMIUM, to see whether the report shows whole"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def look_at(page: Path, folder: Path, width: int = 1280) -> dict:
+    """Open a page in headless Chromium and return what it says about itself."""
+    html = page.read_text().replace("<head>", "<head>" + BEFORE, 1).replace("</body>", AFTER + "</body>", 1)
+    copy = folder / "looked_at.html"
+    copy.write_text(html)
+    command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",
+               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+               copy.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    check = BeautifulSoup(done.stdout, "lxml").select_one("#check")
+    assert check is not None, done.stderr[-500:]
+    return json.loads(check.get_text())
+
+
+def expect_whole(found: dict, n_pictures: int) -> None:
+    assert found["seen"] == [], "errors on the page's console"
+    assert len(found["pictures"]) >= n_pictures
+    assert all(
+        natural > 300 and width > 300 and height > 40 and alt
+        for natural, width, height, alt in found["pictures"]
+    )
+    assert found["cut"] == [], "text is cut"
+    assert found["wide"] <= 0, "the page scrolls sideways"
+    assert found["links"], "a line of the contents leads nowhere"
+    assert found["sorted"], "no table can be sorted"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_report("paper", out=tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """The page of a half-finished study in a clone of its own, made as `karma report` makes it."""
+    root, here = find_project_root(), Path.cwd()
+    clone = tmp_path_factory.mktemp("clone")
+    for name in ("params", "notebooks"):
+        shutil.copytree(root / name, clone / name)
+    try:
+        os.chdir(clone)
+        experiment = load_experiment("params/demo.yaml")
+        assert experiment.outputs == clone / "outputs" / "demo"
+        write_study(experiment)
+        (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
+        return write_report("params/demo.yaml", price=2.0)
+    finally:
+        os.chdir(here)
+
+
+def test_the_published_report_holds_everything(published):
+    folder = published.parent
+    for number in (1, 2, 3, 4, 5, 6, 7, 9):
+        for suffix in ("png", "svg"):
+            assert (folder / "figures" / f"figure{number}.{suffix}").stat().st_size > 5000
+    for number in (1, 2, 3, 4):
+        for suffix in ("csv", "md", "tex"):
+            assert (folder / "tables" / f"table{number}.{suffix}").is_file()
+    assert len(pd.read_csv(folder / "tables" / "audit.csv")) > 25
+    text = BeautifulSoup(published.read_text(), "lxml").get_text()
+    for piece in ("three cells differ", "contradicts itself", "0.3177", "Qwen2.5-7B", "inferred"):
+        assert piece in text
+
+
+def test_pages_fetch_nothing_and_show_no_code(published, measured):
+    for page in (published, measured):
+        html = page.read_text()
+        assert not re.search(r"""(src|href)=["'](https?:)?//""", html)
+        assert "@import" not in html and "url(" not in html and "MathJax" not in html
+        assert "import collect" not in html and "open_results(" not in html
+
+
+def test_a_half_finished_study_is_reported_with_its_gap(measured):
+    html = measured.read_text()
+    text = " ".join(BeautifulSoup(html, "lxml").get_text().split())
+    assert "runs/smollm2-135m/k_sim/dpo/seed0/scores.json" in text and "n/a" in text
+    assert "cannot tell: its runs are missing" in text and "cannot tell with n = " in text
+    assert "break-even" in text and "0.18" in text
+    folder = measured.parent
+    assert folder.name == "demo" and len(list((folder / "figures").glob("figure?.png"))) == 9
+    for name in (
+        "table1",
+        "table2",
+        "table3",
+        "table4",
+        "table2_beside_paper",
+        "claims",
+        "ledger",
+        "gaps",
+        "intervals",
+    ):
+        assert {p.suffix for p in (folder / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}, name
+    for link in BeautifulSoup(html, "lxml").select("main a[href]"):
+        target = link["href"]
+        assert target.startswith("#") or (folder / target).exists(), target
+
+
+def test_the_published_report_in_a_browser(published, tmp_path):
+    expect_whole(look_at(published, tmp_path), n_pictures=8)
+
+
+def test_a_measured_report_in_a_browser(measured, tmp_path):
+    expect_whole(look_at(measured, tmp_path), n_pictures=9)
+
+
+def test_tables_sort_as_numbers_with_gaps_last(tmp_path):
+    frame = "<table><thead><tr><th>k</th><th>v</th></tr></thead><tbody>" + "".join(
+        f"<tr><td>{k}</td><td>{v}</td></tr>"
+        for k, v in [("a", "10"), ("b", "n/a"), ("c", "9.5"), ("d", "-1")]
+    )
+    cells = [nbformat.v4.new_markdown_cell("# t\n\n## One"),
+             nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output(
+                 "display_data", data={"text/html": frame + "</tbody></table>"})])]  # fmt: skip
+    page = tmp_path / "page.html"
+    page.write_text(render_page(nbformat.v4.new_notebook(cells=cells)))
+    found = look_at(page, tmp_path)
+    assert found["sorted"][0]["up"] == ["-1", "9.5", "10", "n/a"]
+    assert found["sorted"][0]["down"] == ["10", "9.5", "-1", "n/a"]
+
+
+def test_a_notebook_that_never_ran_is_refused(tmp_path):
+    notebook = find_project_root() / "notebooks" / "06_results.ipynb"
+    with pytest.raises(InputError, match="has no outputs, expected an executed notebook"):
+        export_html(notebook, tmp_path / "report.html")
+    with pytest.raises(InputError, match="does not exist: run `karma notebook 06_results"):
+        export_html(tmp_path / "absent.ipynb", tmp_path / "report.html")
+
+
+def test_the_paper_is_not_compared(tmp_path):
+    with pytest.raises(InputError, match="'paper' is no measured study"):
+        write_report("paper", "params/demo.yaml", out=tmp_path)
