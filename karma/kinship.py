@@ -8,6 +8,7 @@ cells below chance make kin.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ import pandas as pd
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
 from karma.strategy_sets import STRATEGIES
+
+if TYPE_CHECKING:
+    pass
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models

@@ -8,6 +8,7 @@ None.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from karma.clusters import Pca, compute_clusters, compute_pca, compute_trees
 from karma.files import atomic_path, save_json
 from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.mantel import compute_kin_agreement, compute_mantel_table
-from karma.score_table import PAPER_TABLES
 from karma.scores import (
     ScoreTable,
     compute_below_chance,
@@ -240,7 +240,7 @@ def run_kinship(
     scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any
 ) -> Iterator[str]:
     """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
-    shipped = PAPER_TABLES.parent / "column_maps" / f"{columns}.yaml"
+    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
     mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"

