@@ -204,9 +204,6 @@ def main() -> None:
             raise
         typer.secho(f"karma: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("karma: interrupted; the same command goes on from here", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":
