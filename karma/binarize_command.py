@@ -1,4 +1,5 @@
-"""What `karma binarize` does: check the options together, stream the pairs to disk with progress, report the books.
+"""What `karma binarize` does: check the options together, stream the pairs to disk with progress, report the
+books.
 
 The work is in `karma.pairs`; here are only the combinations of options that a library call cannot get wrong.
 """
@@ -25,7 +26,8 @@ _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 
 def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, revision: str | None, order: str, stages: int,
-    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None, contaminated: Path | None, strict: bool,
+    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
+    contaminated: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
@@ -34,7 +36,7 @@ def run_binarize(
     Args:
         out, pool, strategy, ...: the options of `karma binarize`, under their own names.
         command: the command line, for the data card.
-        **rules: options that are fields of `karma.binarization.Rules` as they are.
+        **rules: options that are fields of `karma.rules.Rules` as they are.
 
     Raises:
         InputError: an option or file that cannot be used; nothing has been written then.
@@ -55,11 +57,20 @@ def run_binarize(
 
     with _show_progress(source) as advance:
         books = save_pair_sets(
-            source, score_table, folders, match_rows=match_rows, n_stages=stages if order == "curriculum" else None,
-            command=command, check=check, progress=advance, annotation_field=annotation,
-            annotations=load_annotations(annotations) if annotations else None, excluded_origin_models=excluded,
-            contaminated=load_instructions(contaminated) if contaminated else (), **rules,
-        )  # fmt: skip
+            source,
+            score_table,
+            folders,
+            match_rows=match_rows,
+            n_stages=stages if order == "curriculum" else None,
+            command=command,
+            check=check,
+            progress=advance,
+            annotation_field=annotation,
+            annotations=load_annotations(annotations) if annotations else None,
+            excluded_origin_models=excluded,
+            contaminated=load_instructions(contaminated) if contaminated else (),
+            **rules,
+        )
     for name, accounting in books.items():
         for shape in also or []:
             _ALSO[shape](folders[name])
@@ -93,7 +104,8 @@ def check_made_any(accounting: Accounting) -> None:
         )
     reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
     raise InputError(
-        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; "
+        f"the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
     )
 
 
