@@ -43,9 +43,7 @@ def run_binarize(
     """
     strategies = list(STRATEGIES) if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
-    if unknown := [g for g in exclude_licence or [] if g not in LICENCE_GROUPS]:
-        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
-    excluded = [*exclude_model, *(m for group in exclude_licence or [] for m in LICENCE_GROUPS[group])]
+    excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
     score_table = load_score_table(scores)
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
@@ -77,6 +75,13 @@ def run_binarize(
         yield describe(accounting, folders[name])
         if push_to_hub:
             yield f"uploaded to {push_pairs(folders[name], push_to_hub)}"
+
+
+def list_by_licence(groups: list[str]) -> list[str]:
+    """Return the origin models under the named licence groups; an unknown name is an InputError."""
+    if unknown := [group for group in groups if group not in LICENCE_GROUPS]:
+        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
+    return [model for group in groups for model in LICENCE_GROUPS[group]]
 
 
 def describe(accounting: Accounting, folder: Path) -> str:

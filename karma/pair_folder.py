@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from karma.accounting import Accounting
 from karma.binarization import PAIR_SCHEMA
 from karma.curriculum import order_file
-from karma.errors import InputError
+from karma.errors import InputError, KarmaError
 from karma.files import save_json
 from karma.pair_card import CardFacts, build_card
 
@@ -90,4 +90,10 @@ class PairFolder:
 def open_all(folders: dict[str, Path]) -> Iterator[dict[str, PairFolder]]:
     """Open one pair folder a strategy; leaving the block removes what is hidden, finished or not."""
     with ExitStack() as stack:
-        yield {strategy: stack.enter_context(PairFolder(folder)) for strategy, folder in folders.items()}
+        try:
+            yield {strategy: stack.enter_context(PairFolder(folder)) for strategy, folder in folders.items()}
+        except OSError as error:  # the disk is full, or gone
+            where = ", ".join(map(str, folders.values()))
+            raise KarmaError(
+                f"{where} cannot be written ({error.strerror or error}): nothing was kept"
+            ) from error

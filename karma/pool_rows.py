@@ -167,9 +167,23 @@ def _is_brokenfirst_line(stream: Any) -> bool:
     return False
 
 
+class _RepeatedKey(Exception):
+    """A JSON object gives a key twice, of which the parser would keep the last in silence."""
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return built
+
+
 def _decode_json(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_build_object)
+    except _RepeatedKey as error:
+        raise InputError(f"{where}: key '{error}' is given twice; keep one") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 (byte {line[error.start]:#04x}): convert the file") from error
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karma.errors import InputError
+from karma.errors import InputError, KarmaError
 from karma.exports import push_pairs, save_binarized, save_dataset
 from karma.files import compute_file_digest
 from karma.kinship import compute_kinship
@@ -408,6 +408,22 @@ class TestFolder:
             patch.setattr(karma.pool, "BATCH_ROWS", 100)
             save_pair_sets(load_pool(broken), PAPER, {"k_sim": tmp_path / "out" / "k_sim"}, tau=0.1, seed=0)
         assert list((tmp_path / "out").iterdir()) == []
+
+    def test_full_disk_and_forbidden_folder(self, some_rows, tmp_path, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        folder = {"k_sim": tmp_path / "out" / "k_sim"}
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(KarmaError, match=r"No space left.*nothing was kept"),
+        ):
+            patch.setattr(pq.ParquetWriter, "write_table", refuse)
+            save_pair_sets(load_pool(some_rows), PAPER, folder, tau=0.1, seed=0)
+        assert list((tmp_path / "out").iterdir()) == []
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be written: No space"):
+            patch.setattr("tempfile.mkdtemp", refuse)
+            save_pair_sets(load_pool(some_rows), PAPER, folder, tau=0.1, seed=0)
 
     @pytest.mark.parametrize(
         "spoil, message",

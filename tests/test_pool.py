@@ -276,6 +276,10 @@ MALFORMED = {
         b'{"instruction": "x", "completions": [{"model": "m", "response": ["y"]}]}\n',
         "expected text",
     ),
+    "key given twice": (
+        b'{"instruction": "x", "instruction": "y", "completions": []}\n',
+        "line 1: key 'instruction' is given twice",
+    ),
     "deep nesting": (b"[" * 100_000, "not valid JSON"),
 }
 
