@@ -463,6 +463,11 @@ class TestFolder:
             "| pairs | 300 |",
         ):
             assert phrase in text, phrase
+        concerned = [
+            {p["chosen_model"], p["rejected_model"]} & {"gpt-4", "bard"} for p in pairs.table.to_pylist()
+        ]
+        n = sum(map(bool, concerned))
+        assert f"competing models on its outputs | {n:,} | {n / 300:.1%} |" in text
 
 
 class TestSplit:
