@@ -35,7 +35,7 @@ RECORDED = (
 )
 
 
-def run_stage(name: str, experiment: str, params: dict[str, str], command: str = "") -> Job:
+def run_stage(name: str, experiment: str, params: dict[str, Any], command: str = "") -> Job:
     """Run one job headless: its notebook, or for stages without one the module's `run`; record where it came from.
 
     Raises:
@@ -96,7 +96,8 @@ def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
     if not tagged:
         raise InputError(f"{notebook.name} has no cell tagged `parameters`")
     tree = ast.parse("".join(tagged[0]["source"]))
-    known = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    known = [target.id for target in targets if isinstance(target, ast.Name)]
     for name in values:
         if name not in known:
             raise InputError(f"{notebook.name} has no parameter '{name}'; it has {', '.join(known)}")

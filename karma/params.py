@@ -202,7 +202,7 @@ class Settings(_Strict):
     def _check_references(self):
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies}
-        named["annotation.judge"] = [self.annotation.judge] if self.annotation.source == "judge" else []
+        named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
         if self.scores.table == "measured" or self.pool.source == "generate":
             named["origin_models"] = self.origin_models
         for name, spec in self.models.items():
@@ -268,7 +268,8 @@ class Experiment:
 
     def select(self, keys: tuple[str, ...], stage: str = "?") -> View:
         """Return the values under the dotted `keys`, and nothing else, as attributes."""
-        full, chosen = self.settings.model_dump(mode="json"), {}
+        full: dict[str, Any] = self.settings.model_dump(mode="json")
+        chosen: dict[str, Any] = {}
         for key in keys:
             node, target, parts = full, chosen, key.split(".")
             for part in parts[:-1]:
@@ -301,7 +302,8 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     file, root = find_experiment_file(path)
     base_file = root / "params" / "base.yaml"
-    merged, sources = {}, {}
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for source in dict.fromkeys([base_file, file]):
         _merge(merged, sources, _load_yaml(source), source.name, "")
     return Experiment(_validate(merged, file), sources, file, root)
@@ -376,18 +378,18 @@ def _validate(values: dict[str, Any], file: Path) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{file.name}: {'; '.join(_explain(e, values) for e in error.errors())}") from None
+        raise InputError(f"{file.name}: {'; '.join(_explain(e) for e in error.errors())}") from None
 
 
-def _explain(error: dict[str, Any], values: dict[str, Any]) -> str:
+def _explain(error: Any) -> str:
     """Turn one pydantic error into: key, what was given, what was expected."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        model = Settings
+        model: type[BaseModel] | None = Settings
         for part in error["loc"][:-1]:
-            field = model.model_fields.get(str(part)) if isinstance(model, type) else None
+            field = model.model_fields.get(str(part)) if model else None
             model = _inner_model(field.annotation) if field else ModelSpec
-        known = list(model.model_fields) if model else []
+        known = list(model.model_fields) if model is not None else []
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"unknown setting '{key}'; {hint}"

@@ -112,7 +112,7 @@ def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
     if stage.per == ("origin_model",):
         yield from (p for _, p in _origins(s, {}))
     elif stage.per == ("strategy",):
-        yield from ({"strategy": strategy} for strategy in s.strategies)
+        yield from ({"strategy": str(strategy)} for strategy in s.strategies)
     elif stage.per == _RUN:
         for policy in s.policies:
             if stage.name == "05_policy_evaluation":
@@ -180,11 +180,11 @@ class Job:
         if self.stage.name == "pool":
             names = s.origin_models if s.pool.source == "generate" else []
         elif self.stage.name == "annotation":
-            names = [s.annotation.judge]
+            names = [s.annotation.judge or "none"]
         else:
             names = [self.params[k] for k in [_MODEL_PARAMETERS.get(self.stage.name)] if k]
-        names = [*names, *(s.models[n].perturbed for n in names if s.models[n].perturbed)]
-        return {n: s.models[n].model_dump(mode="json") for n in dict.fromkeys(names)}
+        fathers = [father for name in names if (father := s.models[name].perturbed)]
+        return {name: s.models[name].model_dump(mode="json") for name in dict.fromkeys([*names, *fathers])}
 
     @property
     def code(self) -> str:

@@ -182,7 +182,7 @@ def _run_trainer(trainer: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
             "train_seconds": round(log[-1]["train_runtime"], 3)}  # fmt: skip
 
 
-def _find_twin(siblings: list[Path], identity: str) -> Path | None:
+def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     for sibling in siblings:
         record = sibling / "training.json"
         if (

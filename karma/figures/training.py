@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from karma.figures import PAGE_WIDTH_IN, PALETTE
 
@@ -45,4 +46,4 @@ def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:
     if reference is not None:
         axis.axhline(reference, color="black", lw=1, ls=":")
     axis.set(xlabel="update", ylabel=label)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -65,7 +65,8 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, dict[str, Any]]
 
 def show_progress(experiment: Experiment, events: Path, child: Popen) -> None:
     """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
-    started, told = time.time(), set()
+    started = time.time()
+    told: set[str] = set()
     total = len(list_jobs(experiment))
     with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
         while child.poll() is None:
