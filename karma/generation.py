@@ -227,6 +227,6 @@ def run(job: Any) -> None:
     else:
         local = job.experiment.root / source
         pool = load_pool(str(local)) if local.exists() else load_pool(source, job.settings.pool.revision)
-        rows = (row for batch in pool.batches() for row in batch.to_pylist())
+        rows = (row for batch in pool.read(None) for row in batch.to_pylist())
     n_rows = save_pool(rows, job.folder / "pool.parquet")
     save_json({"source": source, "rows": n_rows}, job.folder / "accounting.json")
