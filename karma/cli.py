@@ -82,7 +82,7 @@ def annotation(experiment: Experiment) -> None:
 
 
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:
-    from karma.notebooks import run_stage
+    from karma.headless import run_stage
 
     params = {}
     for assignment in assignments or []:

@@ -8,8 +8,7 @@ cells below chance make kin.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_nor
 from karma.strategy_sets import STRATEGIES
 
 if TYPE_CHECKING:
-    from karma.kinship_study import KinshipStudy
+    pass
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models
@@ -157,10 +156,3 @@ def _cosine_blocks(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(unit), _BLOCK):
         rows = unit[start : start + _BLOCK]
         yield start, np.matmul(rows, other, out=buffer[: len(rows)])
-
-
-def analyse(table: ScoreTable, folder: str | Path, **options: Any) -> "KinshipStudy":
-    """Write the kinship folder of a score table; see `karma.kinship_study.analyse`."""
-    from karma.kinship_study import analyse as run
-
-    return run(table, folder, **options)

@@ -70,9 +70,13 @@ class ModelSpec(_Strict):
 
     @model_validator(mode="after")
     def _check_one_source(self):
-        given = [k for k in ("hub", "path", "packaged", "perturbed", "random") if getattr(self, k) is not None]
+        given = [
+            k for k in ("hub", "path", "packaged", "perturbed", "random") if getattr(self, k) is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of hub, path, packaged, perturbed, random (got {given or 'none'})")
+            raise ValueError(
+                f"give exactly one of hub, path, packaged, perturbed, random (got {given or 'none'})"
+            )
         if not self.perturbed and (self.noise or self.drop_layers):
             raise ValueError("noise and drop_layers belong to `perturbed: <model>`")
         if self.perturbed and not (self.noise or self.drop_layers):
@@ -228,13 +232,17 @@ class View:
     """Settings as attributes, cut down to what a stage declares; anything else is a clear error."""
 
     def __init__(self, values: dict[str, Any], path: str, stage: str):
-        self.__dict__.update({k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()})
+        self.__dict__.update(
+            {k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()}
+        )
         self._values, self._path, self._stage = values, path, stage
 
     def __getattr__(self, key: str):
         if key.startswith("__"):
             raise AttributeError(key)
-        raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py")
+        raise AttributeError(
+            f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values below this point as plain dictionaries."""
@@ -313,7 +321,9 @@ def find_experiment_file(path: str | Path) -> tuple[Path, Path]:
     for candidate in (Path(path), root / path, root / "params" / f"{path}.yaml"):
         if candidate.is_file():
             return candidate.resolve(), root
-    there = ", ".join(sorted(f"params/{p.name}" for p in (root / "params").glob("*.yaml") if p.stem != "base"))
+    there = ", ".join(
+        sorted(f"params/{p.name}" for p in (root / "params").glob("*.yaml") if p.stem != "base")
+    )
     raise InputError(f"experiment '{path}' not found; there are {there}")
 
 
@@ -324,13 +334,15 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         repeated = [k for k in keys if keys.count(k) > 1]
         if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{repeated[0]}' is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -385,7 +397,9 @@ def _explain(error: dict[str, Any], values: dict[str, Any]) -> str:
     if not key:
         return message
     given = repr(error["input"])
-    hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
+    hint = (
+        " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
+    )
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
 
 

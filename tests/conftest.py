@@ -27,7 +27,9 @@ def real_data() -> Path:
 def copy_project(target: Path) -> Path:
     """Copy what a sweep needs, the package included, so that a test may edit it."""
     for name in ("karma", "notebooks", "params"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
     return target
 
 
@@ -41,7 +43,13 @@ def run_karma(project: Path, *args: str, timeout: float = 600) -> subprocess.Com
 
 def project_environment(project: Path) -> dict[str, str]:
     """Return an environment in which `karma` is the copied project's package, offline."""
-    return {**os.environ, "PYTHONPATH": str(project), "KARMA_ROOT": str(project), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(project),
+        "KARMA_ROOT": str(project),
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+    }
 
 
 Karma = Callable[..., subprocess.CompletedProcess[str]]

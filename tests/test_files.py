@@ -3,7 +3,14 @@
 import pytest
 
 from karma.errors import InputError
-from karma.files import atomic_path, compute_file_digest, find_project_root, load_json, save_if_changed, save_json
+from karma.files import (
+    atomic_path,
+    compute_file_digest,
+    find_project_root,
+    load_json,
+    save_if_changed,
+    save_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -16,7 +16,7 @@ from karma.cli import app
 from karma.clusters import compute_clusters, compute_pca, compute_trees
 from karma.errors import InputError
 from karma.files import save_json
-from karma.kinship import analyse, compute_kinship
+from karma.kinship import compute_kinship
 from karma.kinship_study import build_study, describe_study, save_study, summarize
 from karma.notebooks import run_stage
 from karma.origin_scores import load_example_answers, load_study_table

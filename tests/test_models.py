@@ -50,7 +50,9 @@ def test_a_layer_that_does_not_exist_is_refused():
 
 
 def test_digests_tell_weights_apart_not_names():
-    models = specs(a={"perturbed": "tiny", "noise": 0.1}, b={"perturbed": "tiny", "noise": 0.1, "noise_seed": 1})
+    models = specs(
+        a={"perturbed": "tiny", "noise": 0.1}, b={"perturbed": "tiny", "noise": 0.1, "noise_seed": 1}
+    )
     models["same"] = models["tiny"]
     digests = {name: compute_weights_digest(models, name) for name in models}
     assert digests["same"] == digests["tiny"]
@@ -80,7 +82,9 @@ def test_a_base_model_without_chat_template_gets_a_plain_one(tmp_path, capsys):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(specs(base={"path": str(tmp_path)}), "base")
-    text = loaded.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = loaded.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "User: Hi\n\nAssistant:"
     assert "no chat template" in capsys.readouterr().out
 
@@ -102,7 +106,9 @@ def test_the_packaged_model_answers():
     assert (prepare_packaged() / "model.safetensors").is_file()
     model, tokenizer = load_model(models, "smollm2"), load_tokenizer(models, "smollm2")
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": "What is the capital of France?"}],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     inputs = tokenizer(text, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=12, do_sample=False)

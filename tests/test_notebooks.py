@@ -11,7 +11,7 @@ import papermill
 import pytest
 
 from karma.errors import InputError
-from karma.notebooks import check_parameters
+from karma.headless import check_parameters
 from karma.stages import STAGES
 from tests.conftest import ROOT, project_environment, run_karma
 
@@ -63,7 +63,9 @@ def test_there_is_one_parameters_cell_of_literals(path):
 def test_functions_stand_in_lessons_only(path):
     for cell in cells(path, "code"):
         if not {"lesson", "solution"} & set(cell.metadata.get("tags", [])):
-            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
+            assert not any(
+                isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source))
+            )
 
 
 @each_notebook
@@ -87,7 +89,11 @@ def test_it_is_stripped_and_plain(path):
 
 @each_notebook
 def test_imports_stand_in_one_cell(path):
-    importing = [c for c in cells(path, "code") if any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(c.source).body)]
+    importing = [
+        c
+        for c in cells(path, "code")
+        if any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(c.source).body)
+    ]
     assert len(importing) == 1
 
 
@@ -106,13 +112,17 @@ def test_a_notebook_runs_through_plain_papermill(smoke, tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/03_binarization.ipynb", str(tmp_path / "out.ipynb"), "-p", "experiment",
                "params/smoke.yaml", "-p", "strategy", "k_sim", "--no-progress-bar"]  # fmt: skip
     before = (smoke / "outputs/smoke/pairs/k_sim/pairs.parquet").read_bytes()
-    result = subprocess.run(command, cwd=smoke, env=project_environment(smoke), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=smoke, env=project_environment(smoke), capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert (smoke / "outputs/smoke/pairs/k_sim/pairs.parquet").read_bytes() == before
 
 
 def test_a_notebook_whose_input_is_missing_names_the_one_to_run_first(tmp_path, smoke):
-    (smoke / "params" / "empty.yaml").write_text((smoke / "params" / "smoke.yaml").read_text().replace("name: smoke", "name: empty"))
+    (smoke / "params" / "empty.yaml").write_text(
+        (smoke / "params" / "smoke.yaml").read_text().replace("name: smoke", "name: empty")
+    )
     result = run_karma(smoke, "notebook", "04_alignment_training", "params/empty.yaml", "-p", "policy=tiny-a", "-p", "strategy=k_sim",
                        "-p", "method=dpo", "-p", "seed=0")  # fmt: skip
     (smoke / "params" / "empty.yaml").unlink()

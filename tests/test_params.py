@@ -17,7 +17,9 @@ def experiment(tmp_path):
 
 
 def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment):
-    study = experiment("name: mine\nkinship: {tau: 0.2}\nmodels: {a: {hub: org/a}}\npolicies: [a]\nscores: {table: paper}\n")
+    study = experiment(
+        "name: mine\nkinship: {tau: 0.2}\nmodels: {a: {hub: org/a}}\npolicies: [a]\nscores: {table: paper}\n"
+    )
     assert study.settings.kinship.tau == 0.2
     assert study.settings.kinship.cut == load_base().kinship.cut
     shown = study.show(("kinship",))["set by"]

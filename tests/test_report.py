@@ -120,7 +120,10 @@ def test_pages_fetch_nothing_and_show_no_code(published, measured):
         html = page.read_text()
         assert not re.search(r"""(src|href)=["'](https?:)?//""", html)
         assert "@import" not in html and "url(" not in html and "MathJax" not in html
-        assert "import collect" not in html and "open_results(" not in html
+        body = BeautifulSoup(html, "lxml")
+        assert "open_results(" not in body.get_text() and not body.select(".highlight, .input, .input_area")
+        headings = {tag.get_text().strip() for tag in body.select("h1, h2, h3")}
+        assert {image["alt"] for image in body.select("img")} <= headings
 
 
 def test_a_half_finished_study_is_reported_with_its_gap(measured):

@@ -110,6 +110,12 @@ def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path):
     assert build_table4(study).frame.loc[("MMLU-pro", "smollm2-135m", "SFT"), "RLAIF"] == cell["value"].mean()
     found = compute_difference(study, "k_sim", "rlaif", method="dpo")
     assert found.n_seeds == 3 and "across 3 seeds" in found.basis and np.isfinite(found.df)
+    of_seed = [compute_difference(study, "k_sim", "rlaif", method="dpo", seed=k) for k in (0, 1, 2)]
+    within = sum(e.standard_error**2 for e in of_seed) / 9  # seeds' answers are drawn independently here
+    between = np.var([e.value for e in of_seed], ddof=1) / 3
+    assert found.value == pytest.approx(np.mean([e.value for e in of_seed]))
+    assert found.standard_error**2 == pytest.approx(within + between, rel=0.15)
+    assert found.standard_error**2 > 1.2 * within
 
 
 def test_a_paired_difference_is_that_of_the_items(study):

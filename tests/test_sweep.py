@@ -52,17 +52,25 @@ def test_every_file_of_the_study_is_there(smoke):
         assert pairs["rows_in"] == pairs["pairs_out"] + sum(pairs["dropped"].values())
         for method in ("sft", "dpo"):
             run = study / "runs" / "tiny-a" / strategy / method / "seed0"
-            training, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("training", "scores"))
+            training, scores = (
+                json.loads((run / f"{name}.json").read_text()) for name in ("training", "scores")
+            )
             assert training["history"] and training["held_out"]["n"] > 0
             for score in scores["benchmarks"].values():
                 assert 0 <= score["value"] <= 1 and score["n"] >= 24 and score["standard_error"] >= 0
-            assert {"04_alignment_training", "05_policy_evaluation"} <= set(json.loads((run / "provenance.json").read_text()))
+            assert {"04_alignment_training", "05_policy_evaluation"} <= set(
+                json.loads((run / "provenance.json").read_text())
+            )
     assert (study / "runs" / "tiny-a" / "start" / "scores.json").is_file()
     assert (study / "report.html").stat().st_size > 50_000
     for table in (1, 2, 3, 4):
-        assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), table
+        assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), (
+            table
+        )
     for figure in (3, 4, 5, 6, 7, 9):
-        assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), figure
+        assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), (
+            figure
+        )
 
 
 def test_every_job_left_its_executed_notebook_and_provenance(smoke):
@@ -77,7 +85,10 @@ def test_every_job_left_its_executed_notebook_and_provenance(smoke):
 
 def test_one_training_where_two_sft_sets_are_the_same(smoke):
     runs = smoke / STUDY / "runs" / "tiny-a"
-    records = {s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text()) for s in ("k_score", "k_score_sim")}
+    records = {
+        s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text())
+        for s in ("k_score", "k_score_sim")
+    }
     assert records["k_score"]["data_digest"] == records["k_score_sim"]["data_digest"]
     assert sum(r["same_data_as"] is not None for r in records.values()) == 1
     weights = [(runs / s / "sft" / "seed0" / "model" / "model.safetensors").read_bytes() for s in records]
@@ -151,13 +162,24 @@ def test_another_strategy_trains_only_itself(untouched):
 
 
 def test_a_module_is_found_through_every_form_of_import():
-    reached = compute_modules("from karma import build_pairs\nimport karma.training as t\ndef f():\n    from .karma import x\n")
-    assert {"karma.pairs", "karma.scores", "karma.training", "karma.logprobs", "karma.models", "karma.errors"} <= set(reached)
+    reached = compute_modules(
+        "from karma import build_pairs\nimport karma.training as t\ndef f():\n    from .karma import x\n"
+    )
+    assert {
+        "karma.pairs",
+        "karma.scores",
+        "karma.training",
+        "karma.logprobs",
+        "karma.models",
+        "karma.errors",
+    } <= set(reached)
     assert "karma.sweep.engine" not in compute_modules("from karma.pairs import build_pairs")
 
 
 def test_magic_lines_are_not_python(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%matplotlib inline\nx = 1"), nbformat.v4.new_markdown_cell("y")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("%matplotlib inline\nx = 1"), nbformat.v4.new_markdown_cell("y")]
+    )
     nbformat.write(notebook, tmp_path / "n.ipynb")
     assert read_code(tmp_path / "n.ipynb") == "# %matplotlib inline\nx = 1"
 
@@ -195,7 +217,10 @@ def add_cell(project: Path, name: str, source: str) -> str:
 
 
 def pair_bytes(project: Path) -> dict[str, bytes]:
-    return {p.parent.name: p.read_bytes() for p in sorted((project / "outputs/corner/pairs").glob("*/pairs.parquet"))}
+    return {
+        p.parent.name: p.read_bytes()
+        for p in sorted((project / "outputs/corner/pairs").glob("*/pairs.parquet"))
+    }
 
 
 def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(corner):
@@ -220,7 +245,11 @@ def planned_corner(project: Path) -> set[str]:
 def test_a_repeated_call_repeats_only_what_failed(corner):
     flag = corner / "fail"
     flag.touch()
-    add_cell(corner, "03_binarization", f"import pathlib\nassert strategy != 'k_sim' or not pathlib.Path({str(flag)!r}).exists()")
+    add_cell(
+        corner,
+        "03_binarization",
+        f"import pathlib\nassert strategy != 'k_sim' or not pathlib.Path({str(flag)!r}).exists()",
+    )
     assert run_karma(corner, *RUN_CORNER).returncode == 1
     flag.unlink()
     assert planned_corner(corner) == {"03_binarization.k_sim"}
@@ -234,7 +263,11 @@ def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
     shutil.rmtree(corner / "outputs" / "corner")
     flag = corner / "slow"
     flag.touch()
-    add_cell(corner, "03_binarization", f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists():\n    pathlib.Path({str(flag)!r} + strategy).touch()\n    time.sleep(120)")
+    add_cell(
+        corner,
+        "03_binarization",
+        f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists():\n    pathlib.Path({str(flag)!r} + strategy).touch()\n    time.sleep(120)",
+    )
     process = subprocess.Popen([sys.executable, "-m", "karma.cli", *RUN_CORNER], cwd=corner, env=project_environment(corner),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.time() + 120

@@ -107,7 +107,9 @@ def test_an_empty_training_set_is_refused(tiny):
 @pytest.fixture(scope="module")
 def dpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("k_sim")
-    record = train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
+    record = train(
+        make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x"
+    )
     return folder, record
 
 
@@ -158,7 +160,9 @@ def test_sft_masks_the_prompt(tmp_path, tiny):
     model, tokenizer = tiny
     pairs = make_pairs(2)
     record = train(pairs, pairs, MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
-    logps, lengths = compute_logps(model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), max_length=128)
+    logps, lengths = compute_logps(
+        model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), max_length=128
+    )
     assert record["history"][0]["loss"] == pytest.approx(-(logps.sum() / lengths.sum()).item(), rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Start Snakemake, show what it does, and clean up after a killed sweep.
+"""Start Snakemake, and clean up after a killed sweep.
 
 Snakemake runs as a child in the experiment's folder. Before it starts, survivors of a killed sweep are ended (every
 process of a sweep carries $KARMA_SWEEP), and the fingerprints of settings and code that rules depend on are rewritten
@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +17,25 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from karma.errors import KarmaError
-from karma.files import compute_file_digest, load_json, save_if_changed
+from karma.files import compute_file_digest, save_if_changed
 from karma.params import Experiment
-from karma.stages import STAGES, Job, find_job, list_jobs
+from karma.stages import STAGES, Job, list_jobs
 from karma.sweep.code import compute_stage_code
+from karma.sweep.progress import (
+    console,
+    describe_needs,
+    find_last_line,
+    read_events,
+    render,
+    shorten,
+    show_progress,
+    show_where,
+)
 
 HERE = Path(__file__).parent
-console = Console()
 
 
 def run_sweep(experiment: Experiment, cores: int | None = None, until: str | None = None) -> None:
@@ -49,20 +56,24 @@ def run_sweep(experiment: Experiment, cores: int | None = None, until: str | Non
         events.unlink(missing_ok=True)
         child = _start(experiment, events, cores, until)
         try:
-            _show_progress(experiment, events, child, cores or os.cpu_count() or 1)
+            show_progress(experiment, events, child)
         except BaseException:
             _end_survivors(experiment)
             raise
     states = read_events(experiment, events)
     failed = [state for state in states.values() if state["status"] == "failed"]
     if failed:
-        lines = "\n".join(f"  {state['label']}: {_last_line(state['log'])}\n    log {state['log']}" for state in failed)
-        raise KarmaError(f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}")
+        lines = "\n".join(
+            f"  {state['label']}: {find_last_line(state['log'])}\n    log {state['log']}" for state in failed
+        )
+        raise KarmaError(
+            f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}"
+        )
     if child.returncode:
         raise KarmaError(f"the sweep stopped: {_last_error(experiment, events)}")
     done = f"{len(states)} jobs done" if states else "everything is up to date"
     console.print(f"{experiment.settings.name}: {done}")
-    _show_where(experiment)
+    show_where(experiment)
 
 
 def plan_sweep(experiment: Experiment, until: str | None = None) -> list[dict[str, Any]]:
@@ -84,23 +95,8 @@ def show_plan(experiment: Experiment, until: str | None = None) -> None:
     jobs = plan_sweep(experiment, until)
     table = Table("job", "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do")
     for state in jobs:
-        table.add_row(state["label"], _shorten(state["reason"]), describe_needs(state["job"]))
+        table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"]))
     Console(width=None if console.is_terminal else 160).print(table if jobs else "everything is up to date")
-
-
-def describe_needs(job: Job) -> str:
-    """Say what a job needs: models, data, devices."""
-    s = job.experiment.settings
-    needs = [spec["hub"] or name for name, spec in job.models.items()]
-    if job.stage.name == "pool":
-        needs.append(s.pool.source if s.pool.source != "generate" else str(s.pool.instructions))
-    if job.models:
-        gpus = s.compute.gpus_per_job
-        needs.append(f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}")
-    if job.stage.name == "04_alignment_training":
-        t = s.training
-        needs.append(f"{t.per_device_batch_size * t.gradient_accumulation * t.devices} pairs an update")
-    return ", ".join(needs) or "files of earlier stages"
 
 
 def show_status(experiment: Experiment) -> None:
@@ -108,7 +104,7 @@ def show_status(experiment: Experiment) -> None:
     running = _is_locked(experiment)
     if running:
         states = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
-        console.print(_render(experiment, states, 0.0, running))
+        console.print(render(experiment, states, 0.0, running))
         return
     todo = {state["label"]: state for state in plan_sweep(experiment)}
     table = Table("stage", "done", "to do", title=f"{experiment.settings.name}: no sweep is running")
@@ -121,7 +117,9 @@ def show_status(experiment: Experiment) -> None:
     last = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
     for state in last.values():
         if state["status"] == "failed" and state["label"] in todo:
-            console.print(f"failed last time: {state['label']}: {_last_line(state['log'])}\n  log {state['log']}")
+            console.print(
+                f"failed last time: {state['label']}: {find_last_line(state['log'])}\n  log {state['log']}"
+            )
 
 
 def prepare(experiment: Experiment) -> None:
@@ -156,7 +154,9 @@ def _lock(experiment: Experiment) -> Iterator[None]:
             yield
     except Timeout:
         pid = (folder / "pid").read_text() if (folder / "pid").is_file() else "?"
-        raise KarmaError(f"another `karma run` of {experiment.settings.name} is at work (pid {pid}): wait, or end it") from None
+        raise KarmaError(
+            f"another `karma run` of {experiment.settings.name} is at work (pid {pid}): wait, or end it"
+        ) from None
 
 
 def _is_locked(experiment: Experiment) -> bool:
@@ -200,7 +200,9 @@ def _start(
         "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
     ]  # fmt: skip
     output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def _join_path(*parts: str | None) -> str:
@@ -209,111 +211,18 @@ def _join_path(*parts: str | None) -> str:
 
 def count_gpus() -> int:
     """Return how many CUDA devices the driver shows, without importing torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-
-
-def read_events(experiment: Experiment, path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last known state of each job that Snakemake planned: label, status, reason, times, log."""
-    states: dict[str, dict[str, Any]] = {}
-    if not path.is_file():
-        return states
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line being written just now
-            continue
-        number = str(event.get("jobid", event.get("job_id")))
-        if event["event"] == "job_info" and event.get("rule_name") != "all":
-            name = event["rule_name"].removesuffix("_start")
-            params = event.get("wildcards") or {}
-            job = find_job(experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"})
-            log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
-            states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
-                              "started": event["time"], "ended": None, "log": log}  # fmt: skip
-        elif number in states and event["event"] in ("job_finished", "job_error"):
-            states[number]["status"] = "done" if event["event"] == "job_finished" else "failed"
-            states[number]["ended"] = event["time"]
-    return states
-
-
-def _show_progress(experiment: Experiment, events: Path, child: subprocess.Popen, cores: int) -> None:
-    """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
-    started, told = time.time(), set()
-    total = len(list_jobs(experiment))
-    with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
-        while child.poll() is None:
-            time.sleep(0.5)
-            states = read_events(experiment, events)
-            if console.is_terminal:
-                live.update(_render(experiment, states, time.time() - started, True), refresh=True)
-            else:
-                _print_changes(states, told, _count_planned(events) or total)
-    if not console.is_terminal:
-        _print_changes(read_events(experiment, events), told, _count_planned(events) or total)
-
-
-def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
-    for number, state in states.items():
-        if state["ended"] and number not in told:
-            told.add(number)
-            seconds = state["ended"] - state["started"]
-            print(f"[{len(told)}/{total}] {state['status']:<6} {state['label']} ({seconds:.0f} s)", flush=True)
-
-
-def _count_planned(events: Path) -> int | None:
-    """Return how many jobs Snakemake means to run, from its own statistics; None before it has told."""
-    lines = events.read_text("utf-8").splitlines() if events.is_file() else []
-    totals = [json.loads(line)["stats"]["total"] for line in lines if '"stats"' in line]
-    return totals[-1] - 1 if totals else None  # without the rule `all`
-
-
-def _render(experiment: Experiment, states: dict[str, dict], elapsed: float, running: bool) -> Table:
-    planned = {job.label for job in list_jobs(experiment)}
-    table = Table("stage", "jobs", "done", "running", "failed", title=f"{experiment.settings.name}")
-    for stage in STAGES.values():
-        mine = [s for s in states.values() if s["job"].stage is stage]
-        total = sum(label.split(".")[0] == stage.name for label in planned)
-        if total:
-            counts = [sum(s["status"] == status for s in mine) for status in ("done", "running", "failed")]
-            table.add_row(stage.name, str(total), *(str(c) if c else "-" for c in counts))
-    left = estimate_left(experiment, states, _count_planned(experiment.outputs / ".sweep" / "events.jsonl"))
-    table.caption = f"{elapsed:.0f} s so far" + (f", about {left / 60:.0f} min left" if left else "")
-    return table
-
-
-def estimate_left(experiment: Experiment, states: dict[str, dict], planned: int | None) -> float | None:
-    """Estimate the seconds left from the jobs finished so far (their mean), as many side by side as run now."""
-    finished = [s["ended"] - s["started"] for s in states.values() if s["ended"]]
-    running = sum(s["status"] == "running" for s in states.values())
-    if not finished or not planned:
-        return None
-    return (planned - len(finished)) * sum(finished) / len(finished) / max(running, 1)
-
-
-def _shorten(reason: Any) -> str:
-    text = " ".join(str(reason).split())
-    return text if len(text) <= 90 else text[:87] + "..."
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()] if path.is_file() else []
-    return lines[-1].strip() if lines else "no output"
+    return (
+        len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        if Path("/proc/driver/nvidia/gpus").is_dir()
+        else 0
+    )
 
 
 def _last_error(experiment: Experiment, events: Path) -> str:
     text = events.read_text("utf-8").splitlines() if events.is_file() else []
     messages = [e["message"] for e in map(json.loads, text) if e.get("level") == "ERROR" and e.get("message")]
-    return " ".join(messages[-1].split()) if messages else _last_line(experiment.outputs / ".sweep" / "snakemake.log")
-
-
-def _show_where(experiment: Experiment) -> None:
-    for name in ("tables", "figures", "report.html"):
-        path = experiment.outputs / name
-        if path.exists():
-            console.print(f"  {name:<12} {os.path.relpath(path)}", soft_wrap=True)
-
-
-def load_provenance(folder: Path) -> dict[str, Any]:
-    """Return a folder's provenance, by stage; empty where there is none."""
-    path = folder / "provenance.json"
-    return load_json(path) if path.is_file() else {}
+    return (
+        " ".join(messages[-1].split())
+        if messages
+        else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
+    )

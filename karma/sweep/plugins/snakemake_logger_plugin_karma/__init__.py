@@ -37,7 +37,7 @@ class LogHandler(LogHandlerBase):
         return True
 
     @property
-    def baseFilename(self) -> str:  # noqa: N802 - the interface's name
+    def baseFilename(self) -> str:
         """The file written."""
         return os.environ["KARMA_EVENTS"]
 

@@ -1,0 +1,186 @@
+"""Run one job without a reader: papermill on its notebook, checks before, provenance after.
+
+Parameters are checked before a kernel starts (papermill would only warn about a misspelt one and run the defaults),
+the executed copy is kept with its traceback, and a kernel that died is reported as such.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from karma.errors import InputError, KarmaError
+from karma.files import compute_file_digest, load_json, save_json
+from karma.params import load_experiment
+from karma.stages import Job, find_job
+
+RECORDED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "lm-eval",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "karma-kit",
+)
+
+
+def run_stage(name: str, experiment: str, params: dict[str, str], command: str = "") -> Job:
+    """Run one job headless: its notebook, or for stages without one the module's `run`; record where it came from.
+
+    Raises:
+        InputError: unknown stage, parameter or value, or a missing input; no kernel has started.
+        KarmaError: a cell failed (the executed notebook keeps the traceback), or the kernel died.
+    """
+    job = find_job(load_experiment(experiment), name, params)
+    job.check_inputs()
+    started = time.perf_counter()
+    with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
+        if job.stage.has_notebook:
+            _execute(job)
+        else:
+            _run_module(job)
+    if "report.html" in job.stage.products:
+        from karma.report import export_html
+
+        export_html(job.executed_notebook, job.folder / "report.html")
+    save_provenance(job, time.perf_counter() - started, command)
+    return job
+
+
+def _run_module(job: Job) -> None:
+    from importlib import import_module
+
+    import_module(f"karma.{job.stage.module}").run(job)
+
+
+def _execute(job: Job) -> None:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    source = job.experiment.root / "notebooks" / f"{job.stage.name}.ipynb"
+    values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
+    values = {k: int(v) if k == "seed" else v for k, v in values.items()}
+    check_parameters(source, values)
+    job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
+            progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise KarmaError(f"{job.label}: cell {error.exec_count}: {error.ename}: {error.evalue}; "
+                         f"see {_relative(job.executed_notebook)}") from error  # fmt: skip
+    except DeadKernelError as error:
+        raise KarmaError(f"{job.label}: the kernel died: out of memory, or killed; see {_relative(job.executed_notebook)}, "
+                         "and try a smaller batch size") from error  # fmt: skip
+
+
+def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
+    """Raise an InputError where a name is not in the notebook's `parameters` cell."""
+    import ast
+
+    cells = load_json(notebook)["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise InputError(f"{notebook.name} has no cell tagged `parameters`")
+    tree = ast.parse("".join(tagged[0]["source"]))
+    known = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    for name in values:
+        if name not in known:
+            raise InputError(f"{notebook.name} has no parameter '{name}'; it has {', '.join(known)}")
+
+
+@contextmanager
+def _devices(n: int) -> Iterator[None]:
+    """Hold `n` CUDA devices by file locks while a job runs, and show it only those."""
+    from filelock import FileLock, Timeout
+
+    from karma.models import cache_folder
+    from karma.sweep.engine import count_gpus
+
+    with ExitStack() as stack:
+        held: list[str] = []
+        while len(held) < min(n, count_gpus()):
+            for device in map(str, range(count_gpus())):
+                if len(held) < n and device not in held:
+                    lock = FileLock(cache_folder() / f"cuda-{device}.lock", timeout=0)
+                    try:
+                        stack.enter_context(lock)
+                        held.append(device)
+                    except Timeout:
+                        continue
+            if len(held) < min(n, count_gpus()):
+                time.sleep(1)
+        if held:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield
+
+
+def save_provenance(job: Job, seconds: float, command: str = "") -> None:
+    """Write where a folder's files came from, beside what other stages wrote there."""
+    path = job.folder / "provenance.json"
+    record = load_json(path) if path.is_file() else {}
+    record[job.stage.name] = {
+        "params": job.params,
+        "settings": job.settings.as_dict(),
+        "set_by": job.experiment.show(job.stage.reads)["set by"].to_dict(),
+        "models": job.models,
+        "commit": find_commit(job.experiment.root),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
+        "device": describe_device(),
+        "inputs": {
+            _relative(p, job.experiment.root): compute_file_digest(p) for j in job.inputs for p in j.products
+        },
+        "command": command,
+        "seconds": round(seconds, 3),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    save_json(record, path)
+
+
+def find_commit(root: Path) -> str:
+    """Return the clone's commit, with "+changes" where tracked files differ from it."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return (
+        commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    ) or "not a git clone"
+
+
+def describe_device() -> str:
+    """Name the processor and how many cores, or the CUDA devices, that this machine shows."""
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    if gpus:
+        return ", ".join(g.read_text().split("Model:")[1].splitlines()[0].strip() for g in gpus)
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.is_file()
+        else []
+    )  # noqa: E501
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _relative(path: Path, root: Path | None = None) -> str:
+    return os.path.relpath(path, root or Path.cwd())
