@@ -15,6 +15,7 @@ from karma.scores import ScoreTable, compute_normalized
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
 ALPHA = 0.05
+MAX_CELLS = 50_000_000  # permutations x pairs of models in one test
 FACTORS = ("same developer", "same family", "size difference")
 
 
@@ -51,7 +52,8 @@ def compute_mantel(
         distance: n x n, symmetric.
         factor: n x n on the same models, symmetric; NaN rows are models left out.
         rng: draws the permutations.
-        n_permutations: how many; p is at least 1 / (n_permutations + 1).
+        n_permutations: how many at most; p is at least 1 / (n_permutations + 1). Above 70 models fewer are
+            drawn (999 or more), to bound the time.
 
     Returns:
         n_models, n_alike (pairs with factor 0), r in [-1, 1] (positive: the alike are close), effect (r over
@@ -74,6 +76,7 @@ def compute_mantel(
         return result | dict.fromkeys(("r", "effect", "p", "detectable"), np.nan)
     scale = y.std() if set(y) <= {0, 1} else 1.0
     y = (y - y.mean()) / y.std()
+    n_permutations = min(n_permutations, max(999, MAX_CELLS // len(y)))
     null = np.abs(_permute(gaps, y, rng, n_permutations))
     r = float(_correlate(x[None], y)[0])
     p = float((1 + (null >= abs(r) - 1e-12).sum()) / (1 + n_permutations))

@@ -19,6 +19,8 @@ from karma.scores import ScoreTable
 if TYPE_CHECKING:
     from karma.clusters import Pca
 
+SMALLEST, PER_BILLION = 14, 3.2  # area of a marker, square points
+
 
 def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     """Draw origin models on two principal components, and what the components are made of.
@@ -72,7 +74,7 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D
         return [Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"{len(xy):,} models")]
     facts = table.facts.reindex(table.scores.index).set_axis(xy.index)
     family, size_b, handles = facts["family"].fillna("family unknown"), facts["size_b"].astype(float), []
-    area = (14 + 3.2 * size_b).fillna(60)
+    area = (SMALLEST + PER_BILLION * size_b).fillna(60)
     for k, (name, rows) in enumerate(xy.groupby(family, sort=False)):
         look: dict[str, Any] = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[(k + k // 8) % 8]}
         unknown = size_b[rows.index].isna() & size_b.notna().any()
@@ -89,35 +91,23 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D
         )
         handles.append(Line2D([], [], linestyle="", markersize=6, label=str(name), **look))
     place_labels(axes, xy, 0.6 * np.sqrt(area.to_numpy()))
-    if xy.index.str.endswith(DAGGER).any():
+    return handles + _explain_marks(bool(xy.index.str.endswith(DAGGER).any()), bool(size_b.notna().any()))
+
+
+def _explain_marks(with_dagger: bool, with_sizes: bool) -> list[Line2D]:
+    """Return the legend of what the families do not explain."""
+    handles = []
+    if with_dagger:
         handles.append(
             Line2D([], [], linestyle="", marker="$\u2020$", color="black", label="score at chance")
         )
-    if size_b.notna().any():
+    if with_sizes:
         for size in (7, 30, 70):
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    linestyle="",
-                    marker="o",
-                    color="0.65",
-                    label=f"{size} B parameters",
-                    markersize=np.sqrt(14 + 3.2 * size),
-                )
-            )
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker="o",
-                markerfacecolor="white",
-                markeredgecolor="0.4",
-                markersize=np.sqrt(60),
-                label="open: size unknown",
-            )
-        )
+            area = SMALLEST + PER_BILLION * size
+            look: dict[str, Any] = {"marker": "o", "color": "0.65", "markersize": np.sqrt(area)}
+            handles.append(Line2D([], [], linestyle="", label=f"{size} B parameters", **look))
+        look = {"marker": "o", "markersize": 8, "markerfacecolor": "white", "markeredgecolor": "0.4"}
+        handles.append(Line2D([], [], linestyle="", label="open: size unknown", **look))
     return handles
 
 
