@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.notebooks import run_stage
+from karma.headless import run_stage
 from karma.pairs import build_pairs, load_pairs
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
 from karma.scores import load_score_table

@@ -16,9 +16,9 @@ from karma.cli import app
 from karma.clusters import compute_clusters, compute_pca, compute_trees
 from karma.errors import InputError
 from karma.files import save_json
+from karma.headless import run_stage
 from karma.kinship import compute_kinship
 from karma.kinship_study import analyse, build_study, describe_study, save_study, summarize
-from karma.notebooks import run_stage
 from karma.origin_scores import load_example_answers, load_study_table
 from karma.params import load_experiment
 from karma.scores import compute_normalized, compute_s_pref, load_origin_models, load_score_table
