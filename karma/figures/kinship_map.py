@@ -46,7 +46,7 @@ def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     xy = pca.positions.iloc[:, :2]
     axes.set_xlabel(f"PC1 ({pca.explained[0]:.0%} of the variance)")
     axes.set_ylabel(f"PC2 ({pca.explained[1]:.0%})")
-    axes.margins(0.17, 0.1)
+    axes.margins(0.22, 0.1)
     axes.set_title("a  Origin models", loc="left", fontweight="bold")
     handles = _draw_models(axes, xy.rename(mark_names(table)), table)
     key.axis("off")
