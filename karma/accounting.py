@@ -1,7 +1,7 @@
 """The books of a pair set: every row and every response of the pool is counted once, by what became of it.
 
-rows_in = pairs_out + sum(dropped), and responses_in = responses_usable + sum(responses_unused). The two sums are
-checked before anything is written; a set whose books do not balance is a bug, and raises.
+rows_in = pairs_out + sum(dropped), and responses_in = responses_usable + sum(responses_unused). The two
+sums are checked before anything is written; a set whose books do not balance is a bug, and raises.
 """
 
 from collections import Counter
@@ -70,7 +70,8 @@ class Accounting:
         """Raise where the books do not balance."""
         if self.rows_in != self.pairs_out + self.dropped.total():
             raise KarmaError(
-                f"{self.strategy}: {self.rows_in} rows in, but {self.pairs_out} pairs and {self.dropped.total()} dropped"
+                f"{self.strategy}: {self.rows_in} rows in, but {self.pairs_out} pairs "
+                f"and {self.dropped.total()} dropped"
             )
         if self.responses_in != self.responses_usable + self.responses_unused.total():
             raise KarmaError(f"{self.strategy}: {self.responses_in} responses in do not add up")

@@ -1,8 +1,9 @@
-"""Agreement: how often the label of the models' kinship is the label that annotating the responses would have given.
+"""Agreement: how often the kinship label is the label that annotation would have given.
 
-Among pairs whose two responses are annotated: the annotations agree where chosen is rated higher, disagree where rejected is,
-and tie where they are equal. The share that agrees is taken of the pairs that do not tie; ties are shown beside it. The
-same counting says what annotation would have cost. Limit: the annotator is a judge too; agreement with it is not truth.
+Among pairs whose two responses are annotated: the annotations agree where chosen is rated higher, disagree
+where rejected is, and tie where they are equal. The share that agrees is taken of the pairs that do not
+tie; ties are shown beside it. The same counting says what annotation would have cost. Limit: the annotator
+is a judge too; agreement with it is not truth.
 
 Paper: the comparison is ours; section 4 compares the trained policies instead.
 """
@@ -32,7 +33,7 @@ def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: 
         by_models: one row for each (chosen_model, rejected_model), else one row in all.
 
     Returns:
-        n (annotated pairs), agree, disagree, tie, share (of the pairs without tie), low and high (95 %, Wilson).
+        n (annotated pairs), agree, disagree, tie, share (of the untied), low and high (95 %, Wilson).
     """
     chosen, rejected = annotations.score_pairs(pairs)
     rated = np.isfinite(chosen) & np.isfinite(rejected)
@@ -101,8 +102,8 @@ def compute_cost_saved(pool: ResponsePool) -> dict[str, Any]:
     """Count what annotating every response once would take, and kinship does not.
 
     Returns:
-        calls (one a response), prompt_tokens (instruction and response, estimated as UTF-8 bytes / 4; the judge's own
-        instructions come on top).
+        calls (one a response), prompt_tokens (instruction and response, estimated as UTF-8 bytes / 4;
+        the judge's own instructions come on top).
     """
     calls = n_bytes = 0
     for batch in pool.batches():

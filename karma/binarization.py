@@ -1,15 +1,15 @@
 """From batches of a pool to tables of pairs: usable responses, the strategies, filters, and the books.
 
-One pass over the pool serves any number of strategies: ids, draws and usable responses are worked out once a batch, and
-only the texts of the chosen and rejected responses are copied, by Arrow, without becoming Python strings. Memory is that of
-one batch. Limit: filters that compare whole rows with each other (beyond TruthfulQA's own questions) need a list made before.
+One pass over the pool serves any number of strategies: ids, draws and usable responses are worked out once
+a batch, and only the texts of the chosen and rejected responses are copied, by Arrow, without becoming
+Python strings. Memory is that of one batch. Limit: filters that compare whole rows with each other (beyond
+TruthfulQA's own questions) need a list made before.
 
 Paper: section 3.2 and 3.3; the filters are ours, off unless asked for.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,9 @@ import pyarrow.compute as pc
 
 from karma.accounting import Accounting
 from karma.errors import InputError
-from karma.kinship import compute_kinship
 from karma.params import STRATEGIES
 from karma.pool import ResponsePool
-from karma.recorded import AnnotationTable
 from karma.responses import (
-    ANNOTATION_FIELDS,
     BYTES_PER_TOKEN,
     ResponseBatch,
     compute_draws,
@@ -30,7 +27,8 @@ from karma.responses import (
     count_bytes,
     to_hex,
 )
-from karma.scores import ScoreTable, canonical_model_name, compute_s_pref
+from karma.rules import Rules, build_origins
+from karma.scores import ScoreTable, canonical_model_name
 from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -40,72 +38,6 @@ PAIR_SCHEMA = pa.schema([
     ("chosen_score", pa.float64()), ("rejected_score", pa.float64()), ("kinship", pa.float64()),
     ("strategy", pa.string()), ("chosen_id", pa.string()), ("rejected_id", pa.string()),
 ])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How pairs are made, beside the strategy.
-
-    Attributes:
-        tau: least kinship (cosine, -1..1) of an eligible pair.
-        seed: of every draw.
-        rejected: rlaif: "random_lower" or "worst".
-        annotation_field: rlaif: which recorded annotation labels, one of overall_score, fine-grained_score, mean_aspect.
-        annotations: rlaif: a table of scores by row and response, in place of the recorded ones.
-        excluded_origin_models: models whose responses take no part.
-        drop_truthfulqa: drop rows from TruthfulQA, and rows of other sources that repeat its questions.
-        contaminated: instructions to drop (compared casefolded, white space collapsed).
-        max_response_tokens: longest usable response, in tokens estimated as UTF-8 bytes / 4.
-        same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
-        near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
-    """
-
-    tau: float
-    seed: int
-    rejected: Literal["random_lower", "worst"] = "random_lower"
-    annotation_field: str = "overall_score"
-    annotations: AnnotationTable | None = None
-    excluded_origin_models: Collection[str] = ()
-    drop_truthfulqa: bool = False
-    contaminated: Collection[str] = ()
-    max_response_tokens: int | None = None
-    same_system_prompt: bool = False
-    near_identical: float | None = None
-
-    def __post_init__(self):
-        if not -1 <= self.tau <= 1:
-            raise InputError(f"tau is {self.tau}: a cosine lies between -1 and 1")
-        if self.rejected not in ("random_lower", "worst"):
-            raise InputError(f"rejected is '{self.rejected}': choose random_lower or worst")
-        if self.annotation_field not in ANNOTATION_FIELDS:
-            raise InputError(
-                f"annotation field '{self.annotation_field}': choose from {', '.join(ANNOTATION_FIELDS)}"
-            )
-        if isinstance(self.excluded_origin_models, str) or isinstance(self.contaminated, str):
-            raise InputError("excluded_origin_models and contaminated are lists of names, not one text")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what accounting.json records of the rules."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("annotations", "contaminated")}
-        kept["excluded_origin_models"] = sorted(canonical_model_name(m) for m in self.excluded_origin_models)
-        return kept | {
-            "annotations": self.annotations.name if self.annotations else f"recorded {self.annotation_field}",
-            "contaminated": len(set(self.contaminated)),
-        }
-
-
-@dataclass(frozen=True)
-class Origins:
-    """The score table as arrays: models by name, S_pref in [0, 1], kinship as a matrix; all empty without scores."""
-
-    position: dict[str, int]
-    s_pref: np.ndarray
-    kinship: np.ndarray
-
-    @property
-    def known(self) -> bool:
-        """Tell whether there are scores at all."""
-        return bool(self.position)
 
 
 @dataclass
@@ -166,7 +98,7 @@ class Binarizer:
         return {s: self._build_table(s, batch, usable, candidates, choice) for s, choice in choices.items()}
 
     def _sort_out(self, batch: ResponseBatch) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return why responses are unused (masks that do not overlap), and each response's row in the score table."""
+        """Return why responses are unused (disjoint masks), and each response's row in the score table."""
         excluded = np.array([n in self._excluded for n in batch.model_names] + [False])[batch.model]
         empty = _is_blank(batch.response)
         masks = {"no_model": batch.model < 0, "excluded_origin_model": excluded, "empty_response": empty}
@@ -182,7 +114,8 @@ class Binarizer:
         if self.origins.known and len(unknown):
             name = batch.model_names[batch.model[unknown[0]]]
             raise InputError(
-                f"origin model '{name}' has no scores in the score table: add a row, or list it under excluded_origin_models"
+                f"origin model '{name}' has no scores in the score table: add a row, "
+                "or list it under excluded_origin_models"
             )
         return masks, models
 
@@ -255,31 +188,17 @@ class Binarizer:
         )
         names, rows = pa.array(batch.model_names, pa.string()), pa.array(choice.row)
         columns = [
-            to_hex(batch.row_digest[choice.row]), batch.source.take(rows), _as_messages("user", batch.instruction.take(rows)),
+            to_hex(batch.row_digest[choice.row]),
+            batch.source.take(rows),
+            _as_messages("user", batch.instruction.take(rows)),
             *(_as_messages("assistant", batch.response.take(pa.array(i))) for i in (chosen, rejected)),
             *(names.take(pa.array(batch.model[i])) for i in (chosen, rejected)),
-            *(pa.array(s, pa.float64()) for s in scores), pa.array(kinship, pa.float64()),
+            *(pa.array(s, pa.float64()) for s in scores),
+            pa.array(kinship, pa.float64()),
             pa.repeat(pa.scalar(strategy), len(choice.row)),
             *(to_hex(batch.response_digest[i]) for i in (chosen, rejected)),
-        ]  # fmt: skip
+        ]
         return pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)
-
-
-def build_origins(scores: ScoreTable | None) -> Origins:
-    """Turn a score table into arrays; values equal to 12 digits count as equal, so that rounding decides no pair.
-
-    Raises:
-        InputError: a model has no S_pref, because a score of it is missing.
-    """
-    if scores is None:
-        return Origins({}, np.zeros(0), np.zeros((0, 0)))
-    s_pref, kinship = compute_s_pref(scores), compute_kinship(scores)
-    missing = [str(name) for name in s_pref.index[~np.isfinite(s_pref.to_numpy(float))]]
-    if missing:
-        raise InputError(f"origin model '{missing[0]}' lacks a score: complete its row in the score table")
-    position = {canonical_model_name(str(name)): i for i, name in enumerate(s_pref.index)}
-    square = kinship.loc[s_pref.index, s_pref.index].to_numpy(float)
-    return Origins(position, s_pref.to_numpy(float).round(12), square.round(12))
 
 
 def _find_truthfulqa(pool: ResponsePool) -> set[str]:

@@ -1,4 +1,5 @@
-"""What `karma binarize` does: check the options together, stream the pairs to disk with progress, report the books.
+"""What `karma binarize` does: check the options together, stream the pairs to disk with progress, report the
+books.
 
 The work is in `karma.pairs`; here are only the combinations of options that a library call cannot get wrong.
 """
@@ -25,7 +26,8 @@ _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 
 def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, revision: str | None, order: str, stages: int,
-    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None, contaminated: Path | None, strict: bool,
+    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
+    contaminated: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
@@ -34,16 +36,14 @@ def run_binarize(
     Args:
         out, pool, strategy, ...: the options of `karma binarize`, under their own names.
         command: the command line, for the data card.
-        **rules: options that are fields of `karma.binarization.Rules` as they are.
+        **rules: options that are fields of `karma.rules.Rules` as they are.
 
     Raises:
         InputError: an option or file that cannot be used; nothing has been written then.
     """
     strategies = list(STRATEGIES) if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
-    if unknown := [g for g in exclude_licence or [] if g not in LICENCE_GROUPS]:
-        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
-    excluded = [*exclude_model, *(m for group in exclude_licence or [] for m in LICENCE_GROUPS[group])]
+    excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
     score_table = load_score_table(scores)
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
@@ -55,17 +55,33 @@ def run_binarize(
 
     with _show_progress(source) as advance:
         books = save_pair_sets(
-            source, score_table, folders, match_rows=match_rows, n_stages=stages if order == "curriculum" else None,
-            command=command, check=check, progress=advance, annotation_field=annotation,
-            annotations=load_annotations(annotations) if annotations else None, excluded_origin_models=excluded,
-            contaminated=load_instructions(contaminated) if contaminated else (), **rules,
-        )  # fmt: skip
+            source,
+            score_table,
+            folders,
+            match_rows=match_rows,
+            n_stages=stages if order == "curriculum" else None,
+            command=command,
+            check=check,
+            progress=advance,
+            annotation_field=annotation,
+            annotations=load_annotations(annotations) if annotations else None,
+            excluded_origin_models=excluded,
+            contaminated=load_instructions(contaminated) if contaminated else (),
+            **rules,
+        )
     for name, accounting in books.items():
         for shape in also or []:
             _ALSO[shape](folders[name])
         yield describe(accounting, folders[name])
         if push_to_hub:
             yield f"uploaded to {push_pairs(folders[name], push_to_hub)}"
+
+
+def list_by_licence(groups: list[str]) -> list[str]:
+    """Return the origin models under the named licence groups; an unknown name is an InputError."""
+    if unknown := [group for group in groups if group not in LICENCE_GROUPS]:
+        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
+    return [model for group in groups for model in LICENCE_GROUPS[group]]
 
 
 def describe(accounting: Accounting, folder: Path) -> str:
@@ -93,7 +109,8 @@ def check_made_any(accounting: Accounting) -> None:
         )
     reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
     raise InputError(
-        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; "
+        f"the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
     )
 
 

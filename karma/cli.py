@@ -125,30 +125,69 @@ def _default(group: str, key: str) -> Any:
 def binarize(
     out: Out,
     pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
-    strategy: Annotated[list[str], typer.Option(help="rlaif, k_score, k_sim, k_score_sim, random, least_kin; may repeat, or `all`.")],
+    strategy: Annotated[
+        list[str],
+        typer.Option(help="rlaif, k_score, k_sim, k_score_sim, random, least_kin; may repeat, or `all`."),
+    ],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
-    revision: Annotated[str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")] = None,
-    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default("kinship", "tau"),
+    revision: Annotated[
+        str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default(
+        "kinship", "tau"
+    ),
     seed: Annotated[int, typer.Option(help="Of every draw.")] = _default("pairs", "seed"),
-    annotation: Annotated[str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")] = _default("annotation", "field"),
-    annotations: Annotated[Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")] = None,
-    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default("pairs", "rejected"),
-    exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = _default("pool", "excluded_origin_models"),
-    exclude_licence: Annotated[list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")] = None,
-    match_rows: Annotated[bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")] = False,
-    order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
+    annotation: Annotated[
+        str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")
+    ] = _default("annotation", "field"),
+    annotations: Annotated[
+        Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")
+    ] = None,
+    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default(
+        "pairs", "rejected"
+    ),
+    exclude_model: Annotated[
+        list[str], typer.Option(help="Origin model to leave out; may repeat.")
+    ] = _default("pool", "excluded_origin_models"),  # noqa: B008
+    exclude_licence: Annotated[
+        list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")
+    ] = None,
+    match_rows: Annotated[
+        bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")
+    ] = False,
+    order: Annotated[
+        str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")
+    ] = "pool",
     stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
-    drop_truthfulqa: Annotated[bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")] = False,
-    contaminated: Annotated[Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")] = None,
-    max_response_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens of 4 bytes.")] = None,
-    same_system_prompt: Annotated[bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")] = False,
-    near_identical: Annotated[float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")] = False,
-    expect: Annotated[list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="Write besides: binarized (public shape), datasets; may repeat.")] = None,
-    push_to_hub: Annotated[str | None, typer.Option(help="Upload to this data-set repository (private if new).")] = None,
+    drop_truthfulqa: Annotated[
+        bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")
+    ] = False,
+    contaminated: Annotated[
+        Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
+    ] = None,
+    max_response_tokens: Annotated[
+        int | None, typer.Option(help="Longest response, tokens of 4 bytes.")
+    ] = None,
+    same_system_prompt: Annotated[
+        bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
+    ] = False,
+    near_identical: Annotated[
+        float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
+    ] = False,
+    expect: Annotated[
+        list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Write besides: binarized (public shape), datasets; may repeat.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Upload to this data-set repository (private if new).")
+    ] = None,
 ) -> None:
-    """Build preference pairs from a pool: `karma binarize --pool pool.jsonl --scores paper --strategy k_sim --out pairs`.
+    """Build preference pairs: `karma binarize --pool pool.jsonl --strategy k_sim --out pairs`.
 
     Several strategies go to one folder each below --out, in one pass over the pool.
     """
@@ -204,9 +243,6 @@ def main() -> None:
             raise
         typer.secho(f"karma: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("karma: interrupted; the same command goes on from here", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Curriculum: the same pairs, from plain distinctions to subtle ones, in stages that training can take in turn.
+"""Curriculum: the same pairs, from plain distinctions to subtle ones, in stages to train in turn.
 
-A distinction is plain where the two origin models are far apart in score, subtle where they are close; of equal gaps the
-less similar origin models come first. Only an index is sorted: texts are copied once, in slices, so memory stays bounded.
-Limit: the gap belongs to the origin models, so all pairs of the same two models are equally plain and follow each other
-by id; for rlaif the gap is that of the annotations.
+A distinction is plain where the two origin models are far apart in score, subtle where they are close; of
+equal gaps the less similar origin models come first. Only an index is sorted: texts are copied once, in
+slices, so memory stays bounded. Limit: the gap belongs to the origin models, so all pairs of the same two
+models are equally plain and follow each other by id; for rlaif the gap is that of the annotations.
 
 Paper: section 2 promises a curriculum; no experiment of the paper uses one, and the order is ours.
 """

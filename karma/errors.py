@@ -14,3 +14,9 @@ class InputError(KarmaError, ValueError):
     """The user's input cannot be used as it is (exit code 2)."""
 
     exit_code = 2
+
+
+class InterruptedSweep(KarmaError):
+    """The user stopped a sweep (exit code 130, as a shell's)."""
+
+    exit_code = 130

@@ -1,7 +1,8 @@
 """Pair sets for other tools: the public binarised shape, a saved `datasets` folder, the Hub.
 
-The public shape (HuggingFaceH4/ultrafeedback_binarized) repeats the prompt inside chosen and rejected; TRL 1.16's
-DPOTrainer does not take it, older trainers want nothing else. The Hub gets the pair folder as it is, with its card.
+The public shape (HuggingFaceH4/ultrafeedback_binarized) repeats the prompt inside chosen and rejected; TRL
+1.16's DPOTrainer does not take it, older trainers want nothing else. The Hub gets the pair folder as it is,
+with its card.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The data card of a pair set: what a stranger must know before training on it, in the Hub's README format.
 
-Everything in it is counted from the set itself. It carries no date and no path of a machine, so that the same input gives
-the same bytes. Limit: licences are those of the origin models UltraFeedback names; other models are listed as unknown.
+Everything in it is counted from the set itself. It carries no date and no path of a machine, so that the
+same input gives the same bytes. Limit: licences are those of the origin models UltraFeedback names; other
+models are listed as unknown.
 
 Paper: the licence notes are ours; facts on UltraFeedback's origin models.
 """
@@ -62,20 +63,23 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
     parts = [
         f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
         f"# {strategy}: {accounting.pairs_out:,} preference pairs",
-        f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, and the score is {label}. "
+        f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, "
+        f"and the score is {label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: `{command}`" if command else "",
-        "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
-        "## Pairs by origin model\n\n" + _table(
-            ("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]
-        ),
+        "## Counts\n\n"
+        + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
+        "## Pairs by origin model\n\n"
+        + _table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
         "## Licences\n\n" + _build_licences(facts.by_models),
         "## Example rows\n\n" + "\n\n".join(_build_example(e) for e in facts.examples),
-        "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, as TRL's DPOTrainer takes them; for SFT "
-        "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models. `row_id`, `chosen_id` and "
+        "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, "
+        "as TRL's DPOTrainer takes them; for SFT "
+        "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models. "
+        "`row_id`, `chosen_id` and "
         "`rejected_id` are hashes of content.",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -103,7 +107,10 @@ def _build_licences(by_models: Counter) -> str:
             )
         )
     notes = [(note, f"{n:,}", f"{n / total:.1%}") for note, n in _by_count(rows)]
-    intro = "The responses stay under the terms of the models that wrote them. `karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
+    intro = (
+        "The responses stay under the terms of the models that wrote them. "
+        "`karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
+    )
     return f"{intro}\n\n" + _table(("note", "pairs concerned", "share"), notes)
 
 

@@ -1,9 +1,9 @@
 """Preference pairs: build them from a pool, keep them in a folder, split off what training must not see.
 
-A pair is one prompt with two responses by different origin models; which two, and which is chosen, follows from the
-scores of the models (`karma.strategies`), never from reading the responses. A pair folder holds pairs.parquet (in the shape
-TRL trains on), accounting.json (the books) and README.md (the data card); it is written under a temporary name and moved
-when whole, and the same input gives the same bytes.
+A pair is one prompt with two responses by different origin models; which two, and which is chosen, follows
+from the scores of the models (`karma.strategies`), never from reading the responses. A pair folder holds
+pairs.parquet (in the shape TRL trains on), accounting.json (the books) and README.md (the data card); it is
+written under a temporary name and moved when whole, and the same input gives the same bytes.
 
     from karma import build_pairs, load_pool, load_score_table
     pairs = build_pairs(load_pool("pool.jsonl"), load_score_table("paper"), "k_sim", tau=0.1, seed=0)
@@ -13,12 +13,9 @@ Limit: `build_pairs` holds its pairs in memory; `save_pair_sets` streams a pool 
 Paper: section 3.2 and 3.3, Eq. 3.
 """
 
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.accounting import Accounting
-from karma.binarization import PAIR_SCHEMA, Binarizer, Rules
-from karma.curriculum import order_file, order_table
+from karma.binarization import PAIR_SCHEMA, Binarizer
+from karma.curriculum import order_table
 from karma.errors import InputError
-from karma.files import compute_digest, load_json, save_json
-from karma.pair_card import CardFacts, build_card
+from karma.files import compute_digest, load_json
+from karma.pair_folder import PairFolder, open_all
 from karma.pool import ResponsePool
 from karma.responses import compute_draws
+from karma.rules import Rules
 from karma.scores import ScoreTable
 
-_PLAIN_COLUMNS = [n for n in PAIR_SCHEMA.names if n in ("source", "chosen_model", "rejected_model", "chosen_score",
-                  "rejected_score", "kinship", "strategy")]  # fmt: skip
-_DICTIONARY = [*_PLAIN_COLUMNS, *(f"{c}.list.element.role" for c in ("prompt", "chosen", "rejected"))]
 _SLICE_ROWS = 4096
 
 
@@ -74,7 +69,7 @@ def build_pairs(
         strategy: rlaif, k_score, k_sim, k_score_sim, random or least_kin.
         tau: least kinship of an eligible pair (cosine, -1..1).
         seed: of the draws.
-        **options: further fields of `karma.binarization.Rules`.
+        **options: further fields of `karma.rules.Rules`.
 
     Returns:
         The pairs in the pool's order, with their accounting.
@@ -109,7 +104,7 @@ def build_pair_sets(
         pool, scores: as for `build_pairs`.
         strategies: their names.
         match_rows: keep only the rows that all of them keep.
-        **rules: fields of `karma.binarization.Rules`; tau and seed are needed.
+        **rules: fields of `karma.rules.Rules`; tau and seed are needed.
     """
     binarizer = Binarizer(scores, strategies, Rules(**rules), match_rows)
     parts: dict[str, list[pa.Table]] = {s: [] for s in strategies}
@@ -129,7 +124,8 @@ def order_pairs(pairs: PairSet, n_stages: int) -> PairSet:
 def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:
     """Split off pairs that training must not see, by a draw on (seed, row_id).
 
-    A row is held out of every strategy or of none, so that runs on different sets are tested on prompts none has seen.
+    A row is held out of every strategy or of none: runs on different sets are tested on prompts none has
+    seen.
 
     Args:
         pairs: a pair set.
@@ -137,7 +133,7 @@ def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, Pa
         seed: of the draw.
 
     Returns:
-        (train, held_out); each one's accounting counts the other's rows as dropped, so that its books balance.
+        (train, held_out); each one's books count the other's rows as dropped, so that they balance.
 
     Example:
         >>> from karma.accounting import Accounting
@@ -224,14 +220,14 @@ def save_pair_sets(
         pool, scores: as for `build_pairs`.
         folders: strategy -> folder to write.
         match_rows: as for `build_pair_sets`.
-        n_stages: sort each set from plain to subtle, in so many stages (`karma.curriculum`); None: the pool's order.
+        n_stages: stages of a curriculum (`karma.curriculum`) to sort each set into; None: the pool's order.
         command: what made the sets, for the cards.
         check: called with each finished accounting before any folder appears; may raise.
         progress: called with the number of rows read so far.
-        **rules: fields of `karma.binarization.Rules`.
+        **rules: fields of `karma.rules.Rules`.
     """
     binarizer = Binarizer(scores, list(folders), Rules(**rules), match_rows)
-    with _open_all(folders) as targets:
+    with open_all(folders) as targets:
         for tables in binarizer.run(pool):
             for strategy, table in tables.items():
                 targets[strategy].write(table)
@@ -245,68 +241,6 @@ def save_pair_sets(
         for target in targets.values():
             target.publish()
     return binarizer.books
-
-
-@dataclass
-class PairFolder:
-    """A pair folder while it is being written: hidden beside its final place until `finish`."""
-
-    folder: str | Path
-    schema: pa.Schema = field(default_factory=lambda: PAIR_SCHEMA)
-
-    def __enter__(self) -> "PairFolder":
-        self.folder = Path(self.folder)
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if self.folder.exists() and not self.folder.is_dir():
-                raise InputError(f"{self.folder} is a file: give a folder to write to")
-            self._hidden = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
-        except OSError as error:
-            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
-        self._writer = pq.ParquetWriter(
-            self._hidden / "pairs.parquet", self.schema, use_dictionary=_DICTIONARY
-        )
-        self._facts = CardFacts()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        shutil.rmtree(self._hidden, ignore_errors=True)
-
-    def write(self, table: pa.Table) -> None:
-        """Append pairs."""
-        if table.num_rows:
-            self._writer.write_table(table)
-            self._facts.add(table)
-
-    def finish(self, accounting: Accounting, command: str) -> None:
-        """Write the books and the card, and move all into place."""
-        self.prepare(accounting, command)
-        self.publish()
-
-    def prepare(self, accounting: Accounting, command: str, n_stages: int | None = None) -> None:
-        """Write the books and the card beside the pairs, and put these in curriculum order if asked."""
-        accounting.check()
-        self._writer.close()
-        if n_stages is not None:
-            order_file(self._hidden / "pairs.parquet", n_stages, _DICTIONARY)
-        save_json(accounting.as_dict(), self._hidden / "accounting.json")
-        (self._hidden / "README.md").write_text(build_card(accounting, self._facts, command), "utf-8")
-
-    def publish(self) -> None:
-        """Move the finished files into place; exports of an earlier set go, other files of the folder stay."""
-        folder = Path(self.folder)
-        folder.mkdir(exist_ok=True)
-        (folder / "binarized.parquet").unlink(missing_ok=True)
-        shutil.rmtree(folder / "dataset", ignore_errors=True)
-        for name in ("pairs.parquet", "accounting.json", "README.md"):
-            (self._hidden / name).replace(folder / name)
-
-
-@contextmanager
-def _open_all(folders: dict[str, Path]) -> Iterator[dict[str, PairFolder]]:
-    with ExitStack() as stack:
-        yield {strategy: stack.enter_context(PairFolder(folder)) for strategy, folder in folders.items()}
 
 
 def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:

@@ -1,7 +1,7 @@
 """The Response Quality Gap: how unlike the two responses of a pair are, measured from several sides.
 
-The paper argues that pairs by kin models have a small gap in coherence, complexity and reasoning, and that small gaps
-teach more. It does not measure the gap. Here every pair gets, as differences without a sign:
+The paper argues that pairs by kin models have a small gap in coherence, complexity and reasoning, and that
+small gaps teach more. It does not measure the gap. Here every pair gets, as differences without a sign:
 
     length      |log2(words chosen / words rejected)|                           doublings
     complexity  |readability grade chosen - rejected| (Automated Readability)     US school grades
@@ -9,8 +9,8 @@ teach more. It does not measure the gap. Here every pair gets, as differences wi
     judge       |annotation chosen - rejected|                                   the annotator's units
     embedding   1 - cosine of the two texts' embeddings                          0..2
 
-and a strategy is compared with a baseline on the prompts both have, so that the prompts' own difficulty cancels.
-Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
+and a strategy is compared with a baseline on the prompts both have, so that the prompts' own difficulty
+cancels. Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
 
 Paper: section 1 and 3.1 (Response Quality Gap).
 """
@@ -100,8 +100,8 @@ def compare_gaps(gaps: Mapping[str, pd.DataFrame], baseline: str) -> pd.DataFram
         baseline: a key of `gaps`, e.g. "random".
 
     Returns:
-        One row a (measure, strategy): n prompts both have, mean, the baseline's mean there, difference with its 95 %
-        interval (paired t), effect (Cohen's d, the standard deviations pooled) and a verdict in words.
+        One row a (measure, strategy): n prompts both have, mean, the baseline's mean there, difference with
+        its 95 % interval (paired t), effect (Cohen's d, standard deviations pooled), a verdict in words.
 
     Raises:
         InputError: the baseline is not among the gaps.
@@ -154,8 +154,16 @@ def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, object]:
     half = stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / math.sqrt(n)
     low, high = difference.mean() - half, difference.mean() + half
     verdict = "narrower" if high < 0 else "wider" if low > 0 else "no difference shown"
-    return {"n": n, "mean": own.mean(), "baseline_mean": other.mean(), "difference": difference.mean(), "low": low,
-            "high": high, "effect": difference.mean() / spread if spread else 0.0, "gap": verdict}  # fmt: skip
+    return {
+        "n": n,
+        "mean": own.mean(),
+        "baseline_mean": other.mean(),
+        "difference": difference.mean(),
+        "low": low,
+        "high": high,
+        "effect": difference.mean() / spread if spread else 0.0,
+        "gap": verdict,
+    }
 
 
 def _by_row(values: pd.Series) -> pd.Series:

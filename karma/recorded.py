@@ -1,7 +1,8 @@
 """Annotations that lie beside a pool: a score for a response in a row, found by their ids.
 
-The table has columns row_id, response_id and score (more are ignored); a judge writes one, or you bring your own. Ids are
-content, so a table made for another pool matches nothing, and that is an error rather than an empty set of pairs.
+The table has columns row_id, response_id and score (more are ignored); a judge writes one, or you bring
+your own. Ids are content, so a table made for another pool matches nothing, and that is an error rather
+than an empty set of pairs.
 """
 
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
 
 
 def find_annotations(pool: ResponsePool, folder: Path, source: str, field: str) -> AnnotationTable:
-    """Return a study's annotations: the judge's table where its settings ask for one and it was made, else the pool's own.
+    """Return a study's annotations: the judge's table where one is asked for and made, else the pool's own.
 
     Args:
         pool: the study's pool.
@@ -112,7 +113,7 @@ def collect_annotations(pool: ResponsePool, field: str) -> AnnotationTable:
         field: overall_score, fine-grained_score or mean_aspect.
 
     Returns:
-        The table; empty where the pool has none. A response scored differently in two identical rows keeps the mean.
+        The table; empty where the pool has none. A response of two identical rows gets its mean score.
     """
     keys, scores = [np.zeros(0, np.uint64)], [np.zeros(0)]
     for batch in pool.batches(field):

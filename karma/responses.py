@@ -1,12 +1,14 @@
 """Responses as columns: a batch of prompts with their responses, each response owning its origin model.
 
-The rows of a pool are nested (a row holds a list of completions). Here they lie flat, one entry a response, beside the
-number of the row each belongs to, so that every later decision is one NumPy expression over a whole batch. A response
-is joined to its model through its own record, never through the row's separate `models` list, whose order differs.
+The rows of a pool are nested (a row holds a list of completions). Here they lie flat, one entry a response,
+beside the number of the row each belongs to, so that every later decision is one NumPy expression over a
+whole batch. A response is joined to its model through its own record, never through the row's separate
+`models` list, whose order differs.
 
-Identity is content: a response's id is a 128-bit xxHash of its model and text, a row's id one of its source,
-instruction and sorted response ids. Random draws are keyed by (seed, row, response), so nothing depends on an order.
-Limit: the hash is fast, not cryptographic; it tells texts apart, it does not prove who wrote them.
+Identity is content: a response's id is a 128-bit xxHash of its model and text, a row's id one of its
+source, instruction and sorted response ids. Random draws are keyed by (seed, row, response), so nothing
+depends on an order. Limit: the hash is fast, not cryptographic; it tells texts apart, it does not prove who
+wrote them.
 
 Paper: section 3.3 (the pool of responses). The identities are ours.
 """

@@ -1,9 +1,10 @@
 """Who is chosen, who rejected: the six strategies, decided for a whole batch of rows at once.
 
-Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria; each keeps, in
-every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come first, the
-strategy picks among them; a pick with equal S_pref is no preference and is dropped. Whatever is still equal is decided by
-a draw keyed by (seed, row, response), never by the order of models, completions or rows.
+Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria; each
+keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship
+>= tau) come first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped.
+Whatever is still equal is decided by a draw keyed by (seed, row, response), never by the order of models,
+completions or rows.
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
@@ -73,11 +74,12 @@ def choose_by_kinship(
         tau: the least kinship of an eligible pair.
 
     Example:
-        >>> four = Candidates(1, np.zeros(3, int), np.arange(3), np.arange(3, dtype=np.uint64), np.full(3, np.nan))
+        >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
+        >>> three = Candidates(1, row, np.arange(3), draws, np.full(3, np.nan))
         >>> kin = np.array([[1.0, 0.5, 0.9], [0.5, 1.0, 0.8], [0.9, 0.8, 1.0]])
         >>> scores = np.array([0.2, 0.5, 0.9])
         >>> for name in ("k_score", "k_sim", "least_kin"):
-        ...     pick = choose_by_kinship(name, four, scores, kin, tau=0.1)
+        ...     pick = choose_by_kinship(name, three, scores, kin, tau=0.1)
         ...     print(name, pick.chosen, pick.rejected)
         k_score [2] [1]
         k_sim [2] [0]
@@ -85,8 +87,14 @@ def choose_by_kinship(
     """
     dropped = {"fewer_than_two_responses": _count_rows(candidates.row, candidates.n_rows) < 2}
     first, second = list_pairs(candidates.row, candidates.n_rows)
-    first, second = _keep(candidates, dropped, "one_origin_model", first, second,
-                          candidates.model[first] != candidates.model[second])  # fmt: skip
+    first, second = _keep(
+        candidates,
+        dropped,
+        "one_origin_model",
+        first,
+        second,
+        candidates.model[first] != candidates.model[second],
+    )
     kin = kinship[candidates.model[first], candidates.model[second]]
     first, second = _keep(candidates, dropped, "below_tau", first, second, kin >= tau)
     high, low = _orient(candidates, s_pref, first, second)
@@ -193,7 +201,7 @@ def mix_draws(values: np.ndarray) -> np.ndarray:
 def _orient(
     candidates: Candidates, s_pref: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put the response of the higher S_pref first; of equal ones the larger draw, for want of a preference."""
+    """Put the response of the higher S_pref first; of equal ones the larger draw."""
     a, b = s_pref[candidates.model[first]], s_pref[candidates.model[second]]
     swap = (b > a) | ((a == b) & (candidates.draw[second] > candidates.draw[first]))
     return np.where(swap, second, first), np.where(swap, first, second)

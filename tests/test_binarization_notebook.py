@@ -116,7 +116,7 @@ def test_it_shows_every_strategy(executed):
         "random",
         "books balance",
         "measures by verdict",
-        "annotation this strategy did without",
+        "annotation this strategy saves",
     ):
         assert phrase in text, phrase
 

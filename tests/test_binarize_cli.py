@@ -77,8 +77,25 @@ def test_defaults_are_those_of_base_yaml(pool, tmp_path):
 def test_curriculum_exports_and_filters(pool, tmp_path):
     bad = tmp_path / "seen.txt"
     bad.write_text("question 3?\n")
-    call("--pool", pool, "--strategy", "random", "--out", tmp_path / "out", "--order", "curriculum", "--stages", 2,
-         "--drop-truthfulqa", "--contaminated", bad, "--also", "binarized", "--also", "datasets")  # fmt: skip
+    call(
+        "--pool",
+        pool,
+        "--strategy",
+        "random",
+        "--out",
+        tmp_path / "out",
+        "--order",
+        "curriculum",
+        "--stages",
+        2,
+        "--drop-truthfulqa",
+        "--contaminated",
+        bad,
+        "--also",
+        "binarized",
+        "--also",
+        "datasets",
+    )
     pairs = load_pairs(tmp_path / "out")
     assert dict(+pairs.accounting.dropped) == {"truthfulqa": 1, "contaminated": 1}
     assert set(pairs.table["stage"].to_pylist()) == {1, 2}
@@ -104,8 +121,9 @@ def test_the_card_names_the_command(pool, tmp_path):
 def test_nothing_heavy_is_imported(pool, tmp_path):
     code = (
         "import sys; from karma.cli import app; "
-        f"app(['binarize', '--pool', {str(pool)!r}, '--strategy', 'k_sim', '--out', {str(tmp_path / 'out')!r}], "
-        "standalone_mode=False); print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+        f"app({['binarize', '--pool', str(pool), '--strategy', 'k_sim', '--out', str(tmp_path / 'out')]}, "
+        "standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'matplotlib'} & {*sys.modules}))"
     )
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karma.errors import InputError
+from karma.errors import InputError, KarmaError
 from karma.exports import push_pairs, save_binarized, save_dataset
 from karma.files import compute_file_digest
 from karma.kinship import compute_kinship
@@ -202,7 +202,7 @@ class TestByEye:
 
 
 def test_the_best_model_with_an_eligible_partner_is_chosen():
-    """Of a > b > c > d only (a, d) and (b, c) are kin: k_score takes a, though b and c have the larger sum."""
+    """Of a > b > c > d only (a, d) and (b, c) are kin: k_score takes a, not the larger sum."""
     kin = np.full((4, 4), -1.0)
     kin[0, 3] = kin[3, 0] = kin[1, 2] = kin[2, 1] = 0.9
     four = Candidates(1, np.zeros(4, int), np.arange(4), np.arange(4, dtype=np.uint64), np.full(4, np.nan))
@@ -328,7 +328,7 @@ def test_properties(rows, order):
 @settings(max_examples=60, deadline=None)
 @given(order=st.permutations(range(5)), seed=st.integers(0, 99), strategy=st.sampled_from(STRATEGIES[1:]))
 def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strategy):
-    """All cosines are equal and two models have equal S_pref: whatever is left to a draw, no order decides it."""
+    """All cosines are equal, two models have equal S_pref: a draw decides, never an order."""
     path = tmp_path_factory.getbasetemp() / "collinear.csv"
     path.write_text("origin_model,arc_easy,ifeval\nzero,0,0\na,0.5,0.5\nb,0.5,0.5\nc,0.9,0.9\nd,0.9,0.9\n")
     scores = load_score_table(path)
@@ -358,10 +358,15 @@ def some_rows():
     """Three hundred rows of four responses, with scores, from a fixed generator."""
     dice = random.Random(0)
     return [
-        make_row(f"Question {i}?", [(m, f"{m} says {i} {'so ' * dice.randint(0, 9)}", float(dice.randint(1, 5)))
-                                    for m in dice.sample(MODELS, 4)])
+        make_row(
+            f"Question {i}?",
+            [
+                (m, f"{m} says {i} {'so ' * dice.randint(0, 9)}", float(dice.randint(1, 5)))
+                for m in dice.sample(MODELS, 4)
+            ],
+        )
         for i in range(300)
-    ]  # fmt: skip
+    ]
 
 
 class TestFolder:
@@ -404,6 +409,22 @@ class TestFolder:
             save_pair_sets(load_pool(broken), PAPER, {"k_sim": tmp_path / "out" / "k_sim"}, tau=0.1, seed=0)
         assert list((tmp_path / "out").iterdir()) == []
 
+    def test_full_disk_and_forbidden_folder(self, some_rows, tmp_path, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        folder = {"k_sim": tmp_path / "out" / "k_sim"}
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(KarmaError, match=r"No space left.*nothing was kept"),
+        ):
+            patch.setattr(pq.ParquetWriter, "write_table", refuse)
+            save_pair_sets(load_pool(some_rows), PAPER, folder, tau=0.1, seed=0)
+        assert list((tmp_path / "out").iterdir()) == []
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be written: No space"):
+            patch.setattr("tempfile.mkdtemp", refuse)
+            save_pair_sets(load_pool(some_rows), PAPER, folder, tau=0.1, seed=0)
+
     @pytest.mark.parametrize(
         "spoil, message",
         [
@@ -411,10 +432,14 @@ class TestFolder:
             (lambda f: (f / "pairs.parquet").write_bytes(b"PAR1"), "cannot be read as parquet"),
             (lambda f: (f / "accounting.json").write_text("{}"), "no accounting"),
             (lambda f: (f / "accounting.json").unlink(), "does not exist"),
-            (lambda f: (f / "accounting.json").write_text(
-                (f / "accounting.json").read_text().replace('"rows_in": 300', '"rows_in": 299')), "299 rows in"),
+            (
+                lambda f: (f / "accounting.json").write_text(
+                    (f / "accounting.json").read_text().replace('"rows_in": 300', '"rows_in": 299')
+                ),
+                "299 rows in",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_spoiled_folder(self, some_rows, tmp_path, spoil, message):
         spoil(save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path))
         with pytest.raises(InputError, match=message):
@@ -438,6 +463,11 @@ class TestFolder:
             "| pairs | 300 |",
         ):
             assert phrase in text, phrase
+        concerned = [
+            {p["chosen_model"], p["rejected_model"]} & {"gpt-4", "bard"} for p in pairs.table.to_pylist()
+        ]
+        n = sum(map(bool, concerned))
+        assert f"competing models on its outputs | {n:,} | {n / 300:.1%} |" in text
 
 
 class TestSplit:
@@ -630,9 +660,15 @@ def test_straight_into_trl(some_rows, tmp_path, method):
     if method == "sft":
         rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     options = config(
-        output_dir=str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True,
-        bf16=False, logging_steps=1, save_strategy="no"
-    )  # fmt: skip
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+    )
     done = trainer(model=model, args=options, train_dataset=rows, processing_class=tokenizer)
     done.train()
     losses = [entry["loss"] for entry in done.state.log_history if "loss" in entry]

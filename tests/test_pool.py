@@ -1,4 +1,4 @@
-"""The pool: every way it may lie on disk, every way it may be malformed, and identities that survive shuffling."""
+"""The pool: every way it may lie on disk or be malformed, and identities that survive shuffling."""
 
 import json
 import warnings
@@ -20,12 +20,27 @@ def completion(model, response, **more):
 
 
 ROWS = [
-    {"source": "sharegpt", "instruction": "Naïve 你好 🎉?", "models": ["b", "a"],
-     "completions": [completion("a", "Oui.", overall_score=7.5), completion("b", "Non.", custom_system_prompt="Say no.")]},
-    {"source": None, "instruction": "Long?",
-     "completions": [completion("a", "x" * 100_000), completion("c", None), None, completion(None, "who?")]},
+    {
+        "source": "sharegpt",
+        "instruction": "Naïve 你好 🎉?",
+        "models": ["b", "a"],
+        "completions": [
+            completion("a", "Oui.", overall_score=7.5),
+            completion("b", "Non.", custom_system_prompt="Say no."),
+        ],
+    },
+    {
+        "source": None,
+        "instruction": "Long?",
+        "completions": [
+            completion("a", "x" * 100_000),
+            completion("c", None),
+            None,
+            completion(None, "who?"),
+        ],
+    },
     {"source": "flan", "instruction": "None?", "completions": None},
-]  # fmt: skip
+]
 
 
 def read(source, annotation=None):
@@ -36,16 +51,25 @@ def read(source, annotation=None):
         found += [
             (int(row), names[model], text, prompt, None if np.isnan(score) else float(score))
             for row, model, text, prompt, score in zip(
-                batch.row, batch.model, batch.response.to_pylist(), batch.system_prompt.to_pylist(), batch.annotation,
-                strict=True)
-        ]  # fmt: skip
+                batch.row,
+                batch.model,
+                batch.response.to_pylist(),
+                batch.system_prompt.to_pylist(),
+                batch.annotation,
+                strict=True,
+            )
+        ]
     return found
 
 
 EXPECTED = [
-    (0, "a", "Oui.", None, 7.5), (0, "b", "Non.", "Say no.", None),
-    (1, "a", "x" * 100_000, None, None), (1, "c", None, None, None), (1, None, None, None, None), (1, None, "who?", None, None),
-]  # fmt: skip
+    (0, "a", "Oui.", None, 7.5),
+    (0, "b", "Non.", "Say no.", None),
+    (1, "a", "x" * 100_000, None, None),
+    (1, "c", None, None, None),
+    (1, None, None, None, None),
+    (1, None, "who?", None, None),
+]
 
 
 def as_lines(rows):
@@ -251,6 +275,10 @@ MALFORMED = {
     "response a list": (
         b'{"instruction": "x", "completions": [{"model": "m", "response": ["y"]}]}\n',
         "expected text",
+    ),
+    "key given twice": (
+        b'{"instruction": "x", "instruction": "y", "completions": []}\n',
+        "line 1: key 'instruction' is given twice",
     ),
     "deep nesting": (b"[" * 100_000, "not valid JSON"),
 }

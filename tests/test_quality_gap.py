@@ -144,8 +144,9 @@ class TestAgreement:
         triples = [
             (compute_row_id(r), compute_response_id(m, f"{word} {i}"), s)
             for i, (r, both) in enumerate(zip(rows, scores, strict=True))
-            for m, word, s in zip(("gpt-4", "alpaca-7b"), ("good", "poor"), both, strict=True) if s is not None
-        ]  # fmt: skip
+            for m, word, s in zip(("gpt-4", "alpaca-7b"), ("good", "poor"), both, strict=True)
+            if s is not None
+        ]
         columns = dict(
             zip(("row_id", "response_id", "score"), map(list, zip(*triples, strict=True)), strict=True)
         )

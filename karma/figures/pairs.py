@@ -1,4 +1,4 @@
-"""Figures of the binarization: overlap of strategies, who is paired with whom, the Response Quality Gap, the curriculum."""
+"""Figures of the binarization: overlap of strategies, model pairs, Response Quality Gap, curriculum."""
 
 from collections.abc import Mapping
 
@@ -12,8 +12,13 @@ from matplotlib.axes import Axes
 from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
 from karma.quality_gap import UNITS
 
-AXIS_TITLES = {"length": "length gap", "lexical": "lexical gap", "complexity": "complexity gap", "judge": "judge's gap",
-               "embedding": "embedding gap"}  # fmt: skip
+AXIS_TITLES = {
+    "length": "length gap",
+    "lexical": "lexical gap",
+    "complexity": "complexity gap",
+    "judge": "judge's gap",
+    "embedding": "embedding gap",
+}
 
 
 def plot_overlap(chosen: pd.DataFrame, pair: pd.DataFrame) -> np.ndarray:
@@ -30,8 +35,19 @@ def plot_overlap(chosen: pd.DataFrame, pair: pd.DataFrame) -> np.ndarray:
     for ax, shares, title in zip(
         axes, (chosen, pair), ("the same response is chosen", "the same pair"), strict=True
     ):
-        sns.heatmap(shares, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", square=True, cbar=False, ax=ax,
-                    linewidths=0.5, annot_kws={"size": 8})  # fmt: skip
+        sns.heatmap(
+            shares,
+            vmin=0,
+            vmax=1,
+            annot=True,
+            fmt=".2f",
+            cmap="cividis",
+            square=True,
+            cbar=False,
+            ax=ax,
+            linewidths=0.5,
+            annot_kws={"size": 8},
+        )
         ax.set_title(title)
         ax.tick_params(axis="x", rotation=45)
         ax.tick_params(axis="y", rotation=0)
@@ -61,17 +77,31 @@ def plot_model_pairs(pairs: pa.Table, strategy: str, max_models: int = 20) -> Ax
     )
     side = max(COLUMN_WIDTH_IN, 0.4 * len(order) + 1.6)
     _, ax = plt.subplots(figsize=(min(side + 0.6, PAGE_WIDTH_IN), min(side, PAGE_WIDTH_IN)))
-    sns.heatmap(counts, mask=counts == 0, annot=len(order) <= 17, fmt="d", cmap="Blues", cbar=False, square=True, ax=ax,
-                linewidths=0.5, linecolor="#dddddd", annot_kws={"size": 8})  # fmt: skip
-    ax.set(xlabel="origin model of the rejected response", ylabel="origin model of the chosen response",
-           title=f"{strategy}: pairs by origin models (best first)")  # fmt: skip
+    sns.heatmap(
+        counts,
+        mask=counts == 0,
+        annot=len(order) <= 17,
+        fmt="d",
+        cmap="Blues",
+        cbar=False,
+        square=True,
+        ax=ax,
+        linewidths=0.5,
+        linecolor="#dddddd",
+        annot_kws={"size": 8},
+    )
+    ax.set(
+        xlabel="origin model of the rejected response",
+        ylabel="origin model of the chosen response",
+        title=f"{strategy}: pairs by origin models (best first)",
+    )
     ax.tick_params(axis="x", rotation=90)
     ax.grid(visible=False)
     return ax
 
 
 def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.ndarray:
-    """Draw the Response Quality Gap: above, its distribution by strategy; below, the difference from the baseline.
+    """Draw the Response Quality Gap: above, its distribution; below, the difference from the baseline.
 
     Args:
         gaps: strategy -> gaps, from `karma.quality_gap.compute_gaps`.
@@ -93,8 +123,15 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
             found = comparison[(comparison["measure"] == measure) & (comparison["strategy"] == name)]
             for row in found.itertuples():
                 style = strategy_style(name)
-                lower.errorbar(row.difference, place, xerr=[[row.difference - row.low], [row.high - row.difference]],
-                               color=style["color"], marker=style["marker"], capsize=3, markersize=5)  # fmt: skip
+                lower.errorbar(
+                    row.difference,
+                    place,
+                    xerr=[[row.difference - row.low], [row.high - row.difference]],
+                    color=style["color"],
+                    marker=style["marker"],
+                    capsize=3,
+                    markersize=5,
+                )
         upper.set(title=AXIS_TITLES[measure], xlabel=UNITS[measure])
         lower.axvline(0, color="black", linewidth=0.8, linestyle="--")
         lower.set(xlabel=UNITS[measure])
@@ -102,13 +139,16 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
     baseline = comparison["baseline"].iloc[0] if len(comparison) else "the baseline"
-    figure.suptitle(f"Above: gap of each pair (box: quartiles, diamond: mean). Below: mean minus {baseline}, same prompts, 95 %",
-                    fontsize=9)  # fmt: skip
+    figure.suptitle(
+        "Above: gap of each pair (box: quartiles, diamond: mean). "
+        f"Below: mean minus {baseline}, same prompts, 95 %",
+        fontsize=9,
+    )
     return axes
 
 
 def plot_curriculum(pairs: pa.Table, strategy: str) -> Axes:
-    """Draw a curriculum: the score gap along the order of training, with kinship as colour and the stages marked.
+    """Draw a curriculum: the score gap along the order of training, kinship as colour, stages marked.
 
     Args:
         pairs: a set ordered by `karma.pairs.order_pairs`, with a column `stage`.
@@ -116,8 +156,14 @@ def plot_curriculum(pairs: pa.Table, strategy: str) -> Axes:
     """
     frame = pairs.select(["chosen_score", "rejected_score", "kinship", "stage"]).to_pandas()
     _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.75, 2.8))
-    points = ax.scatter(np.arange(len(frame)) + 1, frame["chosen_score"] - frame["rejected_score"], s=9, c=frame["kinship"],
-                        cmap="cividis", rasterized=True)  # fmt: skip
+    points = ax.scatter(
+        np.arange(len(frame)) + 1,
+        frame["chosen_score"] - frame["rejected_score"],
+        s=9,
+        c=frame["kinship"],
+        cmap="cividis",
+        rasterized=True,
+    )
     starts = np.flatnonzero(frame["stage"].diff().to_numpy() > 0)
     for start in starts:
         ax.axvline(start + 0.5, color="black", linewidth=0.8, linestyle="--")
@@ -164,7 +210,21 @@ def plot_agreement(by_models: pd.DataFrame, max_rows: int = 12) -> Axes:
 
 def _draw_box(ax: Axes, values: pd.Series, place: int, style: dict[str, str]) -> None:
     if len(values):
-        ax.boxplot(values, positions=[place], orientation="horizontal", widths=0.65, showfliers=False, showmeans=True, patch_artist=True,
-                   manage_ticks=False, medianprops={"color": "black"},
-                   boxprops={"facecolor": style["color"], "alpha": 0.6, "hatch": style["hatch"]},
-                   meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4})  # fmt: skip
+        ax.boxplot(
+            values,
+            positions=[place],
+            orientation="horizontal",
+            widths=0.65,
+            showfliers=False,
+            showmeans=True,
+            patch_artist=True,
+            manage_ticks=False,
+            medianprops={"color": "black"},
+            boxprops={"facecolor": style["color"], "alpha": 0.6, "hatch": style["hatch"]},
+            meanprops={
+                "marker": "D",
+                "markerfacecolor": "white",
+                "markeredgecolor": "black",
+                "markersize": 4,
+            },
+        )

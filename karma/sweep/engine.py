@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from karma.errors import KarmaError
+from karma.errors import InterruptedSweep, KarmaError
 from karma.files import compute_file_digest, save_if_changed
 from karma.params import Experiment
 from karma.stages import STAGES, Job, list_jobs
@@ -57,9 +57,9 @@ def run_sweep(experiment: Experiment, cores: int | None = None, until: str | Non
         child = _start(experiment, events, cores, until)
         try:
             show_progress(experiment, events, child)
-        except BaseException:
+        except KeyboardInterrupt:
             _end_survivors(experiment)
-            raise
+            raise InterruptedSweep("interrupted; the same command goes on from here") from None
     states = read_events(experiment, events)
     failed = [state for state in states.values() if state["status"] == "failed"]
     if failed:
@@ -104,7 +104,7 @@ def show_status(experiment: Experiment) -> None:
     running = _is_locked(experiment)
     if running:
         states = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
-        console.print(render(experiment, states, 0.0, running))
+        console.print(render(experiment, states, 0.0))
         return
     todo = {state["label"]: state for state in plan_sweep(experiment)}
     table = Table("stage", "done", "to do", title=f"{experiment.settings.name}: no sweep is running")

@@ -72,11 +72,11 @@ def show_progress(experiment: Experiment, events: Path, child: Popen) -> None:
             time.sleep(0.5)
             states = read_events(experiment, events)
             if console.is_terminal:
-                live.update(render(experiment, states, time.time() - started, True), refresh=True)
+                live.update(render(experiment, states, time.time() - started), refresh=True)
             else:
-                _print_changes(states, told, _count_planned(events) or total)
+                _print_changes(states, told, sum(read_plan(events).values()) or total)
     if not console.is_terminal:
-        _print_changes(read_events(experiment, events), told, _count_planned(events) or total)
+        _print_changes(read_events(experiment, events), told, sum(read_plan(events).values()) or total)
 
 
 def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
@@ -89,34 +89,57 @@ def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
             )
 
 
-def _count_planned(events: Path) -> int | None:
-    """Return how many jobs Snakemake means to run, from its own statistics; None before it has told."""
+def read_plan(events: Path) -> dict[str, int]:
+    """Return how many jobs of each stage Snakemake means to run, from its own statistics; empty before it has told."""
     lines = events.read_text("utf-8").splitlines() if events.is_file() else []
-    totals = [json.loads(line)["stats"]["total"] for line in lines if '"stats"' in line]
-    return totals[-1] - 1 if totals else None  # without the rule `all`
+    told = [json.loads(line)["stats"] for line in lines if '"stats"' in line]
+    plan: dict[str, int] = {}
+    for rule, count in (told[-1] if told else {}).items():
+        if rule not in ("all", "total"):
+            plan[rule.removesuffix("_start")] = plan.get(rule.removesuffix("_start"), 0) + count
+    return plan
 
 
-def render(experiment: Experiment, states: dict[str, dict], elapsed: float, running: bool) -> Table:
-    planned = {job.label for job in list_jobs(experiment)}
-    table = Table("stage", "jobs", "done", "running", "failed", title=f"{experiment.settings.name}")
+def render(experiment: Experiment, states: dict[str, dict], elapsed: float) -> Table:
+    """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left."""
+    jobs, plan = list_jobs(experiment), read_plan(experiment.outputs / ".sweep" / "events.jsonl")
+    table = Table("stage", "jobs", "done", "running", "failed", "to do", title=experiment.settings.name)
     for stage in STAGES.values():
-        mine = [s for s in states.values() if s["job"].stage is stage]
-        total = sum(label.split(".")[0] == stage.name for label in planned)
+        total = sum(job.stage is stage for job in jobs)
+        mine = [state["status"] for state in states.values() if state["job"].stage is stage]
+        running, failed, done = (mine.count(status) for status in ("running", "failed", "done"))
+        to_do = plan.get(stage.name, 0) - len(mine)
         if total:
-            counts = [sum(s["status"] == status for s in mine) for status in ("done", "running", "failed")]
-            table.add_row(stage.name, str(total), *(str(c) if c else "-" for c in counts))
-    left = estimate_left(experiment, states, _count_planned(experiment.outputs / ".sweep" / "events.jsonl"))
-    table.caption = f"{elapsed:.0f} s so far" + (f", about {left / 60:.0f} min left" if left else "")
+            counts = (total - plan.get(stage.name, 0) + done, running, failed, to_do)
+            table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
+    left = estimate_left(states, plan)
+    now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
+    table.caption = f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
     return table
 
 
-def estimate_left(experiment: Experiment, states: dict[str, dict], planned: int | None) -> float | None:
-    """Estimate the seconds left from the jobs finished so far (their mean), as many side by side as run now."""
-    finished = [s["ended"] - s["started"] for s in states.values() if s["ended"]]
-    running = sum(s["status"] == "running" for s in states.values())
-    if not finished or not planned:
+def _say_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
+
+
+def _log_folder(experiment: Experiment) -> str:
+    return os.path.relpath(experiment.outputs / ".sweep" / "logs")
+
+
+def estimate_left(states: dict[str, dict], plan: dict[str, int]) -> float | None:
+    """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now."""
+    took: dict[str, list[float]] = {}
+    for state in states.values():
+        if state["ended"]:
+            took.setdefault(state["job"].stage.name, []).append(state["ended"] - state["started"])
+    if not took or not plan:
         return None
-    return (planned - len(finished)) * sum(finished) / len(finished) / max(running, 1)
+    everything = [seconds for one in took.values() for seconds in one]
+    mean = {name: sum(took.get(name, everything)) / len(took.get(name, everything)) for name in plan}
+    left = sum((count - len(took.get(name, ()))) * mean[name] for name, count in plan.items())
+    return left / max(sum(state["status"] == "running" for state in states.values()), 1)
 
 
 def shorten(reason: Any) -> str:
