@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.clusters import Pca, compute_clusters, compute_pca, compute_trees
+from karma.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
 from karma.files import atomic_path, save_json
 from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.mantel import compute_kin_agreement, compute_mantel_table
@@ -151,7 +151,7 @@ def build_study(
     square = {
         "kinship": kinship, "trees": trees, "choices": compute_choices(table, tau), "n_sets": len(sets),
         "clusters": pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
-        "mantel": compute_mantel_table(table, distance, rng), "taus": sweep_tau(kinship),
+        "mantel": compute_mantel_table(table, DISTANCES, rng), "taus": sweep_tau(kinship),
         "sensitivity": compute_sensitivity(table, sets, tau), "pairs": list_pairs(table, tau),
     }  # fmt: skip
     if table.n_items is not None:
