@@ -8,7 +8,6 @@ cells below chance make kin.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,6 @@ import pandas as pd
 from karma.errors import InputError
 from karma.scores import DECIMALS, ScoreTable, canonical_model_name, compute_normalized, compute_s_pref
 from karma.strategy_sets import STRATEGIES
-
-if TYPE_CHECKING:
-    pass
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models
@@ -73,8 +69,7 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
 
     Returns:
         n (n - 1) / 2 rows: chosen, rejected, s_pref_chosen, s_pref_rejected, gap, kinship, eligible. Where
-        S_pref is equal neither is preferred: gap is 0, the order is that of the names, and the pair is not
-        eligible.
+        S_pref is equal neither is preferred: gap is 0, and the order is that of the names.
 
     Paper: Eq. 3, section 3.2.
     """

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.clusters import Pca, compute_clusters, compute_pca, compute_trees
+from karma.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
 from karma.files import atomic_path, save_json
 from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.mantel import compute_kin_agreement, compute_mantel_table
@@ -38,6 +38,7 @@ from karma.uncertainty import (
 )
 
 MAX_LISTED = 20
+MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
 SET_SIZE = 4  # UltraFeedback's number of responses a prompt
 
 
@@ -46,14 +47,17 @@ class KinshipStudy:
     """What stage 2 found.
 
     Attributes:
-        table, tau, cut: what went in. normalized: n models x m benchmarks, in [0, 1]. s_pref: n models;
-        columns s_pref and, where n_items is known, low and high (95 %). nearest: origin_model ->
-        nearest_kin, kinship. pca: principal components of `normalized`. agreement: how often nearest kin
-        share a base model, a family, a developer, against chance; a model's own
-            evaluation in another precision does not count as its kin.
+        table, tau, cut: what went in.
+        normalized: n models x m benchmarks, in [0, 1].
+        s_pref: n models; columns s_pref and, where n_items is known, low and high (95 %).
+        nearest: origin_model -> nearest_kin, kinship.
+        pca: principal components of `normalized`.
+        agreement: how often nearest kin share a base model, a family, a developer, against chance; a model
+            evaluated anew, in another precision, is not its own kin.
         kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus: None above 500 models.
         choice_uncertainty: None where n_items is unknown, or above 500 models.
         n_sets: sets of four models that `sensitivity` and `choice_uncertainty` look at.
+        n_draws: bootstrap draws asked for: fewer than wanted above 100 models, to bound memory.
         n_discarded: bootstrap draws left out because min-max was undefined.
     """
 
@@ -75,6 +79,7 @@ class KinshipStudy:
     taus: pd.DataFrame | None = None
     choice_uncertainty: pd.DataFrame | None = None
     n_sets: int = 0
+    n_draws: int = 0
     n_discarded: int = 0
 
 
@@ -133,12 +138,8 @@ def build_study(
     rng = np.random.default_rng(seed)
     normalized = compute_normalized(table)
     nearest = compute_nearest_kin(normalized)
-    facts = table.facts.reindex(table.scores.index)
-    agreement = pd.DataFrame({
-        label: compute_kin_agreement(nearest, facts[label], rng) for label in ("base_model", "family",
-        "developer")
-    }).T.rename_axis("label")  # fmt: skip
     s_pref = compute_s_pref(table).to_frame()
+    agreement = _compute_agreement(table, nearest, rng)
     basis: dict[str, Any] = {
         "table": table, "tau": tau, "cut": cut, "normalized": normalized, "nearest": nearest,
         "pca": compute_pca(normalized), "agreement": agreement, "s_pref": s_pref,
@@ -150,17 +151,31 @@ def build_study(
     square = {
         "kinship": kinship, "trees": trees, "choices": compute_choices(table, tau), "n_sets": len(sets),
         "clusters": pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
-        "mantel": compute_mantel_table(table, distance, rng), "taus": sweep_tau(kinship),
+        "mantel": compute_mantel_table(table, DISTANCES, rng), "taus": sweep_tau(kinship),
         "sensitivity": compute_sensitivity(table, sets, tau), "pairs": list_pairs(table, tau),
     }  # fmt: skip
     if table.n_items is not None:
+        n_draws = min(n_draws, max(100, MAX_CELLS // len(table.scores) ** 2))
         draws = draw_tables(table, rng, n_draws)
         basis["s_pref"] = compute_s_pref_intervals(table, draws)
         square |= {
+            "n_draws": n_draws,
             "pairs": compute_pair_uncertainty(table, draws, tau), "n_discarded": draws.n_discarded,
             "choice_uncertainty": compute_choice_uncertainty(table, draws, sets, tau),
         }  # fmt: skip
     return KinshipStudy(**basis, **square)
+
+
+def _compute_agreement(table: ScoreTable, nearest: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Return how often nearest kin share a base model, a family and a developer."""
+    facts = table.facts.reindex(table.scores.index)
+    names = facts["repository"] if "repository" in facts else facts.index.to_series()
+    others = nearest[
+        names.to_numpy() != names[nearest["nearest_kin"]].to_numpy()
+    ]  # not itself, evaluated anew
+    labels = ("base_model", "family", "developer")
+    agreement = {label: compute_kin_agreement(others, facts[label], rng) for label in labels}
+    return pd.DataFrame(agreement).T.rename_axis("label")
 
 
 def save_study(study: KinshipStudy, folder: str | Path) -> None:
@@ -202,6 +217,7 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
         "strategies": picks,
         "n_items": study.table.n_items,
         "n_items_source": study.table.n_items_source,
+        "n_draws": study.n_draws,
         "n_draws_discarded": study.n_discarded,
         "notes": list(study.table.notes),
         "last_everywhere": zero,

@@ -42,8 +42,7 @@ def load_score_table(path: str | Path, columns: str | Path | ColumnMap | None = 
 
     Args:
         path: a CSV file (`origin_model`, then one column a benchmark; percent or fractions); or "paper"
-        (Table 3
-            as printed), or "paper_four_digit" (the same with MMLU-Pro to four digits).
+            (Table 3 as printed), or "paper_four_digit" (the same with MMLU-Pro to four digits).
         columns: a column map, or its YAML file, for a table with other benchmarks or column names.
 
     Returns:

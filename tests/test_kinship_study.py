@@ -16,9 +16,9 @@ from karma.cli import app
 from karma.clusters import compute_clusters, compute_pca, compute_trees
 from karma.errors import InputError
 from karma.files import save_json
+from karma.headless import run_stage
 from karma.kinship import compute_kinship
 from karma.kinship_study import analyse, build_study, describe_study, save_study, summarize
-from karma.headless import run_stage
 from karma.origin_scores import load_example_answers, load_study_table
 from karma.params import load_experiment
 from karma.scores import compute_normalized, compute_s_pref, load_origin_models, load_score_table
@@ -255,6 +255,7 @@ def test_leaderboard_kin_share_a_base_model_more_often_than_chance(real_data, tm
     assert "3,827 origin models x 6 benchmarks" in output
     found = pd.read_csv(tmp_path / "out" / "kin_agreement.csv", index_col="label").loc["base_model"]
     assert found["shared"] > 10 * found["expected"] and found["p"] <= 0.001
+    assert found["n"] == 3106  # neither deleted base models nor a model's own other precision count
     assert len(pd.read_csv(tmp_path / "out" / "nearest_kin.csv")) == 3827
 
 

@@ -216,6 +216,16 @@ def test_models_whose_fact_is_unknown_are_left_out_and_counted(paper):
     assert len(result) == 12
 
 
+def test_both_distances_are_tested_and_corrected_together(paper):
+    both = compute_mantel_table(paper, ("rmsd", "cosine"), np.random.default_rng(0), 9999)
+    assert len(both) == 21  # no cosine on the one benchmark of instruction following
+    found = set(
+        both.loc[both["verdict"] == "yes", ["distance", "group", "factor"]].itertuples(index=False, name=None)
+    )
+    assert found == {("rmsd", "total", "same family"), ("cosine", "knowledge", "same family")}
+    assert both["p_holm"].min() == pytest.approx(21 * both["p"].min())
+
+
 def test_mantel_without_any_fact_cannot_tell(paper):
     bare = replace(paper, facts=paper.facts.assign(developer=None, family="x", size_b=np.nan))
     result = compute_mantel_table(bare, "rmsd", np.random.default_rng(0), 99)

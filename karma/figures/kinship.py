@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
+from karma.clusters import group_benchmarks
 from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
 from karma.kinship import compute_kinship
 from karma.scores import ScoreTable, compute_below_chance, compute_normalized, compute_s_pref
@@ -139,12 +140,28 @@ def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float)
     return handles
 
 
-def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: float) -> list[Axes]:
+def mark_names(table: ScoreTable, benchmarks: list[str] | None = None) -> pd.Series:
+    """Return each model's name, with a dagger where a score of it (on `benchmarks`) is at or below chance.
+
+    Example:
+        >>> from karma.scores import load_score_table
+        >>> mark_names(load_score_table("paper"), ["arc_easy"])[["GPT-4", "Starchat"]].tolist()
+        ['GPT-4', 'Starchat †']
+    """
+    below = compute_below_chance(table)[benchmarks or list(table.scores)].any(axis=1)
+    names = table.scores.index.to_series().astype(str)
+    return names.where(~below, names + f" {DAGGER}")
+
+
+def plot_dendrograms(
+    trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: float, table: ScoreTable
+) -> list[Axes]:
     """Draw the trees of all benchmarks and of each capability.
 
     Args:
         trees: group -> distances and linkage, as of `karma.clusters.compute_trees`.
         cut: branches joined below this distance share a colour.
+        table: the scores; a dagger marks models with one at or below chance in the tree's benchmarks.
 
     Returns:
         One axes a tree. The dotted line is the major split: the middle between the last two joins.
@@ -158,7 +175,8 @@ def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: flo
     for axes, (letter, (group, (distance, tree))) in zip(
         grid.flat, zip("abcdefgh", trees.items(), strict=False), strict=False
     ):
-        _draw_tree(axes, tree, distance.index, cut)
+        names = mark_names(table, group_benchmarks(table)[group])[distance.index]
+        _draw_tree(axes, tree, names.tolist(), cut)
         axes.set_title(f"{letter}  {group.capitalize()}", loc="left", fontweight="bold")
     for axes in list(grid.flat)[len(trees) :]:
         axes.set_visible(False)
@@ -168,17 +186,18 @@ def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: flo
     handles = [
         Line2D([], [], color="0.75", linewidth=0.9, label=f"cut at {cut:g} (below: a colour a cluster)"),
         Line2D([], [], color="black", linewidth=1.2, linestyle=":", label="major split"),
+        Line2D([], [], marker="$\u2020$", color="black", linestyle="", label="a score at or below chance"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return list(grid.flat)[: len(trees)]
 
 
-def _draw_tree(axes: Axes, tree: np.ndarray, names: pd.Index, cut: float) -> None:
+def _draw_tree(axes: Axes, tree: np.ndarray, names: list[str], cut: float) -> None:
     set_link_color_palette(PALETTE[:6])
     with plt.rc_context({"lines.linewidth": 1.2}):
         dendrogram(
             tree,
-            labels=names.tolist(),
+            labels=names,
             orientation="right",
             color_threshold=cut,
             ax=axes,
@@ -197,16 +216,19 @@ def _draw_tree(axes: Axes, tree: np.ndarray, names: pd.Index, cut: float) -> Non
         axes.spines[side].set_visible(False)
 
 
-def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float) -> Axes:
+def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float, table: ScoreTable) -> Axes:
     """Draw the kinship of all pairs, models in the order of the tree's leaves, clusters apart.
 
     Args:
-        kinship: n x n. tree: linkage that orders the models. tau: lowest kinship of an eligible pair; pairs
-        below it are struck out, and the colour bar bears a mark. cut: distance that parts the clusters.
+        kinship: n x n.
+        tree: linkage that orders the models.
+        tau: lowest kinship of an eligible pair; pairs below are struck out, the colour bar bears a mark.
+        cut: distance that parts the clusters.
+        table: the scores; a dagger marks models with one at or below chance.
     """
     order = leaves_list(tree)[::-1]
     values, n = kinship.to_numpy()[np.ix_(order, order)], len(order)
-    names = kinship.index[order].tolist() if n <= MAX_NAMED else []
+    names = mark_names(table)[kinship.index[order]].tolist() if n <= MAX_NAMED else []
     side = min(max(COLUMN_WIDTH_IN, 1.8 + 0.32 * n), PAGE_WIDTH_IN)
     axes = plt.subplots(figsize=(side, 0.86 * side))[1]
     shown = np.where(np.eye(n, dtype=bool), np.nan, values)
@@ -241,14 +263,16 @@ def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
     from karma.figures.kinship_map import plot_pca
     from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
 
-    table, titles = study.table, study.table.benchmarks["title"]
-    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table.facts, titles)[0].figure}
+    table = study.table
+    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
     if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
         for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
             axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
             figures[name] = axes[0].figure
-        figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut)[0].figure
-        figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut).figure
+        figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
+        figures["kinship"] = plot_kinship(
+            study.kinship, study.trees["total"][1], study.tau, study.cut, table
+        ).figure
         figures["sensitivity"] = plot_sensitivity(study)[0].figure
         if study.choice_uncertainty is not None:
             figures["uncertainty"] = plot_uncertainty(study)[0].figure

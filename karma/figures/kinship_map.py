@@ -13,19 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from karma.figures import MARKERS, PAGE_WIDTH_IN, PALETTE
-from karma.figures.kinship import MAX_NAMED
+from karma.figures.kinship import DAGGER, MAX_NAMED, mark_names
+from karma.scores import ScoreTable
 
 if TYPE_CHECKING:
     from karma.clusters import Pca
 
+SMALLEST, PER_BILLION = 14, 3.2  # area of a marker, square points
 
-def plot_pca(pca: "Pca", facts: pd.DataFrame, titles: pd.Series) -> list[Axes]:
+
+def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     """Draw origin models on two principal components, and what the components are made of.
 
     Args:
         pca: of the normalised scores.
-        facts: origin_model x (family, size_b); missing where unknown.
-        titles: benchmark -> title.
+        table: the scores: facts of the models, titles; a dagger marks a score at or below chance.
 
     Returns:
         Two axes: models (colour and marker by family, area by parameters), loadings as arrows.
@@ -44,15 +46,15 @@ def plot_pca(pca: "Pca", facts: pd.DataFrame, titles: pd.Series) -> list[Axes]:
     xy = pca.positions.iloc[:, :2]
     axes.set_xlabel(f"PC1 ({pca.explained[0]:.0%} of the variance)")
     axes.set_ylabel(f"PC2 ({pca.explained[1]:.0%})")
-    axes.margins(0.17, 0.1)
+    axes.margins(0.22, 0.1)
     axes.set_title("a  Origin models", loc="left", fontweight="bold")
-    handles = _draw_models(axes, xy, facts.reindex(xy.index))
+    handles = _draw_models(axes, xy.rename(mark_names(table)), table)
     key.axis("off")
     key.legend(
         handles=handles, loc="upper left", frameon=False, labelspacing=0.45, borderaxespad=0, fontsize=8
     )
     arrows.set_title("b  Loadings", loc="left", fontweight="bold")
-    _draw_loadings(arrows, pca.loadings.iloc[:, :2], titles)
+    _draw_loadings(arrows, pca.loadings.iloc[:, :2], table.benchmarks["title"])
     return [axes, arrows]
 
 
@@ -63,17 +65,18 @@ def _add_flat_component(pca: "Pca") -> "Pca":
     return Pca(pca.positions.assign(PC2=0.0), pca.loadings.assign(PC2=0.0), np.array([1.0, 0.0]))
 
 
-def _draw_models(axes: Axes, xy: pd.DataFrame, facts: pd.DataFrame) -> list[Line2D]:
+def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D]:
     """Draw models, named where they are few; return the legend."""
     if len(xy) > MAX_NAMED:
         axes.scatter(
             xy.iloc[:, 0], xy.iloc[:, 1], s=5, alpha=0.3, linewidths=0, color=PALETTE[0], rasterized=True
         )
         return [Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"{len(xy):,} models")]
+    facts = table.facts.reindex(table.scores.index).set_axis(xy.index)
     family, size_b, handles = facts["family"].fillna("family unknown"), facts["size_b"].astype(float), []
-    area = (14 + 3.2 * size_b).fillna(60)
+    area = (SMALLEST + PER_BILLION * size_b).fillna(60)
     for k, (name, rows) in enumerate(xy.groupby(family, sort=False)):
-        look: dict[str, Any] = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)]}
+        look: dict[str, Any] = {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[(k + k // 8) % 8]}
         unknown = size_b[rows.index].isna() & size_b.notna().any()
         faces = [(1, 1, 1, 1) if u else look["color"] for u in unknown]
         axes.scatter(
@@ -87,32 +90,24 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, facts: pd.DataFrame) -> list[Line
             zorder=3,
         )
         handles.append(Line2D([], [], linestyle="", markersize=6, label=str(name), **look))
-    place_labels(axes, xy, np.sqrt(area.to_numpy()) / 2)
-    if size_b.notna().any():
-        for size in (7, 30, 70):
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    linestyle="",
-                    marker="o",
-                    color="0.65",
-                    label=f"{size} B parameters",
-                    markersize=np.sqrt(14 + 3.2 * size),
-                )
-            )
+    place_labels(axes, xy, 0.6 * np.sqrt(area.to_numpy()))
+    return handles + _explain_marks(bool(xy.index.str.endswith(DAGGER).any()), bool(size_b.notna().any()))
+
+
+def _explain_marks(with_dagger: bool, with_sizes: bool) -> list[Line2D]:
+    """Return the legend of what the families do not explain."""
+    handles = []
+    if with_dagger:
         handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker="o",
-                markerfacecolor="white",
-                markeredgecolor="0.4",
-                markersize=np.sqrt(60),
-                label="open: size unknown",
-            )
+            Line2D([], [], linestyle="", marker="$\u2020$", color="black", label="score at chance")
         )
+    if with_sizes:
+        for size in (7, 30, 70):
+            area = SMALLEST + PER_BILLION * size
+            look: dict[str, Any] = {"marker": "o", "color": "0.65", "markersize": np.sqrt(area)}
+            handles.append(Line2D([], [], linestyle="", label=f"{size} B parameters", **look))
+        look = {"marker": "o", "markersize": 8, "markerfacecolor": "white", "markeredgecolor": "0.4"}
+        handles.append(Line2D([], [], linestyle="", label="open: size unknown", **look))
     return handles
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.figures.kinship import LABELS
+from karma.figures.kinship import LABELS, mark_names
 from karma.strategy_sets import STRATEGIES
 from karma.uncertainty import COIN_FLIP
 
@@ -27,7 +27,8 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     """Draw S_pref with 95 % intervals, and the preferences most likely to flip.
 
     Args:
-        study: with intervals (the number of items is known); the 40 strongest models are drawn.
+        study: with intervals (the number of items is known); the 40 strongest models are drawn, with a dagger
+            where a score is at or below chance.
 
     Returns:
         Two axes.
@@ -40,7 +41,7 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     place = np.arange(len(shown))
     left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=5)
     left.plot(shown["s_pref"], place, "|", color="black", markersize=8, markeredgewidth=1)
-    left.set_yticks(place, shown.index)
+    left.set_yticks(place, mark_names(study.table)[shown.index])
     left.set_xlabel("S$_{pref}$, with its 95 % interval")
     left.set_title("a  Who is preferred", loc="left", fontweight="bold")
     left.grid(False, axis="y")
@@ -63,7 +64,7 @@ def _draw_flips(axes: Axes, pairs: pd.DataFrame) -> None:
     axes.barh(place[~coin], likely["p_flip"][~coin], color="0.7")
     axes.axvline(COIN_FLIP, color="black", linewidth=1, linestyle=":")
     axes.set_yticks(place, [f"{a}\n> {b}" for a, b in zip(likely["chosen"], likely["rejected"], strict=True)])
-    axes.set_xlim(0, 0.52)
+    axes.set_xlim(0, max(0.52, 1.05 * likely["p_flip"].max()) if len(likely) else 0.52)
     axes.set_xlabel("probability of a flip")
     axes.set_title("b  Who might flip", loc="left", fontweight="bold")
     n_coins = f"{int(pairs['coin_flip'].sum())} of {len(pairs)} pairs\nare coin flips"
