@@ -75,7 +75,8 @@ def compute_wilson(value: float, n: int) -> tuple[float, float]:
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    return float(max(0.0, min(centre - half, value))), float(min(1.0, max(centre + half, value)))  # rounding at 0 and 1
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return float(min(low, value)), float(max(high, value))  # at 0 and 1 rounding must not shut the value out
 
 
 def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
