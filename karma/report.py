@@ -155,7 +155,7 @@ def render_page(notebook: Any) -> str:
     exporter.log = logging.getLogger("karma.report")
     exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
     body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
-    for kind in body.select("script, .anchor-link"):
+    for kind in body.select("script, style[scoped], .anchor-link"):
         kind.decompose()
     contents = _number_headings(body)
     for table in body.select("table"):
