@@ -28,7 +28,7 @@ const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, capt
 const pictures = [...document.images].map((i) => [i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]);
 const sorted = [];
 for (const table of document.querySelectorAll("main table")) {
-  const button = [...table.querySelectorAll("th button")].at(-1);
+  const button = [...table.querySelectorAll('th [role=button]')].at(-1);
   if (!button || table.tBodies[0].rows.length < 3) continue;
   const text = () => [...table.tBodies[0].rows].map((r) => r.cells[r.cells.length - 1].textContent.trim());
   const first = text(); button.click(); const up = text(); button.click(); const down = text();
