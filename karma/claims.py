@@ -16,7 +16,14 @@ import pandas as pd
 from scipy import stats
 
 from karma.clusters import compute_distance, group_benchmarks
-from karma.estimates import Estimate, adjust_holm, compute_difference, compute_needed_items, compute_weighted
+from karma.estimates import (
+    Estimate,
+    adjust_holm,
+    compute_difference,
+    compute_needed_items,
+    compute_weighted,
+    compute_wilson,
+)
 from karma.mantel import compute_mantel
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study, compute_size
 from karma.scores import ScoreTable, compute_normalized
@@ -76,7 +83,7 @@ def _judge(row: dict, n_tests: int) -> str:
     return f"cannot tell with {n}{more}"
 
 
-def _record(claim: str, found: Estimate | None, unit: str = "items") -> dict:
+def _record(claim: str, found: Estimate | None) -> dict:
     """Turn a difference of accuracies into a row."""
     if found is None:
         return _unknown(claim, "cannot tell: its runs are missing")
@@ -90,7 +97,7 @@ def _record(claim: str, found: Estimate | None, unit: str = "items") -> dict:
     basis = found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
     return {"claim": claim, "effect": found.value, "low": low, "high": high, "p": found.p_value, "n": found.n,
             "needed_n": needed, "verdict": same, "basis": basis, "smallest": SMALLEST,
-            "unit": unit, "estimate": found}  # fmt: skip
+            "unit": "items", "estimate": found}  # fmt: skip
 
 
 def _unknown(claim: str, why: str) -> dict:
@@ -147,12 +154,20 @@ def _test_training(study: Study) -> Iterator[dict]:
         ]
         rows = rows.dropna(subset="held_out_accuracy")
         if len(rows):
-            share, n = float(rows["held_out_accuracy"].mean()), int(rows["held_out_n"].max())
-            error = float(np.sqrt(max(share * (1 - share), 0.25 / n) / n))
-            found = Estimate(share - 0.5, error, np.inf, n, len(rows), "held-out pairs, binomial")
-            yield _record(
-                f"DPO on {STRATEGY_TITLES[strategy]} prefers held-out chosen answers", found, "pairs"
-            )
+            yield _test_held_out(f"DPO on {STRATEGY_TITLES[strategy]} prefers held-out chosen answers", rows)
+
+
+def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:
+    """Test the share of held-out pairs against a half, exactly: there may be only a few pairs."""
+    share, n = float(rows["held_out_accuracy"].mean()), int(rows["held_out_n"].max())
+    low, high = compute_wilson(share, n)
+    error = np.sqrt(0.25 / n)
+    needed = compute_needed_items(Estimate(share - 0.5, error, np.inf, n, len(rows), ""), SMALLEST)
+    seeds = "" if len(rows) > 1 else "; one seed: without training noise"
+    return {"claim": claim, "effect": share - 0.5, "low": low - 0.5, "high": high - 0.5, "n": n,
+            "p": float(stats.binomtest(round(share * n), n).pvalue), "needed_n": needed, "verdict": "",
+            "basis": f"exact binomial over held-out pairs{seeds}", "smallest": SMALLEST, "unit": "pairs",
+            "estimate": None}  # fmt: skip
 
 
 def compute_family(model: str) -> str:

@@ -30,7 +30,7 @@ class Estimate:
 
     Attributes:
         value: the estimate; standard_error: its standard error, in the same unit.
-        df: degrees of freedom (infinite where only items vary).
+        df: degrees of freedom, from items and seeds.
         n: items behind it. n_seeds: trainings per cell.
         basis: how the standard error was found, in words.
     """
@@ -75,7 +75,8 @@ def compute_wilson(value: float, n: int) -> tuple[float, float]:
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    return float(max(0.0, min(centre - half, value))), float(min(1.0, max(centre + half, value)))  # rounding at 0 and 1
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return float(min(low, value)), float(max(high, value))  # at 0 and 1 rounding must not shut the value out
 
 
 def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
@@ -123,24 +124,27 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
     """
     rows = study.results.loc[weights.index].assign(weight=weights)
     value = round(float((rows["weight"] * rows["value"]).sum()), 12)  # a run less itself is 0, not 1e-17
-    variance, bases, n = 0.0, set(), 0
+    parts, bases, n = [], set(), 0  # parts: (variance, degrees of freedom)
     for benchmark, part in rows.groupby("benchmark"):
-        part_variance, basis = _compute_item_variance(study, str(benchmark), part)
-        variance, n = variance + part_variance, n + int(part["n"].max())
+        part_variance, items, basis = _compute_item_variance(study, str(benchmark), part)
+        parts.append((part_variance, max(items - 1, 1)))
+        n += int(part["n"].max())
         bases.add(basis)
     trained = rows[rows["strategy"] != START]
     seeds = trained["seed"].nunique()
-    df = np.inf
     if seeds > 1:
         between = _compute_seed_variance(trained)
         bases.add(f"and across {seeds} seeds" if between is not None else "the seeds' cells differ: left out")
-        variance += between or 0.0
-        df = (seeds - 1) * (variance / between) ** 2 if between else np.inf
+        parts.append((between or 0.0, seeds - 1))
+    variance = sum(v for v, _ in parts)
+    shares = sum(v**2 / df for v, df in parts)
+    df = variance**2 / shares if shares else np.inf  # Satterthwaite
     error = round(float(np.sqrt(variance)), 12)
     return Estimate(value, error, float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True)))
 
 
-def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, str]:
+def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, int, str]:
+    """Return (variance, items, basis) of one benchmark's part of a weighted sum."""
     correct, units = study.items.get(benchmark, (pd.DataFrame(), pd.Series(dtype=float)))
     if set(rows["folder"]) <= set(correct.columns) and not correct[list(rows["folder"])].isna().any(
         axis=None
@@ -151,11 +155,13 @@ def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> 
         residual = (
             (correct[shares.index] - np.outer(units, means)).to_numpy(float) @ shares.to_numpy() / total
         )
-        return float((residual**2).sum() * len(residual) / max(len(residual) - 1, 1)), "paired over items"
+        correction = len(residual) / max(len(residual) - 1, 1)
+        return float((residual**2).sum() * correction), len(residual), "paired over items"
+    n = int(rows["n"].min())
     errors = np.sqrt(rows["value"] * (1 - rows["value"]) / rows["n"])
     if abs(rows["weight"].sum()) < 1e-9:
-        return float(((rows["weight"] * errors) ** 2).sum()), "runs taken as independent"
-    return float((rows["weight"].abs() * errors).sum() ** 2), "runs taken as failing on the same items"
+        return float(((rows["weight"] * errors) ** 2).sum()), n, "runs taken as independent"
+    return float((rows["weight"].abs() * errors).sum() ** 2), n, "runs taken as failing on the same items"
 
 
 def _compute_seed_variance(rows: pd.DataFrame) -> float | None:

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.strategy_sets import build_sets, choose_in_sets
 from karma.estimates import compute_mean, compute_wilson
 from karma.kinship import compute_kinship
 from karma.params import load_base
 from karma.results import PUBLISHED_ITEMS, Study, load_printed, normalise_benchmark
 from karma.scores import ScoreTable, compute_s_pref
+from karma.strategy_sets import build_sets, choose_in_sets
 
 FOUR_OPTIONS = ["mmlu_stem", "arc_easy", "arc_challenge"]
 ULTRAFEEDBACK_ROWS = 63_967

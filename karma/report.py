@@ -8,6 +8,7 @@ typeset (nbconvert would fetch MathJax), so notebook 06 holds none.
 
 import logging
 import os
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 
 from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, load_json
+from karma.headless import save_provenance
 from karma.results import Study, collect, open_results
 from karma.stages import Job
 
@@ -69,9 +71,12 @@ def write_report(
         from karma.published import report_paper
 
         return report_paper(out or Path("outputs") / "published")
-    job = open_results(study)
+    job, started = open_results(study), time.perf_counter()
     _execute(job, out or job.folder, price)
-    return export_html(job.executed_notebook, (out or job.folder) / "report.html")
+    page = export_html(job.executed_notebook, (out or job.folder) / "report.html")
+    if out is None and all(path.exists() for needed in job.inputs for path in needed.products):
+        save_provenance(job, time.perf_counter() - started, f"karma report {study}")
+    return page
 
 
 def _execute(job: Job, out: Path, price: float | None) -> None:
@@ -155,7 +160,7 @@ def render_page(notebook: Any) -> str:
     exporter.log = logging.getLogger("karma.report")
     exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
     body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
-    for kind in body.select("script, .anchor-link"):
+    for kind in body.select("script, style[scoped], .anchor-link"):
         kind.decompose()
     contents = _number_headings(body)
     for table in body.select("table"):

@@ -8,11 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from karma.claims import SMALLEST, compute_family, test_claims
 from karma.comparison import build_comparison, compare_studies, compare_with_paper
 from karma.errors import InputError
-from karma.estimates import Estimate, adjust_holm, compute_needed_items
+from karma.estimates import Estimate, adjust_holm, compute_difference, compute_needed_items
 from karma.figures import set_style
 from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
@@ -118,6 +119,28 @@ def test_needed_items_follow_the_power_formula():
     expected = 200 * ((1.959964 + 0.841621) * 0.03 / SMALLEST) ** 2
     assert compute_needed_items(found, SMALLEST) == int(np.ceil(expected))
     assert compute_needed_items(found, 0) is None
+
+
+def test_three_pairs_of_three_prove_nothing(tmp_path):
+    """Found in a real study: by the normal approximation they would."""
+    experiment, _ = make_study(tmp_path)
+    path = experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/training.json"
+    content = json.loads(path.read_text())
+    content["held_out"] |= {"accuracy": 1.0, "n": 3}
+    path.write_text(json.dumps(content))
+    row = (
+        test_claims(collect(experiment))
+        .set_index("claim")
+        .loc["DPO on K_sim prefers held-out chosen answers"]
+    )
+    assert row["effect"] == 0.5 and row["verdict"].startswith("cannot tell with n = 3 pairs")
+
+
+def test_few_items_widen_the_interval(study):
+    found = compute_difference(study, "k_sim", "rlaif", method="dpo", benchmark="arc_easy")
+    assert found.df == N_ITEMS - 1
+    half = (found.interval[1] - found.interval[0]) / 2
+    assert half == pytest.approx(stats.t.ppf(0.975, N_ITEMS - 1) * found.standard_error)
 
 
 def test_families_are_read_from_names():

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -27,7 +28,7 @@ const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, capt
 const pictures = [...document.images].map((i) => [i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]);
 const sorted = [];
 for (const table of document.querySelectorAll("main table")) {
-  const button = [...table.querySelectorAll("th button")].at(-1);
+  const button = [...table.querySelectorAll('th [role=button]')].at(-1);
   if (!button || table.tBodies[0].rows.length < 3) continue;
   const text = () => [...table.tBodies[0].rows].map((r) => r.cells[r.cells.length - 1].textContent.trim());
   const first = text(); button.click(); const up = text(); button.click(); const down = text();
@@ -185,3 +186,28 @@ def test_a_notebook_that_never_ran_is_refused(tmp_path):
 def test_the_paper_is_not_compared(tmp_path):
     with pytest.raises(InputError, match="'paper' is no measured study"):
         write_report("paper", "params/demo.yaml", out=tmp_path)
+
+
+def test_two_studies_are_compared_from_the_command_line(measured, monkeypatch):
+    clone = measured.parents[2]
+    monkeypatch.chdir(clone)
+    text = (clone / "params/demo.yaml").read_text().replace("name: demo", "name: other") + "\nseeds: [1]\n"
+    (clone / "params/other.yaml").write_text(text)
+    write_study(load_experiment("params/other.yaml"))
+    page = write_report("params/demo.yaml", "params/other.yaml")
+    assert page == clone / "outputs/demo/compared/demo_against_other.md"
+    table = pd.read_csv(page.with_suffix(".csv"))
+    assert len(table) == 6 * (1 + 7), "one run of demo is missing: seven pairs of runs, and the start"
+    assert "40 scores compared; 0 only in demo, 5 only in other." in page.read_text()
+    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["nosuch"], "experiment 'nosuch' not found"), (["paper", "params/demo.yaml"], "is no measured study"),
+])  # fmt: skip
+def test_errors_are_one_line(arguments, message):
+    command = [sys.executable, "-m", "karma.cli", "report", *arguments]
+    root = find_project_root()
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("karma: ") and done.stderr.count("\n") == 1

@@ -148,6 +148,8 @@ def test_instructions_of_a_prompt_stay_together(study):
 def test_intervals_hold_their_values(study):
     rows = compute_intervals(study)
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+    for n in range(1, 200):
+        assert compute_wilson(0.0, n)[0] == 0 and compute_wilson(1.0, n)[1] == 1
     with pytest.raises(InputError, match=r"share 1.2 of n = 4"):
         compute_wilson(1.2, 4)
 

@@ -185,7 +185,9 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> No
 
 
 def _number(value: float | None, unit: str) -> str:
-    return f"{unit}:\n{UNKNOWN}" if value is None else f"{value:,.0f} {unit}"
+    if value is None:
+        return f"{unit}:\n{UNKNOWN}"
+    return f"{value:,.0f} {unit.removesuffix('s') if value == 1 else unit}"
 
 
 def _cost(counts: dict[str, float | None], who: str) -> str:
