@@ -46,6 +46,7 @@ def audit_paper() -> pd.DataFrame:
         _audit_table3(),
         _audit_choices(printed),
         _audit_rq2(study),
+        _audit_runs(study),
         _audit_rq3(study),
         _audit_rq4(printed),
         audit_noise(study, printed),
@@ -177,6 +178,9 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
         f"best, K_score: {span}",
         "supported" if low > 0 else "not supported",
     )
+
+
+def _audit_runs(study: Study) -> Iterator[Row]:
     wins, cells = _count_wins(study)
     p = stats.binomtest(wins, cells).pvalue
     yield build_row(
