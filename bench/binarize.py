@@ -57,16 +57,10 @@ def make_pool(path: Path, n_rows: int) -> None:
             ("overall_score", pa.float64()),
         ]
     )
-    schema = pa.schema(
-        [("source", pa.string()), ("instruction", pa.string()), ("completions", pa.list_(kind))]
-    )
+    schema = pa.schema([("source", pa.string()), ("instruction", pa.string()), ("completions", pa.list_(kind))])
 
     def cut(n: int, median: float, p99: float) -> pa.Array:
-        lengths = (
-            (4 * median * np.exp(dice.normal(size=n) * np.log(p99 / median) / 2.326))
-            .astype(int)
-            .clip(4, 100_000)
-        )
+        lengths = (4 * median * np.exp(dice.normal(size=n) * np.log(p99 / median) / 2.326)).astype(int).clip(4, 100_000)
         starts = dice.integers(0, len(ocean) - 100_000, n)
         return pa.array([ocean[a : a + k] for a, k in zip(starts.tolist(), lengths.tolist(), strict=True)])
 
@@ -83,9 +77,7 @@ def make_pool(path: Path, n_rows: int) -> None:
             ]
             flat = pa.StructArray.from_arrays(columns, fields=list(kind))
             nested = pa.ListArray.from_arrays(pa.array(np.arange(0, 4 * n + 1, 4, dtype=np.int32)), flat)
-            writer.write_table(
-                pa.Table.from_arrays([pa.repeat("sharegpt", n), cut(n, 60, 496), nested], schema=schema)
-            )
+            writer.write_table(pa.Table.from_arrays([pa.repeat("sharegpt", n), cut(n, 60, 496), nested], schema=schema))
 
 
 def binarize(pool: Path, out: Path, strategies: list[str]) -> None:
@@ -98,10 +90,7 @@ def binarize(pool: Path, out: Path, strategies: list[str]) -> None:
 
 def read_and_write(pool: Path, out: Path, strategies: list[str]) -> None:
     """The floor: read the columns that binarization reads, write the tables that it wrote."""
-    leaves = [
-        f"completions.list.element.{k}"
-        for k in ("model", "response", "custom_system_prompt", "overall_score")
-    ]
+    leaves = [f"completions.list.element.{k}" for k in ("model", "response", "custom_system_prompt", "overall_score")]
     for _ in pq.ParquetFile(pool).iter_batches(4096, columns=["source", "instruction", *leaves]):
         pass
     for strategy in strategies:
@@ -124,19 +113,12 @@ def loop_over_rows(pool: Path, out: Path, strategies: list[str]) -> None:
 
     scores = load_score_table("paper")
     s_pref = {canonical_model_name(k): v for k, v in compute_s_pref(scores).items()}
-    kinship = (
-        compute_kinship(scores)
-        .rename(index=canonical_model_name, columns=canonical_model_name)
-        .stack()
-        .to_dict()
-    )
+    kinship = compute_kinship(scores).rename(index=canonical_model_name, columns=canonical_model_name).stack().to_dict()
     rows = []
     for batch in pq.ParquetFile(pool).iter_batches(4096):
         for row in batch.to_pylist():
             answers = [c for c in row["completions"] if c["model"] in s_pref and c["response"].strip()]
-            pairs = [
-                p for p in combinations(answers, 2) if kinship[p[0]["model"], p[1]["model"]] >= RULES["tau"]
-            ]
+            pairs = [p for p in combinations(answers, 2) if kinship[p[0]["model"], p[1]["model"]] >= RULES["tau"]]
             if not pairs:
                 continue
             pair = max(pairs, key=lambda p: kinship[p[0]["model"], p[1]["model"]])

@@ -42,9 +42,7 @@ def measure(task, n_models: int, connection) -> None:
     scores = build_scores(n_models)
     started = time.perf_counter()
     task(scores)
-    connection.send(
-        (time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    )
+    connection.send((time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
 def measure_apart(task, n_models: int) -> tuple[float, float]:

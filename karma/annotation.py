@@ -50,16 +50,12 @@ def annotate(
     with tqdm(total=len(rows), desc=f"{judge} rates", unit="response") as bar:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
-            inputs = tokenizer(
-                [prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False
-            )
+            inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
             n_tokens += int(inputs["attention_mask"].sum())
             for index, score in zip(batch, _rate(model, inputs.to(model.device), digits), strict=True):
                 scores[index] = score
             bar.update(len(batch))
-    table = pa.table(
-        {k: [row[k] for row in rows] for k in ("row_id", "response_id", "model")} | {"score": scores}
-    )
+    table = pa.table({k: [row[k] for row in rows] for k in ("row_id", "response_id", "model")} | {"score": scores})
     cost = {"annotator": judge, "calls": len(rows), "prompt_tokens": n_tokens, "device": device,
             "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
     return table, cost

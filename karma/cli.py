@@ -11,7 +11,9 @@ import typer
 
 from karma.errors import InputError, KarmaError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if absent.")]
 
 
@@ -133,9 +135,7 @@ def binarize(
     revision: Annotated[
         str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
     ] = None,
-    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default(
-        "kinship", "tau"
-    ),
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default("kinship", "tau"),
     seed: Annotated[int, typer.Option(help="Of every draw.")] = _default("pairs", "seed"),
     annotation: Annotated[
         str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")
@@ -143,31 +143,23 @@ def binarize(
     annotations: Annotated[
         Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")
     ] = None,
-    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default(
-        "pairs", "rejected"
+    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = _default("pairs", "rejected"),
+    exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = _default(
+        "pool", "excluded_origin_models"
     ),
-    exclude_model: Annotated[
-        list[str], typer.Option(help="Origin model to leave out; may repeat.")
-    ] = _default("pool", "excluded_origin_models"),  # noqa: B008
     exclude_licence: Annotated[
         list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")
     ] = None,
     match_rows: Annotated[
         bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")
     ] = False,
-    order: Annotated[
-        str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")
-    ] = "pool",
+    order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
     stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
-    drop_truthfulqa: Annotated[
-        bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")
-    ] = False,
+    drop_truthfulqa: Annotated[bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")] = False,
     contaminated: Annotated[
         Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
     ] = None,
-    max_response_tokens: Annotated[
-        int | None, typer.Option(help="Longest response, tokens of 4 bytes.")
-    ] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens of 4 bytes.")] = None,
     same_system_prompt: Annotated[
         bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
     ] = False,
@@ -177,9 +169,7 @@ def binarize(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
     ] = False,
-    expect: Annotated[
-        list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")
-    ] = None,
+    expect: Annotated[list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")] = None,
     also: Annotated[
         list[str] | None, typer.Option(help="Write besides: binarized (public shape), datasets; may repeat.")
     ] = None,
@@ -191,7 +181,7 @@ def binarize(
 
     Several strategies go to one folder each below --out, in one pass over the pool.
     """
-    from karma.binarize_command import run_binarize
+    from karma.pairs.command import run_binarize
 
     options = locals()
     del options["run_binarize"]
@@ -208,15 +198,21 @@ def kinship(
         str | None, typer.Option(help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
     ] = None,
     tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = _default("kinship", "tau"),
-    distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = _default("kinship", "distance"),
+    distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = _default(
+        "kinship", "distance"
+    ),
     linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = _default("kinship", "linkage"),
-    cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = _default("kinship", "cut"),
+    cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = _default(
+        "kinship", "cut"
+    ),
     seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
 ) -> None:
     """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
-    from karma.kinship_study import run_kinship
+    from karma.kinship.study import run_kinship
 
-    for line in run_kinship(scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed):
+    for line in run_kinship(
+        scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed
+    ):
         typer.echo(line)
 
 
@@ -228,7 +224,7 @@ def report(
     price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
 ) -> None:
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
-    from karma.report import write_report
+    from karma.results.report import write_report
 
     typer.echo(f"written: {write_report(study, other, out, price)}")
 

@@ -99,6 +99,4 @@ def find_project_root(start: Path | None = None) -> Path:
         for folder in [base.resolve(), *base.resolve().parents]:
             if (folder / "params" / "base.yaml").is_file() and (folder / "notebooks").is_dir():
                 return folder
-    raise InputError(
-        "no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)"
-    )
+    raise InputError("no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)")

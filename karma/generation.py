@@ -106,7 +106,7 @@ class CachedModel(LM):
             groups.setdefault(compute_digest([request.task_name, request.args[1]]), []).append(index)
         for members in groups.values():
             lengths = self.tokenizer([requests[i].args[0] for i in members])["input_ids"]
-            order = sorted(range(len(members)), key=lambda k: (-len(lengths[k]), requests[members[k]].args[0]))  # noqa: B023
+            order = sorted(range(len(members)), key=lambda k: (-len(lengths[k]), requests[members[k]].args[0]))
             for start in range(0, len(order), self.batch_size):
                 yield [members[k] for k in order[start : start + self.batch_size]]
 

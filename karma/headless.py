@@ -51,7 +51,7 @@ def run_stage(name: str, experiment: str, params: dict[str, Any], command: str =
         else:
             _run_module(job)
     if "report.html" in job.stage.products:
-        from karma.report import export_html
+        from karma.results.report import export_html
 
         export_html(job.executed_notebook, job.folder / "report.html")
     save_provenance(job, time.perf_counter() - started, command)
@@ -141,9 +141,7 @@ def save_provenance(job: Job, seconds: float, command: str = "") -> None:
         "commit": find_commit(job.experiment.root),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
         "device": describe_device(),
-        "inputs": {
-            _relative(p, job.experiment.root): compute_file_digest(p) for j in job.inputs for p in j.products
-        },
+        "inputs": {_relative(p, job.experiment.root): compute_file_digest(p) for j in job.inputs for p in j.products},
         "command": command,
         "seconds": round(seconds, 3),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,14 +153,10 @@ def find_commit(root: Path) -> str:
     """Return the clone's commit, with "+changes" where tracked files differ from it."""
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", root, *args], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=False).stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    return (
-        commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    ) or "not a git clone"
+    return (commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")) or "not a git clone"
 
 
 def describe_device() -> str:
@@ -172,14 +166,10 @@ def describe_device() -> str:
         return ", ".join(g.read_text().split("Model:")[1].splitlines()[0].strip() for g in gpus)
     info = Path("/proc/cpuinfo")
     names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.is_file()
         else []
-    )  # noqa: E501
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

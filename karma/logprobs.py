@@ -23,9 +23,7 @@ class TokenizedResponse:
     start: int
 
 
-def tokenize_response(
-    tokenizer: Any, prompt: Messages, response: Messages, max_length: int
-) -> TokenizedResponse:
+def tokenize_response(tokenizer: Any, prompt: Messages, response: Messages, max_length: int) -> TokenizedResponse:
     """Tokenise as TRL does: the prompt with its generation prompt, then the rest of the whole conversation.
 
     Args:
@@ -33,9 +31,7 @@ def tokenize_response(
         prompt: messages up to the response. response: the assistant's message.
         max_length: tokens kept, from the start.
     """
-    start = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
     whole = tokenizer.apply_chat_template([*prompt, *response], tokenize=True, return_dict=False)
     return TokenizedResponse(whole[:max_length], min(len(start), max_length))
 
@@ -74,9 +70,7 @@ def compute_logps(
 def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch.Tensor:
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows], device=model.device)
-    mask = torch.tensor(
-        [[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=model.device
-    )
+    mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=model.device)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
     hidden = causal.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     sums = []

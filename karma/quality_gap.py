@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from karma.errors import InputError
-from karma.recorded import AnnotationTable
-from karma.responses import compute_draws
+from karma.pool.recorded import AnnotationTable
+from karma.pool.responses import compute_draws
 
 UNITS = {"length": "doublings", "complexity": "school grades", "lexical": "share of words", "judge": "points",
          "embedding": "1 - cosine"}  # fmt: skip
@@ -40,7 +40,7 @@ def compute_gaps(
     """Measure every pair of a set.
 
     Args:
-        pairs: in the shape of `karma.binarization.PAIR_SCHEMA`.
+        pairs: in the shape of `karma.pairs.binarization.PAIR_SCHEMA`.
         annotations: scores of single responses, for the judge's gap.
         embed: texts -> array (texts, dimensions), for the embedding gap.
 
@@ -113,9 +113,7 @@ def compare_gaps(gaps: Mapping[str, pd.DataFrame], baseline: str) -> pd.DataFram
         for strategy, own in gaps.items():
             if strategy == baseline or measure not in own:
                 continue
-            both = pd.concat(
-                [_by_row(own[measure]), _by_row(gaps[baseline][measure])], axis=1, join="inner"
-            ).dropna()
+            both = pd.concat([_by_row(own[measure]), _by_row(gaps[baseline][measure])], axis=1, join="inner").dropna()
             rows.append(
                 {
                     "measure": measure,

@@ -35,9 +35,7 @@ class Stage:
     folder: str
     products: tuple[str, ...]
     reads: tuple[str, ...]
-    inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(
-        default=lambda s, p: []
-    )
+    inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
     module: str = ""
 
     @property
@@ -51,9 +49,7 @@ def _needs_annotations(settings: Settings) -> bool:
 
 
 def _origins(s: Settings, p: dict) -> list:
-    return [
-        ("01_origin_evaluation", {"origin_model": m}) for m in s.origin_models if s.scores.table == "measured"
-    ]
+    return [("01_origin_evaluation", {"origin_model": m}) for m in s.origin_models if s.scores.table == "measured"]
 
 
 def _pairs_inputs(s: Settings, p: dict) -> list:
@@ -143,7 +139,7 @@ class Job:
                 self.stage.name,
                 *(f"seed{v}" if k == "seed" else v for k, v in zip(self.stage.per, values, strict=False)),
             ]
-        )  # noqa: E501
+        )
 
     @property
     def folder(self) -> Path:
@@ -198,11 +194,7 @@ class Job:
         for job in self.inputs:
             for path in job.products:
                 if not path.exists():
-                    what = (
-                        f"notebooks/{job.stage.name}.ipynb"
-                        if job.stage.has_notebook
-                        else f"karma {job.stage.name}"
-                    )
+                    what = f"notebooks/{job.stage.name}.ipynb" if job.stage.has_notebook else f"karma {job.stage.name}"
                     params = "".join(f" {k}={v}" for k, v in job.params.items())
                     root = self.experiment.root
                     raise InputError(
@@ -228,9 +220,7 @@ def find_job(experiment: Experiment, stage_name: str, params: dict[str, object])
             )
     unknown = sorted(set(given) - set(stage.per))
     if unknown:
-        raise InputError(
-            f"{stage_name} takes no parameter '{unknown[0]}'; it takes {', '.join(stage.per) or 'none'}"
-        )
+        raise InputError(f"{stage_name} takes no parameter '{unknown[0]}'; it takes {', '.join(stage.per) or 'none'}")
     return Job(experiment, stage, {k: given[k] for k in stage.per})
 
 

@@ -48,9 +48,7 @@ def build_dataset(pairs: pa.Table, method: str):
     """
     from datasets import Dataset
 
-    columns = (
-        {"prompt": "prompt", "completion": "chosen"} if method == "sft" else {k: k for k in _DPO_COLUMNS}
-    )
+    columns = {"prompt": "prompt", "completion": "chosen"} if method == "sft" else {k: k for k in _DPO_COLUMNS}
     return Dataset.from_dict({name: pairs[column].to_pylist() for name, column in columns.items()})
 
 
@@ -74,9 +72,7 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> 
         InputError: no pairs, a malformed message, an empty response, or chosen equal to rejected.
     """
     if not len(pairs):
-        raise InputError(
-            "the training split is empty: lower pairs.held_out, or look at accounting.json for the drops"
-        )
+        raise InputError("the training split is empty: lower pairs.held_out, or look at accounting.json for the drops")
     lengths, sides = [], ("chosen",) if method == "sft" else ("chosen", "rejected")
     for row in pairs.select(["row_id", *_DPO_COLUMNS]).to_pylist():
         if method == "dpo" and row["chosen"] == row["rejected"]:
@@ -137,9 +133,7 @@ def train(
                                dtype, device, compute.threads])  # fmt: skip
     policy_model = load_model(models, policy, dtype, device)
     reference = _compute_margins(policy_model, tokenizer, held_out, settings, "held-out pairs before")
-    with FileLock(
-        Path(tempfile.gettempdir()) / f"karma-training-{identity}.lock"
-    ):  # a twin side by side waits here
+    with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{identity}.lock"):  # a twin side by side waits here
         twin = _find_twin(siblings, identity)
         if twin:
             outcome = _take_over(twin, folder)
@@ -148,9 +142,7 @@ def train(
             trainer = _build_trainer(policy_model, tokenizer, dataset, method, seed, settings, device)
             outcome = _run_trainer(trainer, tokenizer, folder)
             policy_model = trainer.model.eval()
-        margins = (
-            _compute_margins(policy_model, tokenizer, held_out, settings, "held-out pairs after") - reference
-        )
+        margins = _compute_margins(policy_model, tokenizer, held_out, settings, "held-out pairs after") - reference
         record = {"policy": policy, "method": method, "seed": seed, "n_train_pairs": len(train_pairs),
                   "n_held_out_pairs": len(held_out), "data_digest": data, "identity": identity, **outcome,
                   "held_out": summarise_margins(settings.beta * margins), "device": device, "dtype": dtype,
@@ -185,18 +177,12 @@ def _run_trainer(trainer: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
 def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     for sibling in siblings:
         record = sibling / "training.json"
-        if (
-            record.is_file()
-            and (sibling / "model").is_dir()
-            and load_json(record).get("identity") == identity
-        ):
+        if record.is_file() and (sibling / "model").is_dir() and load_json(record).get("identity") == identity:
             return sibling
     return None
 
 
-def _build_trainer(
-    model: Any, tokenizer: Any, dataset: Any, method: str, seed: int, settings: Any, device: str
-):
+def _build_trainer(model: Any, tokenizer: Any, dataset: Any, method: str, seed: int, settings: Any, device: str):
     """Configure TRL's trainer; what differs from its defaults is written out."""
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -213,9 +199,7 @@ def _build_trainer(
     if method == "sft":
         config: Any = SFTConfig(completion_only_loss=True, **shared)
         return SFTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer, peft_config=peft)
-    config = DPOConfig(
-        beta=settings.beta, loss_type=[settings.loss_type], precompute_ref_log_probs=True, **shared
-    )
+    config = DPOConfig(beta=settings.beta, loss_type=[settings.loss_type], precompute_ref_log_probs=True, **shared)
     return DPOTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer, peft_config=peft)
 
 
@@ -228,9 +212,7 @@ def _build_lora(model: Any, lora: Any):
                       layers_to_transform=last, task_type="CAUSAL_LM")  # fmt: skip
 
 
-def _compute_margins(
-    model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str
-) -> torch.Tensor:
+def _compute_margins(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:
     """Return log pi(chosen) - log pi(rejected) of each pair, in nats."""
     prompts, sides = pairs["prompt"].to_pylist(), [pairs[side].to_pylist() for side in ("chosen", "rejected")]
     logps, _ = compute_logps(

@@ -27,9 +27,7 @@ def real_data() -> Path:
 def copy_project(target: Path) -> Path:
     """Copy what a sweep needs, the package included, so that a test may edit it."""
     for name in ("karma", "notebooks", "params"):
-        shutil.copytree(
-            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-        )
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     return target
 
 

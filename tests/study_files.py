@@ -23,9 +23,7 @@ def write_answers(folder: Path, benchmarks: list[str], accuracy: float, seed: in
         correct = generator.binomial(units, accuracy)
         ids = [f"{benchmark}-{k}" for k in range(N_ITEMS)]
         texts = {"prompt": "p", "answer": "a", "extracted": "a"}
-        frames.append(
-            pd.DataFrame({"benchmark": benchmark, "item_id": ids, **texts, "correct": correct, "n": units})
-        )
+        frames.append(pd.DataFrame({"benchmark": benchmark, "item_id": ids, **texts, "correct": correct, "n": units}))
         value = correct.sum() / units.sum()
         scores[benchmark] = {"value": value, "n": int(units.sum()), "standard_error": 0.05,
                              "unextracted": 0.1, "chance": CHANCE.get(benchmark, 0.25), "task_version": 1,

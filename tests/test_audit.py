@@ -4,17 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from karma.audit import agrees, audit_paper, compare_table2
-from karma.noise_floor import count_fractions, count_overlap
 from karma.results import PUBLISHED_ITEMS, load_printed, load_published, normalise_benchmark
+from karma.results.audit import agrees, audit_paper, compare_table2
+from karma.results.noise_floor import count_fractions, count_overlap
+from karma.results.tables import build_table2, build_table3, build_table4, build_tables
 from karma.scores import load_score_table
-from karma.tables import build_table2, build_table3, build_table4, build_tables
 
 DIFFERING = {("Total", "rlaif"), ("MMLU-Pro", "rlaif"), ("ARC-Challenge", "k_score_sim")}
 COLUMNS = {"rlaif": "RLAIF", "k_score": "K_score", "k_sim": "K_sim", "k_score_sim": "K_(score,sim)"}
-TABLE2 = [
-    (b, s) for b in ("Total", "MMLU", "MMLU-Pro", "ARC-Easy", "ARC-Challenge", "IFeval") for s in COLUMNS
-]
+TABLE2 = [(b, s) for b in ("Total", "MMLU", "MMLU-Pro", "ARC-Easy", "ARC-Challenge", "IFeval") for s in COLUMNS]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +146,7 @@ def test_audited_statement(audit, claim, column, text):
 
 def test_every_verdict_is_derived(audit, monkeypatch):
     """With other printed numbers the verdicts change: none is written by hand."""
-    import karma.audit
+    import karma.results.audit
 
     def other(table: str) -> pd.DataFrame:
         printed = load_printed(table)
@@ -157,7 +155,7 @@ def test_every_verdict_is_derived(audit, monkeypatch):
             printed = means.map("{:.2f}".format).reset_index()
         return printed
 
-    monkeypatch.setattr(karma.audit, "load_printed", other)
+    monkeypatch.setattr(karma.results.audit, "load_printed", other)
     assert audit_paper().set_index("claim").loc["Table 2 holds the means of Table 4", "verdict"] == "agrees"
 
 
@@ -167,6 +165,4 @@ def test_published_tables_have_no_gaps(published, tmp_path):
             assert not table.frame.isna().any(axis=None)
         table.save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 12
-    assert np.isclose(
-        pd.read_csv(tmp_path / "table2.csv", index_col=0).loc["Total", "RLAIF"], 0.3177, atol=5e-5
-    )
+    assert np.isclose(pd.read_csv(tmp_path / "table2.csv", index_col=0).loc["Total", "RLAIF"], 0.3177, atol=5e-5)

@@ -67,9 +67,7 @@ def study(tmp_path_factory):
     (outputs / "pool" / "accounting.json").write_text("{}")
     dice = random.Random(2)
     rated = [
-        (compute_row_id(r), compute_response_id(c["model"], c["response"]))
-        for r in rows
-        for c in r["completions"]
+        (compute_row_id(r), compute_response_id(c["model"], c["response"])) for r in rows for c in r["completions"]
     ]
     columns = {"row_id": [a for a, _ in rated], "response_id": [b for _, b in rated]}
     table = pa.table(columns | {"score": [dice.uniform(1, 5) for _ in rated]})

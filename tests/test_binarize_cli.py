@@ -8,10 +8,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from karma.accounting import DROPPED
 from karma.cli import app
 from karma.errors import InputError
 from karma.pairs import load_pairs
+from karma.pairs.accounting import DROPPED
 from karma.params import STRATEGIES, load_base
 
 MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "UltraLM-65b"]
@@ -19,8 +19,7 @@ MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "UltraLM-65b"]
 
 def make_row(i, models=MODELS):
     answers = [
-        {"model": m, "response": f"{m} on {i}", "overall_score": float(len(m) + k)}
-        for k, m in enumerate(models)
+        {"model": m, "response": f"{m} on {i}", "overall_score": float(len(m) + k)} for k, m in enumerate(models)
     ]
     return {
         "source": "truthful_qa" if i == 7 else "own",
@@ -47,10 +46,7 @@ def call(*arguments, ok=True):
 def test_one_strategy(pool, tmp_path):
     result = call("--pool", pool, "--strategy", "k_sim", "--out", tmp_path / "out")
     assert result.exit_code == 0
-    assert (
-        "k_sim: 20 pairs of 20 rows" in result.output
-        and "20 unused: its origin model is excluded" in result.output
-    )
+    assert "k_sim: 20 pairs of 20 rows" in result.output and "20 unused: its origin model is excluded" in result.output
     pairs = load_pairs(tmp_path / "out")
     assert len(pairs) == 20 and pairs.accounting.settings["excluded_origin_models"] == ["ultralm-65b"]
 
@@ -125,9 +121,9 @@ def test_nothing_heavy_is_imported(pool, tmp_path):
         "standalone_mode=False); "
         "print(sorted({'torch', 'transformers', 'matplotlib'} & {*sys.modules}))"
     )
-    assert subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.endswith("[]\n")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.endswith(
+        "[]\n"
+    )
 
 
 BAD_SCORES = {  # name -> content, what the error names

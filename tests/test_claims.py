@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from karma.claims import SMALLEST, compute_family, test_claims
-from karma.comparison import build_comparison, compare_studies, compare_with_paper
 from karma.errors import InputError
-from karma.estimates import Estimate, adjust_holm, compute_difference, compute_needed_items
 from karma.figures import set_style
 from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
-from karma.ledger import build_ledger, compute_break_even
 from karma.results import collect, load_published
+from karma.results.claims import SMALLEST, compute_family, test_claims
+from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
+from karma.results.estimates import Estimate, adjust_holm, compute_difference, compute_needed_items
+from karma.results.ledger import build_ledger, compute_break_even
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -92,11 +92,7 @@ def test_two_sizes_answer_rq3(tmp_path):
     experiment.outputs = tmp_path / "outputs"
     write_study(experiment)
     study = collect(experiment)
-    row = (
-        test_claims(study)
-        .set_index("claim")
-        .loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
-    )
+    row = test_claims(study).set_index("claim").loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
     means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
     lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
     assert row["effect"] == pytest.approx(lead["smollm2-135m"] - lead["smollm2-7b"])
@@ -128,11 +124,7 @@ def test_three_pairs_of_three_prove_nothing(tmp_path):
     content = json.loads(path.read_text())
     content["held_out"] |= {"accuracy": 1.0, "n": 3}
     path.write_text(json.dumps(content))
-    row = (
-        test_claims(collect(experiment))
-        .set_index("claim")
-        .loc["DPO on K_sim prefers held-out chosen answers"]
-    )
+    row = test_claims(collect(experiment)).set_index("claim").loc["DPO on K_sim prefers held-out chosen answers"]
     assert row["effect"] == 0.5 and row["verdict"].startswith("cannot tell with n = 3 pairs")
 
 
@@ -168,10 +160,7 @@ def test_a_part_is_no_total(tmp_path):
     del content["prompt_tokens"]
     path.write_text(json.dumps(content))
     study = collect(experiment)
-    assert (
-        build_ledger(study).set_index("what").loc["labels, kinship: origin evaluation", "prompt_tokens"]
-        is None
-    )
+    assert build_ledger(study).set_index("what").loc["labels, kinship: origin evaluation", "prompt_tokens"] is None
     assert compute_break_even(study) is None
 
 
@@ -187,11 +176,7 @@ def test_two_seeds_are_compared_cell_by_cell(study, tmp_path):
     other = collect(experiment)
     table, _ = compare_studies(study, other)
     row = table.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'all'").iloc[0]
-    assert (
-        row["b"] == 1
-        and row["difference"] == pytest.approx(row["a"] - 1)
-        and row["basis"] == "paired over items"
-    )
+    assert row["b"] == 1 and row["difference"] == pytest.approx(row["a"] - 1) and row["basis"] == "paired over items"
     assert row["low"] < row["difference"] < row["high"] and row["p_holm"] < 0.001
     written = build_comparison(table, "counts", "a_against_b").save(tmp_path)
     assert "**" in written[1].read_text() and "counts" in written[1].read_text()

@@ -135,9 +135,7 @@ def test_identities(values, random):
     assert kinship.min() >= 0 and kinship.max() <= 1
     rows, columns = list(table.scores.index), list(table.scores.columns)
     random.shuffle(rows), random.shuffle(columns)
-    shuffled = replace(
-        table, scores=table.scores.loc[rows, columns], benchmarks=table.benchmarks.loc[columns]
-    )
+    shuffled = replace(table, scores=table.scores.loc[rows, columns], benchmarks=table.benchmarks.loc[columns])
     pd.testing.assert_frame_equal(
         compute_kinship(shuffled).loc[table.scores.index, table.scores.index], compute_kinship(table)
     )
@@ -151,9 +149,7 @@ def test_positive_affine_change_of_a_benchmark_changes_no_kinship(values, scale,
     table = build(values)
     changed = table.scores.copy()
     changed.iloc[:, 0] = changed.iloc[:, 0] * scale + shift
-    np.testing.assert_allclose(
-        compute_kinship(replace(table, scores=changed)), compute_kinship(table), atol=1e-9
-    )
+    np.testing.assert_allclose(compute_kinship(replace(table, scores=changed)), compute_kinship(table), atol=1e-9)
 
 
 def test_nearest_kin_is_the_largest_off_the_diagonal(paper):

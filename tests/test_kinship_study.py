@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from karma.cli import app
-from karma.clusters import compute_clusters, compute_pca, compute_trees
 from karma.errors import InputError
 from karma.files import save_json
 from karma.headless import run_stage
 from karma.kinship import compute_kinship
-from karma.kinship_study import analyse, build_study, describe_study, save_study, summarize
-from karma.origin_scores import load_example_answers, load_study_table
+from karma.kinship.clusters import compute_clusters, compute_pca, compute_trees
+from karma.kinship.study import analyse, build_study, describe_study, save_study, summarize
 from karma.params import load_experiment
 from karma.scores import compute_normalized, compute_s_pref, load_origin_models, load_score_table
+from karma.scores.origins import load_example_answers, load_study_table
 from karma.stages import STAGES, find_job
 
 SETTINGS = {"tau": 0.1, "distance": "rmsd", "linkage": "average", "cut": 0.4}
@@ -188,8 +188,7 @@ def build_study_folder(root, models, n_correct):
 def measured_job(tmp_path, monkeypatch):
     models = load_experiment("params/demo.yaml").settings.origin_models
     counts = [
-        {"ifeval": 5 + 2 * i, "mmlu_stem": 8 + i % 3, "arc_easy": 20 - 2 * i, "arc_challenge": 7}
-        for i in range(6)
+        {"ifeval": 5 + 2 * i, "mmlu_stem": 8 + i % 3, "arc_easy": 20 - 2 * i, "arc_challenge": 7} for i in range(6)
     ]
     build_study_folder(tmp_path, models, counts)
     monkeypatch.chdir(tmp_path)
@@ -248,9 +247,7 @@ def test_more_than_500_models_keep_the_nearest_kin_only(tmp_path):
 
 def test_leaderboard_kin_share_a_base_model_more_often_than_chance(real_data, tmp_path):
     started = time.process_time()
-    output = run(
-        "--scores", real_data / LEADERBOARD, "--columns", "open_llm_leaderboard_v2", "--out", tmp_path / "out"
-    )
+    output = run("--scores", real_data / LEADERBOARD, "--columns", "open_llm_leaderboard_v2", "--out", tmp_path / "out")
     assert time.process_time() - started < 15
     assert "3,827 origin models x 6 benchmarks" in output
     found = pd.read_csv(tmp_path / "out" / "kin_agreement.csv", index_col="label").loc["base_model"]

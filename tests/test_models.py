@@ -50,9 +50,7 @@ def test_a_layer_that_does_not_exist_is_refused():
 
 
 def test_digests_tell_weights_apart_not_names():
-    models = specs(
-        a={"perturbed": "tiny", "noise": 0.1}, b={"perturbed": "tiny", "noise": 0.1, "noise_seed": 1}
-    )
+    models = specs(a={"perturbed": "tiny", "noise": 0.1}, b={"perturbed": "tiny", "noise": 0.1, "noise_seed": 1})
     models["same"] = models["tiny"]
     digests = {name: compute_weights_digest(models, name) for name in models}
     assert digests["same"] == digests["tiny"]
@@ -82,9 +80,7 @@ def test_a_base_model_without_chat_template_gets_a_plain_one(tmp_path, capsys):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(specs(base={"path": str(tmp_path)}), "base")
-    text = loaded.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
-    )
+    text = loaded.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
     assert text == "User: Hi\n\nAssistant:"
     assert "no chat template" in capsys.readouterr().out
 

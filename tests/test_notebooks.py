@@ -63,9 +63,7 @@ def test_there_is_one_parameters_cell_of_literals(path):
 def test_functions_stand_in_lessons_only(path):
     for cell in cells(path, "code"):
         if not {"lesson", "solution"} & set(cell.metadata.get("tags", [])):
-            assert not any(
-                isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source))
-            )
+            assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
 
 
 @each_notebook

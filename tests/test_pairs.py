@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karma.errors import InputError, KarmaError
-from karma.exports import push_pairs, save_binarized, save_dataset
 from karma.files import compute_file_digest
 from karma.kinship import compute_kinship
 from karma.pairs import (
@@ -28,11 +27,12 @@ from karma.pairs import (
     save_pairs,
     split_pairs,
 )
+from karma.pairs.exports import push_pairs, save_binarized, save_dataset
+from karma.pairs.strategies import Candidates, choose_by_kinship
 from karma.params import STRATEGIES
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.recorded import load_annotations
+from karma.pool.recorded import load_annotations
 from karma.scores import canonical_model_name, load_score_table
-from karma.strategies import Candidates, choose_by_kinship
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 
@@ -48,9 +48,7 @@ def make_row(instruction="What is kin?", responses=(), source="own"):
 def three_models(tmp_path_factory):
     """Three models on three benchmarks: S_pref 1/6, 1/2, 5/6 (worked out below, by hand)."""
     path = tmp_path_factory.mktemp("scores") / "three.csv"
-    path.write_text(
-        "origin_model,arc_easy,ifeval,mmlu_pro\nlow,0.2,0.5,0.2\nmiddle,0.5,0.2,0.8\nhigh,0.8,0.8,0.5\n"
-    )
+    path.write_text("origin_model,arc_easy,ifeval,mmlu_pro\nlow,0.2,0.5,0.2\nmiddle,0.5,0.2,0.8\nhigh,0.8,0.8,0.5\n")
     return load_score_table(path)
 
 
@@ -88,12 +86,8 @@ class TestByEye:
         assert pick(self.row, three_models, "k_sim", tau=0.9) == "below_tau"
 
     def test_scores_and_kinship_are_written(self, three_models):
-        table = build_pairs(load_pool([self.row]), three_models, "k_score", tau=-1, seed=0).table.to_pylist()[
-            0
-        ]
-        assert table["chosen_score"] == pytest.approx(5 / 6) and table["rejected_score"] == pytest.approx(
-            1 / 2
-        )
+        table = build_pairs(load_pool([self.row]), three_models, "k_score", tau=-1, seed=0).table.to_pylist()[0]
+        assert table["chosen_score"] == pytest.approx(5 / 6) and table["rejected_score"] == pytest.approx(1 / 2)
         assert table["kinship"] == pytest.approx(1 / (math.sqrt(1.25) * 1.5))
         assert table["prompt"] == [{"role": "user", "content": "What is kin?"}]
         assert table["chosen"] == [{"role": "assistant", "content": "H"}]
@@ -166,9 +160,7 @@ class TestByEye:
         ],
     )
     def test_filters_are_counted(self, three_models, option, value, reason):
-        row = make_row(
-            responses=[("low", "one two three four"), ("high", "one two three five")], source="truthful_qa"
-        )
+        row = make_row(responses=[("low", "one two three four"), ("high", "one two three five")], source="truthful_qa")
         row["completions"][0]["custom_system_prompt"] = "Be brief."
         assert pick(row, three_models, "k_score") != reason
         assert pick(row, three_models, "k_score", **{option: value}) == reason
@@ -244,9 +236,7 @@ def reference_pairs(rows, strategy, tau=0.1):
         return dot / math.sqrt(sum(x * x for x in vectors[a]) * sum(x * x for x in vectors[b]))
 
     for row in rows:
-        answers = [
-            (c["model"].lower(), c["response"]) for c in row["completions"] if (c["response"] or "").strip()
-        ]
+        answers = [(c["model"].lower(), c["response"]) for c in row["completions"] if (c["response"] or "").strip()]
         eligible = [p for p in itertools.combinations(answers, 2) if cosine(p[0][0], p[1][0]) >= tau]
         eligible = [tuple(sorted(p, key=lambda a: -s_pref[a[0]])) for p in eligible]
         rank = {
@@ -301,9 +291,7 @@ def encodable(rows):
 @given(rows=st.lists(ROW, min_size=1, max_size=6).filter(encodable), order=st.randoms())
 def test_properties(rows, order):
     sets = build_pair_sets(load_pool(rows), PAPER, STRATEGIES, **OPTIONS)
-    shuffled = [
-        {**row, "completions": order.sample(row["completions"], len(row["completions"]))} for row in rows
-    ]
+    shuffled = [{**row, "completions": order.sample(row["completions"], len(row["completions"]))} for row in rows]
     order.shuffle(shuffled)
     again = build_pair_sets(load_pool(shuffled), PAPER, STRATEGIES, **OPTIONS)
     for strategy, pairs in sets.items():
@@ -312,16 +300,12 @@ def test_properties(rows, order):
         n = sum(len(row["completions"]) for row in rows)
         assert books.responses_in == n == books.responses_usable + books.responses_unused.total()
         key = lambda p: json.dumps(p, sort_keys=True)  # noqa: E731
-        assert sorted(map(key, pairs.table.to_pylist())) == sorted(
-            map(key, again[strategy].table.to_pylist())
-        )
+        assert sorted(map(key, pairs.table.to_pylist())) == sorted(map(key, again[strategy].table.to_pylist()))
         for p in pairs.table.to_pylist():
             assert p["chosen_score"] > p["rejected_score"]
             assert p["chosen"] != p["rejected"]
             assert strategy == "rlaif" or (p["chosen_model"] != p["rejected_model"] and p["kinship"] >= 0.1)
-    chosen = [
-        {p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")
-    ]
+    chosen = [{p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")]
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
 
 
@@ -334,9 +318,7 @@ def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strateg
     scores = load_score_table(path)
     answers = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("a", "5")]
     one, other = make_row(responses=answers), make_row(responses=[answers[i] for i in order])
-    assert pick(one, scores, strategy, seed=seed, tau=0.1) == pick(
-        other, scores, strategy, seed=seed, tau=0.1
-    )
+    assert pick(one, scores, strategy, seed=seed, tau=0.1) == pick(other, scores, strategy, seed=seed, tau=0.1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -463,9 +445,7 @@ class TestFolder:
             "| pairs | 300 |",
         ):
             assert phrase in text, phrase
-        concerned = [
-            {p["chosen_model"], p["rejected_model"]} & {"gpt-4", "bard"} for p in pairs.table.to_pylist()
-        ]
+        concerned = [{p["chosen_model"], p["rejected_model"]} & {"gpt-4", "bard"} for p in pairs.table.to_pylist()]
         n = sum(map(bool, concerned))
         assert f"competing models on its outputs | {n:,} | {n / 300:.1%} |" in text
 
@@ -484,9 +464,7 @@ class TestSplit:
     def test_a_row_is_held_out_of_every_strategy(self, some_rows):
         sets = build_pair_sets(load_pool(some_rows), PAPER, ["k_sim", "rlaif"], tau=0.1, seed=0)
         held = {s: set(split_pairs(p, 0.25, seed=0)[1].table["row_id"].to_pylist()) for s, p in sets.items()}
-        trained = {
-            s: set(split_pairs(p, 0.25, seed=0)[0].table["row_id"].to_pylist()) for s, p in sets.items()
-        }
+        trained = {s: set(split_pairs(p, 0.25, seed=0)[0].table["row_id"].to_pylist()) for s, p in sets.items()}
         assert not held["k_sim"] & trained["rlaif"] and not held["rlaif"] & trained["k_sim"]
 
     def test_order_of_rows_does_not_matter(self, some_rows):
@@ -560,7 +538,7 @@ class TestCurriculum:
 
     def test_streaming_sorts_the_same(self, some_rows, tmp_path, monkeypatch):
         monkeypatch.setattr("karma.pool.BATCH_ROWS", 64)
-        monkeypatch.setattr("karma.curriculum.SLICE_ROWS", 32)
+        monkeypatch.setattr("karma.pairs.curriculum.SLICE_ROWS", 32)
         save_pair_sets(load_pool(some_rows), PAPER, {"k_sim": tmp_path / "k"}, n_stages=4, tau=0.1, seed=0)
         whole = order_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), 4)
         assert load_pairs(tmp_path / "k").table.equals(whole.table)
@@ -582,9 +560,7 @@ class TestExports:
     def test_public_shape(self, some_rows, real_data, tmp_path):
         save_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), tmp_path)
         rows = pq.read_table(save_binarized(tmp_path)).to_pylist()
-        public = json.loads(
-            (real_data / "ultrafeedback_binarized_300.jsonl").read_text("utf-8").splitlines()[0]
-        )
+        public = json.loads((real_data / "ultrafeedback_binarized_300.jsonl").read_text("utf-8").splitlines()[0])
         assert {"prompt", "chosen", "rejected"} <= set(rows[0]) & set(public)
         assert [m["role"] for m in rows[7]["chosen"]] == ["user", "assistant"]
         pair = load_pairs(tmp_path).table.to_pylist()[7]
@@ -638,9 +614,7 @@ def build_tiny_model(folder):
     )
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), **shape)).save_pretrained(folder)
-    return LlamaForCausalLM.from_pretrained(
-        folder
-    ), wrapped  # DPOTrainer loads the reference by the folder's name
+    return LlamaForCausalLM.from_pretrained(folder), wrapped  # DPOTrainer loads the reference by the folder's name
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])

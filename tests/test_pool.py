@@ -11,8 +11,8 @@ import pytest
 
 from karma.errors import InputError
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.recorded import load_annotations
-from karma.responses import to_hex
+from karma.pool.recorded import load_annotations
+from karma.pool.responses import to_hex
 
 
 def completion(model, response, **more):
@@ -200,10 +200,7 @@ class TestIdentity:
     def test_ids_are_fixed_for_good(self):
         """Other stages store these: a change here orphans every annotation table out there."""
         assert compute_response_id("GPT-4", "Paris.") == PARIS
-        assert (
-            compute_row_id({"source": "s", "instruction": "i", "completions": [completion("a", "x")]})
-            == ROW_ID
-        )
+        assert compute_row_id({"source": "s", "instruction": "i", "completions": [completion("a", "x")]}) == ROW_ID
 
 
 PARIS, ROW_ID = "c08eaa8c26aa27ad154c23e9902f452e", "50a315735ed760e96b1c6dddf7055c98"
@@ -236,7 +233,7 @@ class TestAnnotationsInThePool:
         assert [r[4] for r in read(tmp_path / "p.parquet", "overall_score")] == [7.0, None, 8.5, None]
 
     def test_sliced_and_chunked_columns(self):
-        from karma.responses import build_batch
+        from karma.pool.responses import build_batch
 
         table = pa.Table.from_pylist(ROWS[:2] * 3).slice(1, 4)
         part = build_batch(pa.Table.from_pylist(ROWS[:2] * 3).to_batches()[0].slice(1, 3))
@@ -379,10 +376,7 @@ class TestMalformed:
         assert batch.instruction.to_pylist() == ["?"]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert (
-                compute_row_id({"instruction": "\ud83d", "completions": []})
-                == to_hex(batch.row_digest)[0].as_py()
-            )
+            assert compute_row_id({"instruction": "\ud83d", "completions": []}) == to_hex(batch.row_digest)[0].as_py()
 
     def test_save_refuses_unknown_keys(self, tmp_path):
         rows = [{"instruction": "x", "completions": [completion("a", "y", temperature=0.7)]}]

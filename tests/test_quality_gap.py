@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from karma.agreement import compute_agreement, compute_cost_saved, compute_overlap, compute_wilson
 from karma.errors import InputError
 from karma.figures.pairs import plot_agreement, plot_gaps, plot_model_pairs, plot_overlap
 from karma.pairs import build_pair_sets, build_pairs
+from karma.pairs.agreement import compute_agreement, compute_cost_saved, compute_overlap, compute_wilson
 from karma.pool import compute_response_id, compute_row_id, load_pool
+from karma.pool.recorded import collect_annotations, load_annotations
 from karma.quality_gap import UNITS, compare_gaps, compute_gaps, has_readability, sample_rows
-from karma.recorded import collect_annotations, load_annotations
 from karma.scores import load_score_table
 
 PAPER = load_score_table("paper")
@@ -87,9 +87,7 @@ class TestByEye:
 
 def test_gaps_do_not_depend_on_who_is_chosen(sets):
     table = sets["k_sim"].table
-    swapped = table.rename_columns(
-        [{"chosen": "rejected", "rejected": "chosen"}.get(c, c) for c in table.column_names]
-    )
+    swapped = table.rename_columns([{"chosen": "rejected", "rejected": "chosen"}.get(c, c) for c in table.column_names])
     pd.testing.assert_frame_equal(compute_gaps(table), compute_gaps(swapped))
 
 
@@ -106,9 +104,7 @@ def test_comparison_against_scipy(sets):
     own, other = gaps["k_sim"]["length"].align(gaps["random"]["length"], join="inner")
     interval = stats.ttest_rel(own, other).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
-    assert found["effect"] == pytest.approx(
-        (own.mean() - other.mean()) / math.sqrt((own.var() + other.var()) / 2)
-    )
+    assert found["effect"] == pytest.approx((own.mean() - other.mean()) / math.sqrt((own.var() + other.var()) / 2))
     assert found["n"] == len(own) and found["difference"] == pytest.approx((own - other).mean())
 
 
@@ -147,9 +143,7 @@ class TestAgreement:
             for m, word, s in zip(("gpt-4", "alpaca-7b"), ("good", "poor"), both, strict=True)
             if s is not None
         ]
-        columns = dict(
-            zip(("row_id", "response_id", "score"), map(list, zip(*triples, strict=True)), strict=True)
-        )
+        columns = dict(zip(("row_id", "response_id", "score"), map(list, zip(*triples, strict=True)), strict=True))
         return pairs.table, load_annotations(pa.table(columns))
 
     def test_by_eye(self):

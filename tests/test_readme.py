@@ -67,9 +67,7 @@ def test_every_linked_file_exists():
 
 
 def test_the_tree_is_the_tree():
-    (tree,) = [
-        block for block in re.findall(r"^```\n(.*?)^```", README, flags=re.M | re.S) if "notebooks/" in block
-    ]
+    (tree,) = [block for block in re.findall(r"^```\n(.*?)^```", README, flags=re.M | re.S) if "notebooks/" in block]
     for name in re.findall(r"^([a-z]+)/", tree, flags=re.M):
         assert (ROOT / name).is_dir(), name
 
@@ -93,13 +91,9 @@ def test_a_wheel_brings_the_command_and_its_data(tmp_path):
                    check=True, capture_output=True)  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")], check=True)
-    assert (
-        "karma = karma.cli:main" in next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
-    )
+    assert "karma = karma.cli:main" in next((tmp_path / "site").glob("*.dist-info/entry_points.txt")).read_text()
     (tmp_path / "away").mkdir()
-    rows = [
-        {"source": "mine", "instruction": "Hi", "completions": [{"model": m, "response": m} for m in MODELS]}
-    ]
+    rows = [{"source": "mine", "instruction": "Hi", "completions": [{"model": m, "response": m} for m in MODELS]}]
     (tmp_path / "away" / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KARMA")} | {
         "PYTHONPATH": str(tmp_path / "site")

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from karma.errors import InputError
 from karma.files import find_project_root
 from karma.params import load_experiment
-from karma.report import export_html, render_page, write_report
+from karma.results.report import export_html, render_page, write_report
 from tests.study_files import write_study
 
 BEFORE = """<script>window.seen = [];
@@ -70,8 +70,7 @@ def expect_whole(found: dict, n_pictures: int) -> None:
     assert found["seen"] == [], "errors on the page's console"
     assert len(found["pictures"]) >= n_pictures
     assert all(
-        natural > 300 and width > 300 and height > 40 and alt
-        for natural, width, height, alt in found["pictures"]
+        natural > 300 and width > 300 and height > 40 and alt for natural, width, height, alt in found["pictures"]
     )
     assert found["cut"] == [], "text is cut"
     assert found["wide"] <= 0, "the page scrolls sideways"
@@ -162,8 +161,7 @@ def test_a_measured_report_in_a_browser(measured, tmp_path):
 
 def test_tables_sort_as_numbers_with_gaps_last(tmp_path):
     frame = "<table><thead><tr><th>k</th><th>v</th></tr></thead><tbody>" + "".join(
-        f"<tr><td>{k}</td><td>{v}</td></tr>"
-        for k, v in [("a", "10"), ("b", "n/a"), ("c", "9.5"), ("d", "-1")]
+        f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in [("a", "10"), ("b", "n/a"), ("c", "9.5"), ("d", "-1")]
     )
     cells = [nbformat.v4.new_markdown_cell("# t\n\n## One"),
              nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output(

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
-from karma.estimates import compute_difference, compute_mean, compute_wilson
 from karma.params import Experiment
 from karma.results import collect, compute_size, load_published, open_results
-from karma.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
+from karma.results.estimates import compute_difference, compute_mean, compute_wilson
+from karma.results.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -80,13 +80,9 @@ def test_tables_hold_the_files_numbers(study):
 def test_table2_is_the_mean_over_runs_and_shades_against_the_baseline(study):
     table, trained = build_table2(study), study.results.query("strategy == 'k_sim'")
     assert table.frame.loc["ARC-Easy", "K_sim"] == trained.query("benchmark == 'arc_easy'")["value"].mean()
-    assert table.frame.loc["Total", "K_sim"] == pytest.approx(
-        trained.groupby("benchmark")["value"].mean().mean()
-    )
+    assert table.frame.loc["Total", "K_sim"] == pytest.approx(trained.groupby("benchmark")["value"].mean().mean())
     numbers = table.frame
-    assert bool(table.shaded.loc["MMLU", "K_sim"]) == (
-        numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF"]
-    )
+    assert bool(table.shaded.loc["MMLU", "K_sim"]) == (numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF"])
     assert not table.shaded["RLAIF"].any() and BASELINE == "rlaif"
 
 

@@ -177,9 +177,7 @@ def test_zero_stands_in_either_unit(tmp_path):
 
 
 def test_a_model_that_is_last_everywhere_is_not_refused(tmp_path):
-    table = load_score_table(
-        save(tmp_path, "origin_model,ifeval,arc_easy\na,0.1,0.2\nb,0.5,0.6\nc,0.3,0.9\n")
-    )
+    table = load_score_table(save(tmp_path, "origin_model,ifeval,arc_easy\na,0.1,0.2\nb,0.5,0.6\nc,0.3,0.9\n"))
     assert compute_normalized(table).loc["a"].tolist() == [0, 0]
 
 
@@ -207,10 +205,7 @@ def test_constant_benchmark_of_a_measured_study_is_left_out_only_on_request_and_
     with pytest.raises(InputError, match="min-max is undefined"):
         build_score_table({"a": one, "b": other})
     table = build_score_table({"a": one, "b": other}, drop_constant=True)
-    assert (
-        list(table.scores) == ["ifeval"]
-        and "arc_easy: all models score 0.2500; it is left out" in table.notes
-    )
+    assert list(table.scores) == ["ifeval"] and "arc_easy: all models score 0.2500; it is left out" in table.notes
     with pytest.raises(InputError, match="equal on every benchmark"):
         build_score_table({"a": one, "b": one}, drop_constant=True)
 

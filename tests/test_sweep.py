@@ -52,9 +52,7 @@ def test_every_file_of_the_study_is_there(smoke):
         assert pairs["rows_in"] == pairs["pairs_out"] + sum(pairs["dropped"].values())
         for method in ("sft", "dpo"):
             run = study / "runs" / "tiny-a" / strategy / method / "seed0"
-            training, scores = (
-                json.loads((run / f"{name}.json").read_text()) for name in ("training", "scores")
-            )
+            training, scores = (json.loads((run / f"{name}.json").read_text()) for name in ("training", "scores"))
             assert training["history"] and training["held_out"]["n"] > 0
             for score in scores["benchmarks"].values():
                 assert 0 <= score["value"] <= 1 and score["n"] >= 24 and score["standard_error"] >= 0
@@ -64,13 +62,9 @@ def test_every_file_of_the_study_is_there(smoke):
     assert (study / "runs" / "tiny-a" / "start" / "scores.json").is_file()
     assert (study / "report.html").stat().st_size > 50_000
     for table in (1, 2, 3, 4):
-        assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), (
-            table
-        )
+        assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), table
     for figure in (3, 4, 5, 6, 7, 9):
-        assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), (
-            figure
-        )
+        assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), figure
 
 
 def test_every_job_left_its_executed_notebook_and_provenance(smoke):
@@ -86,8 +80,7 @@ def test_every_job_left_its_executed_notebook_and_provenance(smoke):
 def test_one_training_where_two_sft_sets_are_the_same(smoke):
     runs = smoke / STUDY / "runs" / "tiny-a"
     records = {
-        s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text())
-        for s in ("k_score", "k_score_sim")
+        s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text()) for s in ("k_score", "k_score_sim")
     }
     assert records["k_score"]["data_digest"] == records["k_score_sim"]["data_digest"]
     assert sum(r["same_data_as"] is not None for r in records.values()) == 1
@@ -217,10 +210,7 @@ def add_cell(project: Path, name: str, source: str) -> str:
 
 
 def pair_bytes(project: Path) -> dict[str, bytes]:
-    return {
-        p.parent.name: p.read_bytes()
-        for p in sorted((project / "outputs/corner/pairs").glob("*/pairs.parquet"))
-    }
+    return {p.parent.name: p.read_bytes() for p in sorted((project / "outputs/corner/pairs").glob("*/pairs.parquet"))}
 
 
 def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(corner):

@@ -107,9 +107,7 @@ def test_an_empty_training_set_is_refused(tiny):
 @pytest.fixture(scope="module")
 def dpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("k_sim")
-    record = train(
-        make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x"
-    )
+    record = train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
     return folder, record
 
 

@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from karma.clusters import compute_distance
 from karma.errors import InputError
 from karma.kinship import compute_choices, compute_kinship
-from karma.mantel import build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
-from karma.scores import ScoreTable, compute_s_pref, load_benchmarks, load_score_table
-from karma.sensitivity import compute_sensitivity, match_tau, sweep_tau
-from karma.strategies import Candidates, choose_by_kinship
-from karma.strategy_sets import STRATEGIES, build_sets, choose_in_sets
-from karma.uncertainty import (
+from karma.kinship.clusters import compute_distance
+from karma.kinship.mantel import build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
+from karma.kinship.sensitivity import compute_sensitivity, match_tau, sweep_tau
+from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
+from karma.kinship.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
 )
+from karma.pairs.strategies import Candidates, choose_by_kinship
+from karma.scores import ScoreTable, compute_s_pref, load_benchmarks, load_score_table
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +206,7 @@ def test_mantel_effect_is_the_difference_in_standard_deviations():
 
 
 def test_models_whose_fact_is_unknown_are_left_out_and_counted(paper):
-    result = compute_mantel_table(paper, "rmsd", np.random.default_rng(0), 2000).set_index(
-        ["group", "factor"]
-    )
+    result = compute_mantel_table(paper, "rmsd", np.random.default_rng(0), 2000).set_index(["group", "factor"])
     assert result.loc[("total", "size difference"), "n_models"] == 13  # GPT-4, GPT-3.5, Bard: not published
     assert result.loc[("total", "same developer"), "n_alike"] == 7
     assert result.loc[("total", "same family"), "verdict"] == "yes"
@@ -219,9 +217,7 @@ def test_models_whose_fact_is_unknown_are_left_out_and_counted(paper):
 def test_both_distances_are_tested_and_corrected_together(paper):
     both = compute_mantel_table(paper, ("rmsd", "cosine"), np.random.default_rng(0), 9999)
     assert len(both) == 21  # no cosine on the one benchmark of instruction following
-    found = set(
-        both.loc[both["verdict"] == "yes", ["distance", "group", "factor"]].itertuples(index=False, name=None)
-    )
+    found = set(both.loc[both["verdict"] == "yes", ["distance", "group", "factor"]].itertuples(index=False, name=None))
     assert found == {("rmsd", "total", "same family"), ("cosine", "knowledge", "same family")}
     assert both["p_holm"].min() == pytest.approx(21 * both["p"].min())
 

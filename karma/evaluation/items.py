@@ -24,12 +24,7 @@ HUB = {
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
 }
-STEM_SUBJECTS = (
-    "abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science "
-    "college_mathematics college_physics computer_security conceptual_physics electrical_engineering "
-    "elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science "
-    "high_school_mathematics high_school_physics high_school_statistics machine_learning"
-).split()
+STEM_SUBJECTS = ["abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry", "college_computer_science", "college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"]
 
 
 def load_items(benchmark: str, folder: str | Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:

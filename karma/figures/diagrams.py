@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.ledger import build_ledger
 from karma.results import STRATEGY_TITLES, Study
+from karma.results.ledger import build_ledger
 
 UNKNOWN = "not recorded"
 PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}
@@ -78,9 +78,7 @@ def plot_labelling(counts: dict[str, float | None]) -> Axes:
             _box(ax, x, y, 1.5, 0.8, text, color)
         for x in (2.45, 4.25, 6.05):
             _arrow(ax, (x, y + 0.4), (x + 0.3, y + 0.4))
-    for x, title in zip(
-        (1.7, 3.5, 5.3, 7.1), ("what is read", "who labels", "cost of labels", "result"), strict=True
-    ):
+    for x, title in zip((1.7, 3.5, 5.3, 7.1), ("what is read", "who labels", "cost of labels", "result"), strict=True):
         ax.text(x, 3.3, title, ha="center", va="bottom", style="italic")
     return ax
 
@@ -138,9 +136,7 @@ def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axe
     figure.set_layout_engine("none")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.text(
-        0.01, 1 - 0.06 / height, f"The prompt as sent{f': {source}' if source else ''}", va="top", fontsize=10
-    )
+    ax.text(0.01, 1 - 0.06 / height, f"The prompt as sent{f': {source}' if source else ''}", va="top", fontsize=10)
     top = 0.34
     for text, n, color in boxes:
         frame = {"facecolor": color, "edgecolor": "0.7", "boxstyle": "round,pad=0.4"}
@@ -173,9 +169,7 @@ def _canvas(height: float) -> Axes:
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
     shape = "round,pad=0,rounding_size=0.06"
-    ax.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor="white", edgecolor=color, lw=1.6)
-    )
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor="white", edgecolor=color, lw=1.6))
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
 
 
@@ -192,9 +186,7 @@ def _number(value: float | None, unit: str) -> str:
 
 def _cost(counts: dict[str, float | None], who: str) -> str:
     calls, tokens, seconds = (counts[f"{who}_{what}"] for what in ("calls", "tokens", "seconds"))
-    lines = (
-        [_number(calls, "calls"), _number(tokens, "tokens")] if calls is not None else [f"calls:\n{UNKNOWN}"]
-    )
+    lines = [_number(calls, "calls"), _number(tokens, "tokens")] if calls is not None else [f"calls:\n{UNKNOWN}"]
     return "\n".join([*lines, *([f"{seconds:,.0f} s"] if seconds is not None else [])])
 
 

@@ -16,14 +16,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.clusters import group_benchmarks
 from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
 from karma.kinship import compute_kinship
+from karma.kinship.clusters import group_benchmarks
+from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
 from karma.scores import ScoreTable, compute_below_chance, compute_normalized, compute_s_pref
-from karma.strategy_sets import STRATEGIES, build_sets, choose_in_sets
 
 if TYPE_CHECKING:
-    from karma.kinship_study import KinshipStudy
+    from karma.kinship.study import KinshipStudy
 
 DAGGER = "†"
 MAX_NAMED = 60
@@ -66,9 +66,7 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     """
     n = len(models)
     widths = [table.scores.shape[1] + 0.5, table.scores.shape[1] + 1, n + 0.8]
-    figure, axes = plt.subplots(
-        1, 3, figsize=(PAGE_WIDTH_IN, 1.9 + 0.32 * n), gridspec_kw={"width_ratios": widths}
-    )
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE_WIDTH_IN, 1.9 + 0.32 * n), gridspec_kw={"width_ratios": widths})
     titles = table.benchmarks.loc[table.scores.columns, "title"].tolist()
     raw, below = table.scores.loc[models], compute_below_chance(table).loc[models]
     marks = np.where(below, DAGGER, "")
@@ -83,12 +81,8 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     axes[2].set_title("c  Kinship", loc="left", fontweight="bold")
     handles = _draw_picks(axes[2], s_pref.to_numpy(), kinship.to_numpy(), tau)
     if below.to_numpy().any():
-        handles.append(
-            Line2D([], [], marker="$\u2020$", color="black", linestyle="", label="at or below chance")
-        )
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.5
-    )
+        handles.append(Line2D([], [], marker="$\u2020$", color="black", linestyle="", label="at or below chance"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.5)
     return list(axes)
 
 
@@ -153,13 +147,11 @@ def mark_names(table: ScoreTable, benchmarks: list[str] | None = None) -> pd.Ser
     return names.where(~below, names + f" {DAGGER}")
 
 
-def plot_dendrograms(
-    trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: float, table: ScoreTable
-) -> list[Axes]:
+def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: float, table: ScoreTable) -> list[Axes]:
     """Draw the trees of all benchmarks and of each capability.
 
     Args:
-        trees: group -> distances and linkage, as of `karma.clusters.compute_trees`.
+        trees: group -> distances and linkage, as of `karma.kinship.clusters.compute_trees`.
         cut: branches joined below this distance share a colour.
         table: the scores; a dagger marks models with one at or below chance in the tree's benchmarks.
 
@@ -252,9 +244,7 @@ def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, label="kinship (cosine; cells: x 100)")
     bar.ax.axhline(tau, color="white", linewidth=2)
-    bar.ax.annotate(
-        f"τ = {tau:g}", (0, tau), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8
-    )
+    bar.ax.annotate(f"τ = {tau:g}", (0, tau), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
     return axes
 
 
@@ -270,9 +260,7 @@ def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
             axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
             figures[name] = axes[0].figure
         figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
-        figures["kinship"] = plot_kinship(
-            study.kinship, study.trees["total"][1], study.tau, study.cut, table
-        ).figure
+        figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut, table).figure
         figures["sensitivity"] = plot_sensitivity(study)[0].figure
         if study.choice_uncertainty is not None:
             figures["uncertainty"] = plot_uncertainty(study)[0].figure

@@ -17,7 +17,7 @@ from karma.figures.kinship import DAGGER, MAX_NAMED, mark_names
 from karma.scores import ScoreTable
 
 if TYPE_CHECKING:
-    from karma.clusters import Pca
+    from karma.kinship.clusters import Pca
 
 SMALLEST, PER_BILLION = 14, 3.2  # area of a marker, square points
 
@@ -50,9 +50,7 @@ def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     axes.set_title("a  Origin models", loc="left", fontweight="bold")
     handles = _draw_models(axes, xy.rename(mark_names(table)), table)
     key.axis("off")
-    key.legend(
-        handles=handles, loc="upper left", frameon=False, labelspacing=0.45, borderaxespad=0, fontsize=8
-    )
+    key.legend(handles=handles, loc="upper left", frameon=False, labelspacing=0.45, borderaxespad=0, fontsize=8)
     arrows.set_title("b  Loadings", loc="left", fontweight="bold")
     _draw_loadings(arrows, pca.loadings.iloc[:, :2], table.benchmarks["title"])
     return [axes, arrows]
@@ -60,7 +58,7 @@ def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
 
 def _add_flat_component(pca: "Pca") -> "Pca":
     """Give a table of one benchmark a second, empty component, so that it can be drawn."""
-    from karma.clusters import Pca
+    from karma.kinship.clusters import Pca
 
     return Pca(pca.positions.assign(PC2=0.0), pca.loadings.assign(PC2=0.0), np.array([1.0, 0.0]))
 
@@ -68,9 +66,7 @@ def _add_flat_component(pca: "Pca") -> "Pca":
 def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D]:
     """Draw models, named where they are few; return the legend."""
     if len(xy) > MAX_NAMED:
-        axes.scatter(
-            xy.iloc[:, 0], xy.iloc[:, 1], s=5, alpha=0.3, linewidths=0, color=PALETTE[0], rasterized=True
-        )
+        axes.scatter(xy.iloc[:, 0], xy.iloc[:, 1], s=5, alpha=0.3, linewidths=0, color=PALETTE[0], rasterized=True)
         return [Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"{len(xy):,} models")]
     facts = table.facts.reindex(table.scores.index).set_axis(xy.index)
     family, size_b, handles = facts["family"].fillna("family unknown"), facts["size_b"].astype(float), []
@@ -98,9 +94,7 @@ def _explain_marks(with_dagger: bool, with_sizes: bool) -> list[Line2D]:
     """Return the legend of what the families do not explain."""
     handles = []
     if with_dagger:
-        handles.append(
-            Line2D([], [], linestyle="", marker="$\u2020$", color="black", label="score at chance")
-        )
+        handles.append(Line2D([], [], linestyle="", marker="$\u2020$", color="black", label="score at chance"))
     if with_sizes:
         for size in (7, 30, 70):
             area = SMALLEST + PER_BILLION * size

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 
 from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.figures.kinship import LABELS, mark_names
-from karma.strategy_sets import STRATEGIES
-from karma.uncertainty import COIN_FLIP
+from karma.kinship.strategy_sets import STRATEGIES
+from karma.kinship.uncertainty import COIN_FLIP
 
 if TYPE_CHECKING:
-    from karma.kinship_study import KinshipStudy
+    from karma.kinship.study import KinshipStudy
 
 MAX_ROWS = 40
 MAX_FLIPS = 12

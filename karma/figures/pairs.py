@@ -25,16 +25,14 @@ def plot_overlap(chosen: pd.DataFrame, pair: pd.DataFrame) -> np.ndarray:
     """Draw how often two strategies choose the same response, and the same pair.
 
     Args:
-        chosen, pair: square tables of shares from `karma.agreement.compute_overlap`.
+        chosen, pair: square tables of shares from `karma.pairs.agreement.compute_overlap`.
 
     Returns:
         The two Axes.
     """
     n = len(chosen)
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, 1.5 + 0.42 * n), sharey=True)
-    for ax, shares, title in zip(
-        axes, (chosen, pair), ("the same response is chosen", "the same pair"), strict=True
-    ):
+    for ax, shares, title in zip(axes, (chosen, pair), ("the same response is chosen", "the same pair"), strict=True):
         sns.heatmap(
             shares,
             vmin=0,
@@ -113,9 +111,7 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
     measures = list(dict.fromkeys(comparison["measure"]))
     names = list(gaps)
     shape = (2, max(len(measures), 1))
-    figure, axes = plt.subplots(
-        *shape, figsize=(PAGE_WIDTH_IN, 1.6 + 0.5 * len(names)), sharey="row", squeeze=False
-    )
+    figure, axes = plt.subplots(*shape, figsize=(PAGE_WIDTH_IN, 1.6 + 0.5 * len(names)), sharey="row", squeeze=False)
     for measure, (upper, lower) in zip(measures, axes.T, strict=False):
         for place, name in enumerate(names):
             values = gaps[name][measure].dropna() if measure in gaps[name] else pd.Series(dtype=float)
@@ -140,8 +136,7 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
         ax.set_ylim(len(names) - 0.4, -0.6)
     baseline = comparison["baseline"].iloc[0] if len(comparison) else "the baseline"
     figure.suptitle(
-        "Above: gap of each pair (box: quartiles, diamond: mean). "
-        f"Below: mean minus {baseline}, same prompts, 95 %",
+        f"Above: gap of each pair (box: quartiles, diamond: mean). Below: mean minus {baseline}, same prompts, 95 %",
         fontsize=9,
     )
     return axes

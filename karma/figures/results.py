@@ -14,12 +14,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from karma.errors import InputError
-from karma.estimates import compute_mean
 from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, save_figure, strategy_style
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
+from karma.results.estimates import compute_mean
+from karma.results.tables import TABLE2_ORDER
 from karma.scores import ScoreTable, compute_normalized, load_benchmarks
 from karma.stages import START
-from karma.tables import TABLE2_ORDER
 
 CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
@@ -40,9 +40,7 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
             rows = study.results[study.results["benchmark"].isin(benchmarks)]
             rows = rows[rows["strategy"] == strategy]
             whole = len(rows) == runs * len(benchmarks)
-            records.append(
-                {"capability": name, "strategy": strategy, **_estimate(study, rows if whole else rows[:0])}
-            )
+            records.append({"capability": name, "strategy": strategy, **_estimate(study, rows if whole else rows[:0])})
     return pd.DataFrame(records)
 
 
@@ -58,16 +56,12 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     Paper: Figure 6 (DPO).
     """
     if method not in study.methods:
-        raise InputError(
-            f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}"
-        )
+        raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
     records = []
     for policy in study.policies:
         for benchmark in [b for b in TABLE2_ORDER if b in study.benchmarks]:
             for strategy in [START, *study.strategies]:
-                rows = study.results.query(
-                    "policy == @policy and benchmark == @benchmark and strategy == @strategy"
-                )
+                rows = study.results.query("policy == @policy and benchmark == @benchmark and strategy == @strategy")
                 rows = rows[rows["method"].isin([START, method])]
                 whole = len(rows) == (1 if strategy == START else len(study.seeds))
                 key = {"policy": policy, "benchmark": benchmark, "strategy": strategy}
@@ -96,9 +90,7 @@ def plot_capabilities(study: Study, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("mean accuracy (share)")
     ax.set_ylim(0, _compute_top(bars))
     ax.set_title(f"{_source(study)}: all policies and methods")
-    ax.legend(
-        ncols=min(len(study.strategies), 4), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False
-    )
+    ax.legend(ncols=min(len(study.strategies), 4), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     return ax
 
 
@@ -151,9 +143,7 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list
         )  # fmt: skip
         there = rows["value"].notna().to_numpy()
         spread = np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])[:, there]
-        ax.errorbar(
-            x[there], rows["value"][there], yerr=spread, fmt="none", ecolor="0.15", capsize=1.8, lw=0.9
-        )
+        ax.errorbar(x[there], rows["value"][there], yerr=spread, fmt="none", ecolor="0.15", capsize=1.8, lw=0.9)
         for position in x[~there]:
             ax.text(position, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=8, color="0.25")
     ax.grid(axis="x", visible=False)
@@ -189,9 +179,9 @@ def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -
     Returns:
         The first axes of each figure.
     """
-    from karma.clusters import compute_pca, compute_trees
     from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_worked_example
     from karma.figures.kinship_map import plot_pca
+    from karma.kinship.clusters import compute_pca, compute_trees
 
     if table is None:
         return []

@@ -55,9 +55,7 @@ def compute_modules(source: str, where: str = "code") -> dict[str, str]:
             continue
         found[name] = _digest(path)
         parent = name.rpartition(".")[0]
-        sources = (
-            [path / "__init__.py", *filter(_is_loose_code, _list_loose(path))] if path.is_dir() else [path]
-        )
+        sources = [path / "__init__.py", *filter(_is_loose_code, _list_loose(path))] if path.is_dir() else [path]
         for source_path in sources:
             package = name if path.is_dir() else parent
             todo |= _imports(source_path.read_text("utf-8"), package, str(source_path))
@@ -86,9 +84,7 @@ def _digest(path: Path) -> str:
 
 def _digest_data() -> str:
     files = [p for p in sorted((PACKAGE / "data").rglob("*")) if p.is_file() and "demo" not in p.parts]
-    return compute_digest(
-        [[p.name, compute_file_digest(p)] for p in files if p.suffix not in (".py", ".pyc")]
-    )
+    return compute_digest([[p.name, compute_file_digest(p)] for p in files if p.suffix not in (".py", ".pyc")])
 
 
 def _imports(source: str, package: str, where: str) -> set[str]:
@@ -103,9 +99,7 @@ def _imports(source: str, package: str, where: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join(
-                    [*package.split(".")[: len(package.split(".")) - node.level + 1], base]
-                ).strip(".")
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], base]).strip(".")
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     lazy = {f"karma.{n.rpartition('.')[2]}" for n in names if n.startswith("karma.") and n.count(".") == 1}
     names |= {karma._LAZY[n.removeprefix("karma.")] for n in lazy if n.removeprefix("karma.") in karma._LAZY}

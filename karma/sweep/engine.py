@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from karma.errors import InterruptedSweep, KarmaError
 from karma.files import compute_file_digest, save_if_changed
@@ -66,9 +66,7 @@ def run_sweep(experiment: Experiment, cores: int | None = None, until: str | Non
         lines = "\n".join(
             f"  {state['label']}: {find_last_line(state['log'])}\n    log {state['log']}" for state in failed
         )
-        raise KarmaError(
-            f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}"
-        )
+        raise KarmaError(f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}")
     if child.returncode:
         raise KarmaError(f"the sweep stopped: {_last_error(experiment, events)}")
     done = f"{len(states)} jobs done" if states else "everything is up to date"
@@ -93,7 +91,9 @@ def plan_sweep(experiment: Experiment, until: str | None = None) -> list[dict[st
 def show_plan(experiment: Experiment, until: str | None = None) -> None:
     """Print the plan: each job, why it runs, and what it needs."""
     jobs = plan_sweep(experiment, until)
-    table = Table("job", "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do")
+    table = Table(
+        Column("job", no_wrap=True), "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do"
+    )
     for state in jobs:
         table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"]))
     Console(width=None if console.is_terminal else 160).print(table if jobs else "everything is up to date")
@@ -117,9 +117,7 @@ def show_status(experiment: Experiment) -> None:
     last = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
     for state in last.values():
         if state["status"] == "failed" and state["label"] in todo:
-            console.print(
-                f"failed last time: {state['label']}: {find_last_line(state['log'])}\n  log {state['log']}"
-            )
+            console.print(f"failed last time: {state['label']}: {find_last_line(state['log'])}\n  log {state['log']}")
 
 
 def prepare(experiment: Experiment) -> None:
@@ -200,9 +198,7 @@ def _start(
         "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
     ]  # fmt: skip
     output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
-    return subprocess.Popen(
-        command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _join_path(*parts: str | None) -> str:
@@ -211,18 +207,12 @@ def _join_path(*parts: str | None) -> str:
 
 def count_gpus() -> int:
     """Return how many CUDA devices the driver shows, without importing torch."""
-    return (
-        len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        if Path("/proc/driver/nvidia/gpus").is_dir()
-        else 0
-    )
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
 
 
 def _last_error(experiment: Experiment, events: Path) -> str:
     text = events.read_text("utf-8").splitlines() if events.is_file() else []
     messages = [e["message"] for e in map(json.loads, text) if e.get("level") == "ERROR" and e.get("message")]
     return (
-        " ".join(messages[-1].split())
-        if messages
-        else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
+        " ".join(messages[-1].split()) if messages else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
     )

@@ -28,9 +28,7 @@ def describe_needs(job: Job) -> str:
         needs.append(s.pool.source if s.pool.source != "generate" else str(s.pool.instructions))
     if job.models:
         gpus = s.compute.gpus_per_job
-        needs.append(
-            f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}"
-        )
+        needs.append(f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}")
     if job.stage.name == "04_alignment_training":
         t = s.training
         needs.append(f"{t.per_device_batch_size * t.gradient_accumulation * t.devices} pairs an update")
@@ -51,9 +49,7 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, dict[str, Any]]
         if event["event"] == "job_info" and event.get("rule_name") != "all":
             name = event["rule_name"].removesuffix("_start")
             params = event.get("wildcards") or {}
-            job = find_job(
-                experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"}
-            )
+            job = find_job(experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"})
             log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
             states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
                               "started": event["time"], "ended": None, "log": log}  # fmt: skip
@@ -85,9 +81,7 @@ def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
         if state["ended"] and number not in told:
             told.add(number)
             seconds = state["ended"] - state["started"]
-            print(
-                f"[{len(told)}/{total}] {state['status']:<6} {state['label']} ({seconds:.0f} s)", flush=True
-            )
+            print(f"[{len(told)}/{total}] {state['status']:<6} {state['label']} ({seconds:.0f} s)", flush=True)
 
 
 def read_plan(events: Path) -> dict[str, int]:
@@ -115,7 +109,9 @@ def render(experiment: Experiment, states: dict[str, dict], elapsed: float) -> T
             table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
     left = estimate_left(states, plan)
     now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
-    table.caption = f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
+    table.caption = (
+        f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
+    )
     return table
 
 
@@ -149,11 +145,7 @@ def shorten(reason: Any) -> str:
 
 
 def find_last_line(path: Path) -> str:
-    lines = (
-        [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
-        if path.is_file()
-        else []
-    )
+    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()] if path.is_file() else []
     return lines[-1].strip() if lines else "no output"
 
 

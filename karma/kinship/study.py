@@ -1,0 +1,271 @@
+"""The kinship folder of a score table: every table and figure of stage 2, from one call.
+
+`analyse` is what `karma kinship` and notebook 02 run. Up to 500 models all pairs are kept (`kinship.csv`,
+square); above, only each model's nearest kin (`nearest_kin.csv`), since a square of 10,000 models fills a
+gigabyte. Limit: uncertainty needs the number of items behind each score; where it is unknown those parts are
+None.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from karma.files import atomic_path, save_json
+from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
+from karma.kinship.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
+from karma.kinship.mantel import compute_kin_agreement, compute_mantel_table
+from karma.kinship.sensitivity import compute_sensitivity, sweep_tau
+from karma.kinship.strategy_sets import STRATEGIES, build_sets
+from karma.kinship.uncertainty import (
+    compute_choice_uncertainty,
+    compute_pair_uncertainty,
+    compute_s_pref_intervals,
+    draw_tables,
+)
+from karma.scores import (
+    ScoreTable,
+    compute_below_chance,
+    compute_normalized,
+    compute_s_pref,
+    load_score_table,
+    merge_score_tables,
+    save_score_table,
+)
+
+MAX_LISTED = 20
+MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
+SET_SIZE = 4  # UltraFeedback's number of responses a prompt
+
+
+@dataclass(frozen=True, eq=False)
+class KinshipStudy:
+    """What stage 2 found.
+
+    Attributes:
+        table, tau, cut: what went in.
+        normalized: n models x m benchmarks, in [0, 1].
+        s_pref: n models; columns s_pref and, where n_items is known, low and high (95 %).
+        nearest: origin_model -> nearest_kin, kinship.
+        pca: principal components of `normalized`.
+        agreement: how often nearest kin share a base model, a family, a developer, against chance; a model
+            evaluated anew, in another precision, is not its own kin.
+        kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus: None above 500 models.
+        choice_uncertainty: None where n_items is unknown, or above 500 models.
+        n_sets: sets of four models that `sensitivity` and `choice_uncertainty` look at.
+        n_draws: bootstrap draws asked for: fewer than wanted above 100 models, to bound memory.
+        n_discarded: bootstrap draws left out because min-max was undefined.
+    """
+
+    table: ScoreTable
+    tau: float
+    cut: float
+    normalized: pd.DataFrame
+    s_pref: pd.DataFrame
+    nearest: pd.DataFrame
+    pca: Pca
+    agreement: pd.DataFrame
+    kinship: pd.DataFrame | None = None
+    pairs: pd.DataFrame | None = None
+    choices: dict[str, tuple[str, str] | None] | None = None
+    trees: dict[str, tuple[pd.DataFrame, np.ndarray]] | None = None
+    clusters: pd.DataFrame | None = None
+    mantel: pd.DataFrame | None = None
+    sensitivity: pd.DataFrame | None = None
+    taus: pd.DataFrame | None = None
+    choice_uncertainty: pd.DataFrame | None = None
+    n_sets: int = 0
+    n_draws: int = 0
+    n_discarded: int = 0
+
+
+def analyse(
+    table: ScoreTable,
+    folder: str | Path,
+    *,
+    tau: float,
+    distance: str,
+    linkage: str,
+    cut: float,
+    seed: int = 0,
+    n_draws: int = 2000,
+) -> KinshipStudy:
+    """Compute stage 2 and write its folder.
+
+    Args:
+        table: origin models x benchmarks.
+        folder: written files replace those of an earlier run.
+        tau: lowest kinship of an eligible pair, in [-1, 1].
+        distance: of the dendrograms: rmsd or cosine.
+        linkage: average, complete, single or ward.
+        cut: distance below which branches are one cluster.
+        seed: of bootstrap and permutations.
+        n_draws: bootstrap draws.
+
+    Returns:
+        All that was found.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+    from karma.figures import set_style
+    from karma.figures.kinship import save_study_figures
+
+    study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
+    save_study(study, folder)
+    set_style()
+    save_study_figures(study, Path(folder) / "figures")
+    return study
+
+
+def build_study(
+    table: ScoreTable,
+    *,
+    tau: float,
+    distance: str,
+    linkage: str,
+    cut: float,
+    seed: int = 0,
+    n_draws: int = 2000,
+) -> KinshipStudy:
+    """Compute stage 2; see `analyse`."""
+    rng = np.random.default_rng(seed)
+    normalized = compute_normalized(table)
+    nearest = compute_nearest_kin(normalized)
+    s_pref = compute_s_pref(table).to_frame()
+    agreement = _compute_agreement(table, nearest, rng)
+    basis: dict[str, Any] = {
+        "table": table, "tau": tau, "cut": cut, "normalized": normalized, "nearest": nearest,
+        "pca": compute_pca(normalized), "agreement": agreement, "s_pref": s_pref,
+    }  # fmt: skip
+    if len(table.scores) > MAX_SQUARE:
+        return KinshipStudy(**basis)
+    kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
+    sets = build_sets(len(table.scores), SET_SIZE, rng)
+    square = {
+        "kinship": kinship, "trees": trees, "choices": compute_choices(table, tau), "n_sets": len(sets),
+        "clusters": pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
+        "mantel": compute_mantel_table(table, DISTANCES, rng), "taus": sweep_tau(kinship),
+        "sensitivity": compute_sensitivity(table, sets, tau), "pairs": list_pairs(table, tau),
+    }  # fmt: skip
+    if table.n_items is not None:
+        n_draws = min(n_draws, max(100, MAX_CELLS // len(table.scores) ** 2))
+        draws = draw_tables(table, rng, n_draws)
+        basis["s_pref"] = compute_s_pref_intervals(table, draws)
+        square |= {
+            "n_draws": n_draws,
+            "pairs": compute_pair_uncertainty(table, draws, tau), "n_discarded": draws.n_discarded,
+            "choice_uncertainty": compute_choice_uncertainty(table, draws, sets, tau),
+        }  # fmt: skip
+    return KinshipStudy(**basis, **square)
+
+
+def _compute_agreement(table: ScoreTable, nearest: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Return how often nearest kin share a base model, a family and a developer."""
+    facts = table.facts.reindex(table.scores.index)
+    names = facts["repository"] if "repository" in facts else facts.index.to_series()
+    others = nearest[names.to_numpy() != names[nearest["nearest_kin"]].to_numpy()]  # not itself, evaluated anew
+    labels = ("base_model", "family", "developer")
+    agreement = {label: compute_kin_agreement(others, facts[label], rng) for label in labels}
+    return pd.DataFrame(agreement).T.rename_axis("label")
+
+
+def save_study(study: KinshipStudy, folder: str | Path) -> None:
+    """Write the tables of a study; the names are those other stages read."""
+    folder = Path(folder)
+    save_score_table(study.table, folder / "scores.csv")
+    tables = {
+        "scores_normalized.csv": study.normalized, "s_pref.csv": study.s_pref[["s_pref"]],
+        "s_pref_intervals.csv": study.s_pref if "low" in study.s_pref else None, "nearest_kin.csv":
+        study.nearest, "kin_agreement.csv": study.agreement, "pca.csv": study.pca.positions, "kinship.csv":
+        study.kinship, "pairs.csv": study.pairs, "clusters.csv": study.clusters, "mantel.csv": study.mantel,
+        "sensitivity.csv": study.sensitivity, "tau.csv": study.taus, "choices.csv": study.choice_uncertainty,
+    }  # fmt: skip
+    for name, frame in tables.items():
+        if frame is None:
+            (folder / name).unlink(missing_ok=True)  # of an earlier run with fewer models
+            continue
+        with atomic_path(folder / name) as temporary:
+            frame.to_csv(temporary, index=not isinstance(frame.index, pd.RangeIndex))
+    save_json(describe_study(study), folder / "strategies.json")
+
+
+def describe_study(study: KinshipStudy) -> dict[str, Any]:
+    """Return what strategies.json holds: settings, each strategy's pick, and what to be wary of."""
+    below = compute_below_chance(study.table).stack()
+    zero = study.normalized.index[~study.normalized.any(axis=1)].tolist()
+    picks = None
+    if study.pairs is not None and study.choices is not None:
+        pairs = study.pairs.set_index(["chosen", "rejected"])
+        picks = {s: _describe_pick(pairs, study.choices[s]) for s in STRATEGIES}
+    n_pairs = len(study.s_pref) * (len(study.s_pref) - 1) // 2
+    eligible = None if study.pairs is None else int(study.pairs["eligible"].sum())
+    return {
+        "source": study.table.source,
+        "n_origin_models": len(study.s_pref),
+        "tau": study.tau,
+        "n_pairs": n_pairs,
+        "n_eligible_pairs": eligible,
+        "strategies": picks,
+        "n_items": study.table.n_items,
+        "n_items_source": study.table.n_items_source,
+        "n_draws": study.n_draws,
+        "n_draws_discarded": study.n_discarded,
+        "notes": list(study.table.notes),
+        "last_everywhere": zero,
+        "below_chance": [{"origin_model": m, "benchmark": b} for m, b in below.index[below]],
+    }
+
+
+def summarize(study: KinshipStudy) -> list[str]:
+    """Say in a few lines what was found and what to be wary of."""
+    facts = describe_study(study)
+    lines = [f"note: {note}" for note in facts["notes"]]
+    below = facts["below_chance"]
+    if len(below) > MAX_LISTED:
+        lines.append(f"warning: {len(below)} cells are at or below chance; strategies.json lists them")
+        below = []
+    lines += [f"warning: {c['origin_model']} is at or below chance on {c['benchmark']}" for c in below]
+    for model in facts["last_everywhere"]:
+        lines.append(f"warning: {model} is last on every benchmark: kinship 0 to all others")
+    if facts["n_eligible_pairs"] is not None:
+        n_kin, n_pairs = facts["n_eligible_pairs"], facts["n_pairs"]
+        lines.append(f"{n_kin} of {n_pairs} pairs have a kinship of at least {study.tau:g}")
+    for strategy, pick in (facts["strategies"] or {}).items():
+        text = f"{pick['chosen']} > {pick['rejected']} (kinship {pick['kinship']:.4f})" if pick else "no pair"
+        lines.append(f"{strategy}: {text}")
+    if study.pairs is not None and "coin_flip" in study.pairs:
+        lines.append(f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences are coin flips")
+    for label, row in study.agreement.dropna().iterrows():
+        lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
+                     f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip
+    return lines
+
+
+def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
+    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
+    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
+    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
+    table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
+    yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
+    study = analyse(table, out, **settings)
+    yield from summarize(study)
+    if with_paper:
+        kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
+        for model, row in kin.iterrows():
+            kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
+            yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
+    yield f"written to {out}"
+
+
+def _describe_pick(pairs: pd.DataFrame, pick: tuple[str, str] | None) -> dict[str, Any] | None:
+    if pick is None:
+        return None
+    row = pairs.loc[pick]
+    values = {"kinship": row["kinship"], "s_pref_gap": row["gap"], "p_flip": row.get("p_flip")}
+    numbers = {k: None if v is None else float(v) for k, v in values.items()}
+    return {"chosen": pick[0], "rejected": pick[1], **numbers}

@@ -1,0 +1,125 @@
+"""How far sampling error reaches: intervals of S_pref and kinship, coin-flip preferences, other picks.
+
+Each score is a share of n items. The parametric bootstrap draws every cell anew from Binomial(n, score) / n,
+min-max normalises the drawn table and repeats the calculation. For the paper's Table 3 the n are an
+assumption (the full benchmarks); a subset would widen every interval. Limit: items count as independent,
+though several IFEval instructions share a prompt; a score of exactly 0 or 1 is drawn without error; and only
+sampling error is covered, not the wording of prompts or answers that could not be extracted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from karma.errors import InputError
+from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
+from karma.kinship.strategy_sets import STRATEGIES, choose_in_sets
+from karma.scores import ScoreTable, compute_s_pref
+
+COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Redrawn score tables.
+
+    Attributes:
+        s_pref: draws x n models.
+        kinship: draws x n x n, cosine.
+        n_discarded: draws left out, because all models were equal on a benchmark and min-max undefined.
+    """
+
+    s_pref: np.ndarray
+    kinship: np.ndarray
+    n_discarded: int
+
+
+def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000) -> Bootstrap:
+    """Redraw a table's scores within their sampling error and repeat Eq. 1 and Eq. 2.
+
+    Args:
+        table: n models, with the number of items behind each benchmark.
+        rng: draws the scores.
+        n_draws: how many tables.
+
+    Raises:
+        InputError: the number of items is unknown, or no draw could be normalised.
+    """
+    if table.n_items is None:
+        raise InputError(f"{table.source}: sampling error needs n_items of each benchmark: add it to the column map")
+    n = np.array([table.n_items[b] for b in table.scores])
+    drawn = rng.binomial(n, table.scores.to_numpy(dtype=float), size=(n_draws, *table.scores.shape)) / n
+    low, span = drawn.min(axis=1, keepdims=True), np.ptp(drawn, axis=1, keepdims=True)
+    usable = (span > 0).all(axis=(1, 2))
+    if not usable.any():
+        raise InputError(f"{table.source}: in every redrawn table a benchmark is constant: ask more items")
+    normalized = (drawn[usable] - low[usable]) / span[usable]
+    unit = compute_unit_rows(normalized)
+    return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), int((~usable).sum()))
+
+
+def compute_s_pref_intervals(table: ScoreTable, draws: Bootstrap, level: float = 0.95) -> pd.DataFrame:
+    """Return each model's S_pref with its interval: columns s_pref, low, high, in [0, 1]."""
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(draws.s_pref, tails, axis=0)
+    return compute_s_pref(table).to_frame().assign(low=low, high=high)
+
+
+def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float, level: float = 0.95) -> pd.DataFrame:
+    """Return every pair with the interval of its kinship and the probability that its preference flips.
+
+    Returns:
+        The rows of `list_pairs`, and kinship_low, kinship_high; p_flip: the share of draws in which the
+        other model has the higher S_pref (equal counts half); p_other_side: the share in which the pair is
+        on the other side of tau; coin_flip: p_flip >= 0.1.
+    """
+    pairs = list_pairs(table, tau)
+    place = {model: i for i, model in enumerate(table.scores.index)}
+    one, other = (pairs[c].map(place).to_numpy() for c in ("chosen", "rejected"))
+    cosine = draws.kinship[:, one, other]
+    low, high = np.quantile(cosine, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    gap = draws.s_pref[:, one] - draws.s_pref[:, other]
+    flips = (gap < 0).mean(axis=0) + (gap == 0).mean(axis=0) / 2
+    crosses = ((cosine >= tau) != pairs["eligible"].to_numpy()).mean(axis=0)
+    return pairs.assign(kinship_low=low, kinship_high=high, p_flip=flips, p_other_side=crosses,
+                        coin_flip=flips >= COIN_FLIP)  # fmt: skip
+
+
+def compute_choice_uncertainty(
+    table: ScoreTable, draws: Bootstrap, sets: np.ndarray, tau: float, max_draws: int = 200
+) -> pd.DataFrame:
+    """Return how often sampling error alone makes a strategy pick another pair.
+
+    Args:
+        table: n models.
+        draws: redrawn tables; at most `max_draws` of them are used for the sets.
+        sets: k x c, positions of the models that answered a prompt.
+        tau: lowest kinship of an eligible pair.
+
+    Returns:
+        strategy -> p_other_overall (among all models at once), p_other_in_sets and p_other_chosen_in_sets
+        (mean over the sets: another pair; another chosen response).
+    """
+    everyone = np.arange(len(table.scores))[None, :]
+    kinship = compute_reference(table)
+    rows = {}
+    for strategy in STRATEGIES:
+        overall = choose_in_sets(*kinship, everyone, strategy, tau)
+        inside = choose_in_sets(*kinship, sets, strategy, tau)
+        picks = [
+            choose_in_sets(s, k, everyone, strategy, tau) for s, k in zip(draws.s_pref, draws.kinship, strict=True)
+        ]
+        few = zip(draws.s_pref[:max_draws], draws.kinship[:max_draws], strict=True)
+        again = [choose_in_sets(s, k, sets, strategy, tau) for s, k in few]
+        rows[strategy] = {
+            "p_other_overall": np.mean([(p != overall).any() for p in picks]),
+            "p_other_in_sets": np.mean([(p != inside).any(axis=1) for p in again]),
+            "p_other_chosen_in_sets": np.mean([p[:, 0] != inside[:, 0] for p in again]),
+        }
+    return pd.DataFrame(rows).T.rename_axis("strategy")
+
+
+def compute_reference(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    """Return S_pref (n) and kinship (n x n) of the table as it stands."""
+    return compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()

@@ -1,0 +1,132 @@
+"""The data card of a pair set: what a stranger must know before training on it, in the Hub's README format.
+
+Everything in it is counted from the set itself. It carries no date and no path of a machine, so that the
+same input gives the same bytes. Limit: licences are those of the origin models UltraFeedback names; other
+models are listed as unknown.
+
+Paper: the licence notes are ours; facts on UltraFeedback's origin models.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from karma.pairs.accounting import Accounting
+
+LICENCE_GROUPS = {
+    "vendor": ("gpt-4", "gpt-3.5-turbo", "bard"),
+    "llama-2": ("llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat"),
+}
+LICENCE_NOTES = {
+    "vendor": "the vendor's terms of use restrict training competing models on its outputs",
+    "llama-2": "the Llama 2 licence forbids improving other language models with its outputs",
+}
+LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
+RULE = {
+    "rlaif": "the best-annotated response against a lower one",
+    "k_score": "the two responses whose origin models score highest",
+    "k_sim": "the two responses whose origin models are nearest kin",
+    "k_score_sim": "the response of the best origin model, and that of its nearest kin",
+    "random": "two responses of eligible origin models, drawn at random (a control)",
+    "least_kin": "the two responses whose origin models are least kin (a control)",
+}
+N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
+
+
+@dataclass
+class CardFacts:
+    """What the card counts while pairs stream by."""
+
+    by_models: Counter = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, table: pa.Table) -> None:
+        """Count some pairs."""
+        groups = table.select(["chosen_model", "rejected_model"]).group_by(["chosen_model", "rejected_model"])
+        for row in groups.aggregate([([], "count_all")]).to_pylist():
+            self.by_models[row["chosen_model"], row["rejected_model"]] += row["count_all"]
+        if len(self.examples) < N_EXAMPLES:
+            self.examples += table.slice(0, N_EXAMPLES - len(self.examples)).to_pylist()
+
+
+def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> str:
+    """Return README.md for a pair set."""
+    s, strategy = accounting.settings, accounting.strategy
+    label = (
+        "its annotation"
+        if strategy == "rlaif"
+        else "the S_pref of its origin model (Eq. 2), not a judgement of the text"
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
+        f"# {strategy}: {accounting.pairs_out:,} preference pairs",
+        f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, "
+        f"and the score is {label}. "
+        "Made with the KARMA kit (method: arXiv 2502.18744).",
+        "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
+        f"Command: `{command}`" if command else "",
+        "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
+        "## Pairs by origin model\n\n"
+        + _table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
+        "## Licences\n\n" + _build_licences(facts.by_models),
+        "## Example rows\n\n" + "\n\n".join(_build_example(e) for e in facts.examples),
+        "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, "
+        "as TRL's DPOTrainer takes them; for SFT "
+        "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models. "
+        "`row_id`, `chosen_id` and "
+        "`rejected_id` are hashes of content.",
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _build_metadata(accounting: Accounting) -> dict[str, Any]:
+    n = accounting.pairs_out
+    bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+    size = next((name for limit, name in bounds if n < limit), "1M<n<10M")
+    return {
+        "pretty_name": f"KARMA pairs ({accounting.strategy})",
+        "task_categories": ["text-generation"],
+        "tags": ["preference", "dpo", "karma", accounting.strategy],
+        "license": "other",
+        "license_name": "see-licences-below",
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "pairs.parquet"}]}],
+    }
+
+
+def _build_licences(by_models: Counter) -> str:
+    total, rows = by_models.total(), Counter[str]()
+    for models, n in by_models.items():
+        rows.update(
+            dict.fromkeys({LICENCES.get(m, "no note for this origin model: look up its licence") for m in models}, n)
+        )
+    notes = [(note, f"{n:,}", f"{n / total:.1%}") for note, n in _by_count(rows)]
+    intro = (
+        "The responses stay under the terms of the models that wrote them. "
+        "`karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
+    )
+    return f"{intro}\n\n" + _table(("note", "pairs concerned", "share"), notes)
+
+
+def _build_example(row: dict[str, Any]) -> str:
+    lines = [f"**{row['chosen_model']}** over **{row['rejected_model']}**"]
+    for name in ("prompt", "chosen", "rejected"):
+        lines.append(f"- {name}: {_quote(row[name][-1]['content'])}")
+    return "\n".join(lines)
+
+
+def _quote(text: str) -> str:
+    flat = " ".join(text.split()).replace("`", "'").replace("<", "&lt;")
+    return flat if len(flat) <= EXAMPLE_CHARACTERS else flat[: EXAMPLE_CHARACTERS - 1] + "…"
+
+
+def _by_count(counter: Counter) -> list[tuple[Any, int]]:
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,94 @@
+"""A pair folder while it is being written: hidden beside its final place, moved there when whole.
+
+A killed or failed run leaves nothing under the folder's name; of several folders written together all
+appear, or none.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from karma.errors import InputError, KarmaError
+from karma.files import save_json
+from karma.pairs.accounting import Accounting
+from karma.pairs.binarization import PAIR_SCHEMA
+from karma.pairs.card import CardFacts, build_card
+from karma.pairs.curriculum import order_file
+
+_PLAIN_COLUMNS = [
+    n
+    for n in PAIR_SCHEMA.names
+    if n in ("source", "chosen_model", "rejected_model", "chosen_score", "rejected_score", "kinship", "strategy")
+]
+_DICTIONARY = [*_PLAIN_COLUMNS, *(f"{c}.list.element.role" for c in ("prompt", "chosen", "rejected"))]
+
+
+@dataclass
+class PairFolder:
+    """A pair folder while it is being written: hidden beside its final place until `finish`."""
+
+    folder: str | Path
+    schema: pa.Schema = field(default_factory=lambda: PAIR_SCHEMA)
+
+    def __enter__(self) -> "PairFolder":
+        self.folder = Path(self.folder)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"{self.folder} is a file: give a folder to write to")
+            self._hidden = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
+        self._writer = pq.ParquetWriter(self._hidden / "pairs.parquet", self.schema, use_dictionary=_DICTIONARY)
+        self._facts = CardFacts()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        shutil.rmtree(self._hidden, ignore_errors=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Append pairs."""
+        if table.num_rows:
+            self._writer.write_table(table)
+            self._facts.add(table)
+
+    def finish(self, accounting: Accounting, command: str) -> None:
+        """Write the books and the card, and move all into place."""
+        self.prepare(accounting, command)
+        self.publish()
+
+    def prepare(self, accounting: Accounting, command: str, n_stages: int | None = None) -> None:
+        """Write the books and the card beside the pairs, and put these in curriculum order if asked."""
+        accounting.check()
+        self._writer.close()
+        if n_stages is not None:
+            order_file(self._hidden / "pairs.parquet", n_stages, _DICTIONARY)
+        save_json(accounting.as_dict(), self._hidden / "accounting.json")
+        (self._hidden / "README.md").write_text(build_card(accounting, self._facts, command), "utf-8")
+
+    def publish(self) -> None:
+        """Move the finished files into place; an earlier set's exports go, other files stay."""
+        folder = Path(self.folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "binarized.parquet").unlink(missing_ok=True)
+        shutil.rmtree(folder / "dataset", ignore_errors=True)
+        for name in ("pairs.parquet", "accounting.json", "README.md"):
+            (self._hidden / name).replace(folder / name)
+
+
+@contextmanager
+def open_all(folders: dict[str, Path]) -> Iterator[dict[str, PairFolder]]:
+    """Open one pair folder a strategy; leaving the block removes what is hidden, finished or not."""
+    with ExitStack() as stack:
+        try:
+            yield {strategy: stack.enter_context(PairFolder(folder)) for strategy, folder in folders.items()}
+        except OSError as error:  # the disk is full, or gone
+            where = ", ".join(map(str, folders.values()))
+            raise KarmaError(f"{where} cannot be written ({error.strerror or error}): nothing was kept") from error

@@ -1,0 +1,101 @@
+"""What a binarization is told beside the pool: its rules, and scores and kinship as arrays.
+
+Both are checked once, before a row is read. Scores and cosines that agree to 12 digits count as equal, so
+that the rounding of a sum never decides a pair.
+
+Paper: Eq. 1 and 2, section 3.2 (tau).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from karma.errors import InputError
+from karma.kinship import compute_kinship
+from karma.pool.recorded import AnnotationTable
+from karma.pool.responses import ANNOTATION_FIELDS
+from karma.scores import ScoreTable, canonical_model_name, compute_s_pref
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pairs are made, beside the strategy.
+
+    Attributes:
+        tau: least kinship (cosine, -1..1) of an eligible pair.
+        seed: of every draw.
+        rejected: rlaif: "random_lower" or "worst".
+        annotation_field: rlaif: the recorded annotation that labels: overall_score, fine-grained_score,
+            mean_aspect.
+        annotations: rlaif: a table of scores by row and response, in place of the recorded ones.
+        excluded_origin_models: models whose responses take no part.
+        drop_truthfulqa: drop rows from TruthfulQA, and rows of other sources that repeat its questions.
+        contaminated: instructions to drop (compared casefolded, white space collapsed).
+        max_response_tokens: longest usable response, in tokens estimated as UTF-8 bytes / 4.
+        same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
+        near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
+    """
+
+    tau: float
+    seed: int
+    rejected: Literal["random_lower", "worst"] = "random_lower"
+    annotation_field: str = "overall_score"
+    annotations: AnnotationTable | None = None
+    excluded_origin_models: Collection[str] = ()
+    drop_truthfulqa: bool = False
+    contaminated: Collection[str] = ()
+    max_response_tokens: int | None = None
+    same_system_prompt: bool = False
+    near_identical: float | None = None
+
+    def __post_init__(self):
+        if not -1 <= self.tau <= 1:
+            raise InputError(f"tau is {self.tau}: a cosine lies between -1 and 1")
+        if self.rejected not in ("random_lower", "worst"):
+            raise InputError(f"rejected is '{self.rejected}': choose random_lower or worst")
+        if self.annotation_field not in ANNOTATION_FIELDS:
+            raise InputError(f"annotation field '{self.annotation_field}': choose from {', '.join(ANNOTATION_FIELDS)}")
+        if isinstance(self.excluded_origin_models, str) or isinstance(self.contaminated, str):
+            raise InputError("excluded_origin_models and contaminated are lists of names, not one text")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what accounting.json records of the rules."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("annotations", "contaminated")}
+        kept["excluded_origin_models"] = sorted(canonical_model_name(m) for m in self.excluded_origin_models)
+        return kept | {
+            "annotations": self.annotations.name if self.annotations else f"recorded {self.annotation_field}",
+            "contaminated": len(set(self.contaminated)),
+        }
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The score table as arrays: models by name, S_pref in [0, 1], kinship square; empty without scores."""
+
+    position: dict[str, int]
+    s_pref: np.ndarray
+    kinship: np.ndarray
+
+    @property
+    def known(self) -> bool:
+        """Tell whether there are scores at all."""
+        return bool(self.position)
+
+
+def build_origins(scores: ScoreTable | None) -> Origins:
+    """Turn a score table into arrays, rounded to 12 digits.
+
+    Raises:
+        InputError: a model has no S_pref, because a score of it is missing.
+    """
+    if scores is None:
+        return Origins({}, np.zeros(0), np.zeros((0, 0)))
+    s_pref, kinship = compute_s_pref(scores), compute_kinship(scores)
+    missing = [str(name) for name in s_pref.index[~np.isfinite(s_pref.to_numpy(float))]]
+    if missing:
+        raise InputError(f"origin model '{missing[0]}' lacks a score: complete its row in the score table")
+    position = {canonical_model_name(str(name)): i for i, name in enumerate(s_pref.index)}
+    square = kinship.loc[s_pref.index, s_pref.index].to_numpy(float)
+    return Origins(position, s_pref.to_numpy(float).round(12), square.round(12))

@@ -1,0 +1,182 @@
+"""How sure a number is: intervals of shares, of means over runs, and of differences between strategies.
+
+Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the
+answers are on disk its variance is that of the weighted answers over the items (items are shared by the
+runs, so this is a paired comparison); where several seeds were trained, the variance between seeds is
+added, with Satterthwaite's degrees of freedom. Without answers (the published study) a difference is
+computed as if runs were independent, and a mean as if they failed on the same items: both too wide rather
+than too narrow. Limit: with one seed the noise of training itself is not in the interval, and every
+sentence made from it says so.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from karma.errors import InputError
+from karma.results import Study
+from karma.stages import START
+
+CELL = ["policy", "strategy", "method", "benchmark"]
+LEVEL = 0.95  # confidence of every interval
+POWER = 0.8  # of the test whose size `compute_needed_items` asks for
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty.
+
+    Attributes:
+        value: the estimate; standard_error: its standard error, in the same unit.
+        df: degrees of freedom, from items and seeds.
+        n: items behind it. n_seeds: trainings per cell.
+        basis: how the standard error was found, in words.
+    """
+
+    value: float
+    standard_error: float
+    df: float
+    n: int
+    n_seeds: int
+    basis: str
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.df)) * self.standard_error
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of "the true value is 0"."""
+        if self.standard_error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.value / self.standard_error), self.df))
+
+
+def compute_wilson(value: float, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share.
+
+    Args:
+        value: in [0, 1].
+        n: items, at least 1.
+
+    Raises:
+        InputError: a value outside [0, 1], or n below 1.
+
+    Example:
+        >>> [round(x, 3) for x in compute_wilson(0.5, 100)], compute_wilson(0.0, 10)[0]
+        ([0.404, 0.596], 0.0)
+    """
+    if not 0 <= value <= 1 or n < 1:
+        raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return float(min(low, value)), float(max(high, value))  # at 0 and 1 rounding must not shut the value out
+
+
+def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
+    """Return the mean of the scores in `rows` (a part of study.results), each cell weighing the same.
+
+    Raises:
+        InputError: no rows.
+    """
+    if rows.empty:
+        raise InputError("a mean over no score: the runs asked for are missing, see Study.gaps")
+    return compute_weighted(study, pd.Series(1 / len(rows), index=rows.index))
+
+
+def compute_difference(study: Study, strategy: str | list[str], baseline: str, **where: object) -> Estimate | None:
+    """Return mean(strategy) - mean(baseline) over the cells that both have; None where there is none.
+
+    Args:
+        study: the study.
+        strategy: minuend, or several. baseline: subtrahend; START is the untrained policy.
+        **where: column = value, or a list of values, that restricts both (policy, method, benchmark, seed).
+    """
+    rows = study.results
+    for key, value in where.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        extra = [START] if key == "method" and baseline == START else []
+        rows = rows[rows[key].isin(values + extra)]
+    cell = ["policy", "benchmark", *(["method", "seed"] if START not in (strategy, baseline) else [])]
+    names = [[strategy] if isinstance(strategy, str) else strategy, [baseline]]
+    left, right = (rows[rows["strategy"].isin(side)].reset_index() for side in names)
+    both = left.merge(right, on=cell)
+    if both.empty:
+        return None
+    weights = pd.concat([pd.Series(1.0, index=both["index_x"]), pd.Series(-1.0, index=both["index_y"])])
+    return compute_weighted(study, weights.groupby(level=0).sum() / len(both))
+
+
+def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
+    """Return sum_r w_r v_r with its standard error.
+
+    Args:
+        study: the study.
+        weights: one weight a row of study.results, by its index label.
+    """
+    rows = study.results.loc[weights.index].assign(weight=weights)
+    value = round(float((rows["weight"] * rows["value"]).sum()), 12)  # a run less itself is 0, not 1e-17
+    parts, bases, n = [], set(), 0  # parts: (variance, degrees of freedom)
+    for benchmark, part in rows.groupby("benchmark"):
+        part_variance, items, basis = _compute_item_variance(study, str(benchmark), part)
+        parts.append((part_variance, max(items - 1, 1)))
+        n += int(part["n"].max())
+        bases.add(basis)
+    trained = rows[rows["strategy"] != START]
+    seeds = trained["seed"].nunique()
+    if seeds > 1:
+        between = _compute_seed_variance(trained)
+        bases.add(f"and across {seeds} seeds" if between is not None else "the seeds' cells differ: left out")
+        parts.append((between or 0.0, seeds - 1))
+    variance = sum(v for v, _ in parts)
+    shares = sum(v**2 / df for v, df in parts)
+    df = variance**2 / shares if shares else np.inf  # Satterthwaite
+    error = round(float(np.sqrt(variance)), 12)
+    return Estimate(value, error, float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True)))
+
+
+def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, int, str]:
+    """Return (variance, items, basis) of one benchmark's part of a weighted sum."""
+    correct, units = study.items.get(benchmark, (pd.DataFrame(), pd.Series(dtype=float)))
+    if set(rows["folder"]) <= set(correct.columns) and not correct[list(rows["folder"])].isna().any(axis=None):
+        shares = rows.groupby("folder")["weight"].sum()
+        total = units.sum()
+        means = correct[shares.index].sum() / total
+        residual = (correct[shares.index] - np.outer(units, means)).to_numpy(float) @ shares.to_numpy() / total
+        correction = len(residual) / max(len(residual) - 1, 1)
+        return float((residual**2).sum() * correction), len(residual), "paired over items"
+    n = int(rows["n"].min())
+    errors = np.sqrt(rows["value"] * (1 - rows["value"]) / rows["n"])
+    if abs(rows["weight"].sum()) < 1e-9:
+        return float(((rows["weight"] * errors) ** 2).sum()), n, "runs taken as independent"
+    return float((rows["weight"].abs() * errors).sum() ** 2), n, "runs taken as failing on the same items"
+
+
+def _compute_seed_variance(rows: pd.DataFrame) -> float | None:
+    """Return the variance of the mean over seeds, or None where the seeds have not the same cells yet."""
+    cells = {tuple(sorted(map(tuple, g[CELL].to_numpy()))) for _, g in rows.groupby("seed")}
+    if len(cells) > 1:
+        return None
+    of_seed = (rows["weight"] * rows["value"]).groupby(rows["seed"]).sum() * rows["seed"].nunique()
+    return float(of_seed.var(ddof=1)) / len(of_seed)
+
+
+def compute_needed_items(estimate: Estimate, effect: float) -> int | None:
+    """Return how many items would show a true `effect` at 5 % with 80 % power; None for an effect of 0.
+
+    The standard error is taken to shrink with the square root of the items: seeds would have to grow alike.
+
+    Example:
+        >>> compute_needed_items(Estimate(0.01, 0.02, np.inf, 100, 1, ""), 0.01)
+        3140
+    """
+    if effect == 0:
+        return None
+    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
+    return int(np.ceil(round(estimate.n * (z * estimate.standard_error / effect) ** 2, 6)))

@@ -1,0 +1,134 @@
+"""What the paper's numbers rest on: how many items, how much noise, and data sets that are one and the same.
+
+A share printed to four digits betrays its number of items: only some n make all the values whole numbers
+of n. And K_score and K_(score,sim) always choose the same answer, so their SFT data are one set; the
+difference of the two printed SFT columns is therefore noise, measured by the paper itself. Limit: an
+inferred n is the smallest that fits; its multiples fit as well.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from karma.kinship import compute_kinship
+from karma.kinship.strategy_sets import build_sets, choose_in_sets
+from karma.params import load_base
+from karma.results import PUBLISHED_ITEMS, Study, load_printed, normalise_benchmark
+from karma.results.estimates import compute_mean, compute_wilson
+from karma.scores import ScoreTable, compute_s_pref
+
+FOUR_OPTIONS = ["mmlu_stem", "arc_easy", "arc_challenge"]
+ULTRAFEEDBACK_ROWS = 63_967
+BATCH_PAIRS = 96  # 6 a device x 4 accumulated x 4 devices (Appendix A)
+Row = dict[str, str]
+
+
+def audit_noise(study: Study, table: ScoreTable) -> Iterator[Row]:
+    """Yield the audited statements about chance, items, noise and warm-up.
+
+    Args:
+        study: the published one. table: Table 3.
+    """
+    yield from _audit_sft(study)
+    yield from _audit_items()
+    yield from _audit_overlap(study, table)
+    yield from _audit_warmup()
+
+
+def build_row(claim: str, where: str, paper: str, recomputed: str, verdict: str) -> Row:
+    """Return one audited statement."""
+    return {"claim": claim, "where": where, "paper": paper, "recomputed": recomputed, "verdict": verdict}
+
+
+def count_fractions(values: pd.Series, n: int) -> int:
+    """Return how many four-digit `values` can be a whole number of `n` items.
+
+    Example:
+        >>> count_fractions(pd.Series([0.3333, 0.5, 0.123]), 6)
+        2
+    """
+    nearest = (values * n).round() / n
+    return int(((nearest - values).abs() <= 0.00005 + 1e-12).sum())
+
+
+def _audit_sft(study: Study) -> Iterator[Row]:
+    sft = study.results[study.results["method"] == "sft"]
+    four = sft[sft["benchmark"].isin(FOUR_OPTIONS)]
+    found = compute_mean(study, four)
+    bounds = [compute_wilson(v, n) for v, n in zip(four["value"], four["n"], strict=True)]
+    inside = sum(low <= 0.25 <= high for low, high in bounds)
+    low, high = found.interval
+    yield build_row(
+        "SFT lifts the policies above chance",
+        "Table 4",
+        "not stated",
+        f"mean {found.value:.3f} [{low:.3f}, {high:.3f}] on four-option questions, chance 0.250; "
+        f"{inside} of {len(four)} cells' intervals hold chance",
+        "at chance" if low <= 0.25 <= high else "not at chance",
+    )
+
+
+def _audit_items() -> Iterator[Row]:
+    table = load_printed("table4")
+    values = table[list(table)[3:]].astype(float)
+    for spelling in dict.fromkeys(table["benchmark"]):
+        name, rows = normalise_benchmark(spelling), table["benchmark"] == spelling
+        n, method = PUBLISHED_ITEMS[name], table["method"] == "SFT" if name == "arc_easy" else rows
+        stacked = values[rows & method].stack()
+        count, luck = (
+            count_fractions(stacked, n),
+            n * 1e-4,
+        )  # of four-digit numbers, those that are fractions of n
+        p = stats.binomtest(count, len(stacked), luck, alternative="greater").pvalue
+        other = f"; n = 500: {count_fractions(stacked, 500)}" if name == "arc_easy" else ""
+        yield build_row(
+            f"Items behind {spelling}{' (SFT)' if name == 'arc_easy' else ''}",
+            "Table 4",
+            "not stated",
+            f"n = {n}: {count} of {len(stacked)} fit (by luck {luck * len(stacked):.1f}){other}",
+            "inferred" if p < 1e-4 else f"weak (p = {p:.2f} by luck)",
+        )
+
+
+def _audit_overlap(study: Study, table: ScoreTable) -> Iterator[Row]:
+    same_chosen, same_pair, sets = count_overlap(table)
+    yield build_row(
+        "K_score and K_(score,sim) are different data sets",
+        "section 3.2",
+        "two data sets",
+        f"same chosen answer in {same_chosen} of {sets} sets of four, same pair in {same_pair / sets:.0%}",
+        "one SFT set under two names" if same_chosen == sets else "different",
+    )
+    wide = study.results[study.results["method"] == "sft"]
+    wide = wide.pivot(index=["policy", "benchmark"], columns="strategy", values="value")
+    noise, other = (wide["k_score"] - wide[s] for s in ("k_score_sim", "rlaif"))
+    as_large = noise.abs().mean() >= 0.9 * other.abs().mean()
+    yield build_row(
+        "The same SFT data give the same scores",
+        "Table 4",
+        "not stated",
+        f"mean |difference| {noise.abs().mean():.3f}, largest {noise.abs().max():.3f}; "
+        f"K_score against RLAIF: {other.abs().mean():.3f}",
+        "noise floor is as large as the effect" if as_large else "below the effect",
+    )
+
+
+def count_overlap(table: ScoreTable) -> tuple[int, int, int]:
+    """Return (same chosen, same pair, sets) of k_score and k_score_sim over sets of four origin models."""
+    tau, sets = load_base().kinship.tau, build_sets(len(table.scores), 4, np.random.default_rng(0))
+    values = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
+    score, score_sim = (choose_in_sets(*values, sets, s, tau) for s in ("k_score", "k_score_sim"))
+    return int((score[:, 0] == score_sim[:, 0]).sum()), int((score == score_sim).all(axis=1).sum()), len(sets)
+
+
+def _audit_warmup() -> Iterator[Row]:
+    updates, warmup = ULTRAFEEDBACK_ROWS // BATCH_PAIRS, load_base().training.warmup_steps
+    yield build_row(
+        "One epoch with 500 warm-up steps",
+        "Appendix A",
+        f"{warmup} updates",
+        f"{warmup / updates:.0%} of one epoch ({ULTRAFEEDBACK_ROWS:,} / {BATCH_PAIRS} = {updates} updates)",
+        "the full rate is reached late" if warmup > 0.5 * updates else "usual",
+    )

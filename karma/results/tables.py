@@ -1,0 +1,269 @@
+"""Tables 1-4 in the paper's layout, from any study, as CSV, Markdown, LaTeX and HTML.
+
+The best strategy of a row is bold and a Table 2 cell at least equal to the baseline (rlaif) is shaded, as
+in the paper. Ours, marked by the caption: the untrained policy, the controls, and the accuracy on held-
+out pairs. Decision: a mean is shown only where all its runs exist; else the cell is `n/a` and a note
+names how many are missing, because means over different runs do not compare. Limit: the cells have no
+room for intervals; `compute_intervals` lists them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from karma.files import atomic_path
+from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
+from karma.results.estimates import compute_wilson
+from karma.scores import compute_s_pref, load_benchmarks
+from karma.stages import START
+
+BASELINE = "rlaif"
+TOTAL, HELD_OUT = "Total", "Held-out pairs"
+TABLE2_TITLES = {"mmlu_stem": "MMLU", "ifeval": "IFeval"}  # Table 2's own spelling
+TABLE4_TITLES = {
+    "mmlu_pro": "MMLU-pro",
+    "ifeval": "IFeval",
+    "arc_easy": "ARC-easy",
+    "arc_challenge": "ARC-challenge",
+}
+TABLE2_ORDER = ["mmlu_stem", "mmlu_pro", "arc_easy", "arc_challenge", "ifeval"]
+TABLE4_ORDER = ["mmlu_stem", "mmlu_pro", "ifeval", "arc_easy", "arc_challenge"]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table ready to be written.
+
+    Attributes:
+        name: file name, e.g. "table2". caption: one sentence with units.
+        frame: numbers or text; NaN is a gap, shown as n/a.
+        bold, shaded: which cells, in the frame's shape.
+        decimals: digits of every number. notes: what a reader must know, gaps among them.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    bold: pd.DataFrame
+    shaded: pd.DataFrame
+    decimals: int = 4
+    notes: tuple[str, ...] = ()
+
+    def format(self, value: object) -> str:
+        """Return a cell as text; a gap is `n/a`."""
+        if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+            return "n/a"
+        return f"{value:.{self.decimals}f}" if isinstance(value, float) else str(value)
+
+    def _css(self) -> pd.DataFrame:
+        css = self.bold.map(lambda b: "font-weight: bold;" if b else "")
+        return css + self.shaded.map(lambda b: "background-color: #d9d9d9;" if b else "")
+
+    def to_html(self) -> str:
+        """Return the table as HTML, one head row and no joined cells, so that a page can sort it."""
+        flat, css = self.frame.reset_index(), self._css().reset_index()
+        css[list(self.frame.index.names)] = ""
+        style = flat.style.format(self.format, escape="html").apply(lambda _: css, axis=None).hide(axis="index")
+        style = style.set_table_attributes(f'id="{self.name}"').set_caption(self.caption)
+        notes = "".join(f"<li>{note}</li>" for note in self.notes)
+        return style.to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
+
+    _repr_html_ = to_html
+
+    def to_latex(self) -> str:
+        """Return the table for LaTeX's booktabs (with multirow and colortbl's xcdraw)."""
+        style = self.frame.style.format(self.format, escape="latex").apply(lambda _: self._css(), axis=None)
+        style = style.format_index(escape="latex").format_index(axis=1, escape="latex")
+        text = style.to_latex(hrules=True, convert_css=True, caption=_escape(self.caption), label=f"tab:{self.name}")
+        notes = "".join(f"% {note}\n" for note in self.notes)
+        return f"% \\usepackage{{booktabs, multirow}} \\usepackage[table]{{xcolor}}\n{notes}{text}"
+
+    def to_markdown(self) -> str:
+        """Return the table for Markdown: bold as **, shaded as a trailing +."""
+        frame = self.frame.map(self.format).astype(str)
+        frame = frame.where(~self.bold, "**" + frame + "**")
+        frame = frame.where(~self.shaded, frame + " +")
+        lines = [f"{self.caption}\n", frame.reset_index().to_markdown(index=False, disable_numparse=True), ""]
+        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]) + "\n"
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write CSV (plain numbers, gaps as n/a), Markdown and LaTeX; return the paths."""
+        texts = {"md": self.to_markdown(), "tex": self.to_latex()}
+        texts["csv"] = self.frame.map(_round).to_csv(na_rep="n/a")
+        for suffix, text in texts.items():
+            with atomic_path(folder / f"{self.name}.{suffix}") as temporary:
+                temporary.write_text(text, "utf-8")
+        return [folder / f"{self.name}.{suffix}" for suffix in ("csv", "md", "tex")]
+
+
+def build_tables(study: Study) -> list[Table]:
+    """Return Tables 1 to 4 of a study, whatever part of it exists."""
+    return [build_table1(study), build_table2(study), build_table3(study), build_table4(study)]
+
+
+def build_table1(study: Study) -> Table:
+    """Return the benchmarks by capability and answer form, with the items asked in this study.
+
+    Paper: Table 1.
+    """
+    known = load_benchmarks()
+    asked = study.results.groupby("benchmark")["n"].max()
+    origins = study.origins.groupby("benchmark")["n"].max() if len(study.origins) else pd.Series(dtype=int)
+    used = [b for b in known.index if b in study.benchmarks or b in origins.index or study.is_published]
+    frame = known.loc[used, ["answer_form", "capability", "title", "chance"]]
+    frame["of policies"] = [str(int(asked[b])) if b in asked.index else "n/a" for b in used]
+    frame["of origin models"] = [str(int(origins[b])) if b in origins.index else "n/a" for b in used]
+    frame["chance"] = ["none" if np.isnan(c) else f"{c:.2f}" for c in frame["chance"]]
+    frame = frame.rename(columns={"title": "benchmark", "answer_form": "answer form"})
+    frame = frame.set_index(["answer form", "capability", "benchmark"]).sort_index(level=[0, 1], sort_remaining=False)
+    caption = "Table 1. Benchmarks by answer form and capability, with chance level and items asked."
+    inferred = "Items of policies are inferred from the printed fractions; those of origin models are not known."
+    return _build(study, "table1", caption, frame, bold=False, notes=[inferred] if study.is_published else [])
+
+
+def build_table2(study: Study) -> Table:
+    """Return the mean over all runs of each strategy, by benchmark and in total.
+
+    Paper: Table 2.
+    """
+    benchmarks = [b for b in TABLE2_ORDER if b in study.benchmarks]
+    titles, columns, notes = _titles(TABLE2_TITLES, benchmarks), _columns(study), []
+    frame = pd.DataFrame(np.nan, index=[TOTAL, *titles.values()], columns=list(columns.values()))
+    for strategy, column in columns.items():
+        rows = study.results[study.results["strategy"] == strategy]
+        runs = len(study.policies) * (1 if strategy == START else len(study.methods) * len(study.seeds))
+        for benchmark, part in rows.groupby("benchmark"):
+            if len(part) == runs:
+                frame.loc[titles[str(benchmark)], column] = part["value"].mean()
+        frame.loc[TOTAL, column] = frame.loc[list(titles.values()), column].mean(skipna=False)
+        if len(rows) < runs * len(benchmarks):
+            notes.append(f"{column}: {len(rows)} of {runs * len(benchmarks)} scores exist; n/a where a run is missing")
+    frame.index.name = "benchmark"
+    caption = "Table 2. Mean accuracy (share in [0, 1]) over all runs of a data set; shaded: at least RLAIF's."
+    return _build(study, "table2", caption, _add_held_out(study, frame, ()), shade=True, notes=notes)
+
+
+def build_table3(study: Study) -> Table:
+    """Return the origin models' scores and S_pref, in the paper's units.
+
+    Paper: Table 3.
+    """
+    caption = "Table 3. Origin models: percent; MMLU-Pro and the average after min-max (S_pref) in [0, 1]."
+    if study.scores is None:
+        frame = pd.DataFrame({"average_score": [np.nan]}, index=pd.Index(["none yet"], name="origin_model"))
+        return _build(study, "table3", caption, frame, notes=["kinship/scores.csv is missing: run 02 first"])
+    known, frame = load_benchmarks(), study.scores.scores.copy()
+    for name in frame:
+        frame[name] *= 100 if known.loc[name, "table3_unit"] == "percent" else 1
+    frame = frame.rename(columns=known["title"]).assign(average_score=compute_s_pref(study.scores))
+    frame.index.name = "origin_model"
+    return _build(study, "table3", caption, frame, bold=False, decimals=2)
+
+
+def build_table4(study: Study) -> Table:
+    """Return every run: benchmark x policy x method against strategies, a mean over seeds.
+
+    Paper: Table 4.
+    """
+    columns, notes = _columns(study), []
+    benchmarks = _titles(TABLE4_TITLES, [b for b in TABLE4_ORDER if b in study.benchmarks])
+    methods = {m: METHOD_TITLES[m] for m in study.methods}
+    keys = [(b, p, m) for b in benchmarks for p in study.policies for m in methods]
+    index = pd.MultiIndex.from_tuples(
+        [(benchmarks[b], p, methods[m]) for b, p, m in keys], names=["benchmark", "policy", "method"]
+    )
+    scores = study.results.groupby(["benchmark", "policy", "strategy", "method"])["value"].agg(["mean", "size"])
+    cells = scores.to_dict("index")
+
+    def find(benchmark: str, policy: str, method: str, strategy: str) -> float:
+        cell = cells.get((benchmark, policy, strategy, START if strategy == START else method))
+        whole = cell and cell["size"] == (1 if strategy == START else len(study.seeds))
+        return cell["mean"] if whole else np.nan
+
+    values = [[find(*key, strategy) for strategy in columns] for key in keys]
+    frame = pd.DataFrame(values, index=index, columns=list(columns.values()), dtype=float)
+    missing = int(frame.isna().to_numpy().sum())
+    if missing:
+        notes.append(f"{missing} of {frame.size} cells are n/a: their runs are missing, see gaps.csv")
+    if len(study.seeds) > 1:
+        notes.append(f"each cell is the mean over seeds {', '.join(map(str, study.seeds))}")
+    caption = "Table 4. Accuracy (share in [0, 1]) of every run; bold: the best data set of a row."
+    return _build(study, "table4", caption, _add_held_out(study, frame, ("policy", "method")), notes=notes)
+
+
+def build_plain(name: str, caption: str, frame: pd.DataFrame, *, decimals: int = 3, notes: tuple = ()) -> Table:
+    """Return any frame as a table to show and save, its index among the columns, nothing marked."""
+    none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    return Table(name, caption, frame, none, none, decimals, notes)
+
+
+def compute_intervals(study: Study) -> pd.DataFrame:
+    """Return every score with its 95 % Wilson interval, n, and chance level: the long form of Table 4."""
+    rows = study.results.copy()
+    bounds = [compute_wilson(v, n) for v, n in zip(rows["value"], rows["n"], strict=True)]
+    rows["low"], rows["high"] = [b[0] for b in bounds], [b[1] for b in bounds]
+    at_chance = rows["chance"].astype(float).between(rows["low"], rows["high"])
+    return rows.assign(chance_in_interval=at_chance)
+
+
+def _columns(study: Study) -> dict[str, str]:
+    """Return strategy -> column title; the untrained policy comes first, and not for the published study."""
+    return {s: STRATEGY_TITLES[s] for s in ([] if study.is_published else [START]) + list(study.strategies)}
+
+
+def _titles(own: dict[str, str], benchmarks: list[str]) -> dict[str, str]:
+    titles = load_benchmarks()["title"]
+    return {b: own.get(b, titles[b]) for b in benchmarks}
+
+
+def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
+    """Append the accuracy on held-out pairs (share whose chosen answer is preferred), where measured."""
+    if study.is_published:
+        return frame
+    rows = study.trainings
+    if "held_out_accuracy" not in rows:
+        return pd.concat([frame, *_held_out_rows(frame, by, {})])
+    cells = rows.dropna(subset="held_out_accuracy")
+    means = cells.groupby(["strategy", *by])["held_out_accuracy"].mean()
+    return pd.concat([frame, *_held_out_rows(frame, by, means.to_dict())])
+
+
+def _held_out_rows(frame: pd.DataFrame, by: tuple[str, ...], means: dict) -> Iterator[pd.DataFrame]:
+    titles = {title: name for name, title in {**STRATEGY_TITLES, **METHOD_TITLES}.items() if name != START}
+    keys = dict.fromkeys(tuple(k[1:]) for k in frame.index) if by else [()]
+    for key in keys:
+        label = pd.MultiIndex.from_tuples([(HELD_OUT, *key)], names=frame.index.names) if by else [HELD_OUT]
+        named = tuple(titles.get(k, k) for k in key)
+        values = [means.get((titles.get(c), *named) if by else titles.get(c), np.nan) for c in frame]
+        row = pd.DataFrame([values], index=label, columns=frame.columns, dtype=float)
+        yield row if by else row.rename_axis(frame.index.name)
+
+
+def _build(
+    study: Study, name: str, caption: str, frame: pd.DataFrame, *, bold: bool = True, shade: bool = False,
+    axis: int = 1, decimals: int = 4, notes: list[str] | tuple = (),
+) -> Table:  # fmt: skip
+    """Mark the best of each row and the cells at least equal to the baseline."""
+    none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    best, shaded = none.copy(), none.copy()
+    trained = [c for c in frame if c != STRATEGY_TITLES[START]]
+    if bold and len(frame):
+        numbers = frame[trained].astype(float)
+        best[trained] = numbers.eq(numbers.max(axis=1), axis=0)
+    base = STRATEGY_TITLES[BASELINE]
+    if shade and base in frame:
+        others = [c for c in trained if c != base]
+        shaded[others] = frame[others].ge(frame[base], axis=0)
+    source = "The paper's numbers." if study.is_published else f"Study {study.name}."
+    return Table(name, f"{caption} {source}", frame, best, shaded, decimals, tuple(notes))
+
+
+def _round(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _escape(text: str) -> str:
+    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

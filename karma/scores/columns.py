@@ -1,0 +1,156 @@
+"""Read the cells of a score table: text in, fractions of 1 out, every doubt an error that names the cell.
+
+A column is in percent where its unit is declared so, where a cell carries a % sign, or where a value exceeds
+1; else in fractions. A column that mixes the two is refused rather than guessed at: .64 beside 86.4 is
+either a fraction or a very weak model, and both readings give plausible kinship. Limit: a percent column in
+which every model is below 1 % looks like fractions; declare its unit in a column map.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from karma.errors import InputError
+
+Unit = Literal["percent", "fraction"]
+
+
+class Column(BaseModel):
+    """Where one benchmark's scores stand in a foreign table, and what is known about the benchmark."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str
+    unit: Unit
+    title: str
+    capability: str
+    answer_form: str = "multiple choice"
+    chance: float | None = None
+    n_items: int | None = None
+
+
+class ColumnMap(BaseModel):
+    """How to read a foreign table: its benchmarks, facts about its models, how a model is named.
+
+    Of several columns that name a model, the first is its repository; the others tell evaluations of it
+    apart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    origin_model: list[str]
+    case_sensitive: bool = False
+    benchmarks: dict[str, Column]
+    facts: dict[Literal["developer", "base_model", "size_b", "family"], str] = {}
+    unknown: list[str] = []  # texts that stand for an unknown fact
+
+
+def load_column_map(path: str | Path) -> ColumnMap:
+    """Read a column map (YAML): for each benchmark its column and unit.
+
+    Raises:
+        InputError: unreadable file, or a key that is unknown or missing.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"column map {path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        return ColumnMap.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"column map {path}: {key}: {first['msg']}") from None
+
+
+def load_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
+    """Read a CSV file as text: header and rows, all of the header's length, without blank lines.
+
+    Raises:
+        InputError: absent, empty or unreadable file, a repeated column, a row of another length.
+    """
+    name = Path(path).name
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True) if any(row)]
+    except FileNotFoundError:
+        message = f"score table {path} does not exist: give a CSV file, 'paper' or 'paper_four_digit'"
+        raise InputError(message) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"score table {path} cannot be read as UTF-8 CSV: {error}") from None
+    if not rows:
+        raise InputError(f"{name} is empty: its first line must name 'origin_model' and the benchmarks")
+    header, body = rows[0], rows[1:]
+    repeated = [c for c in header if header.count(c) > 1]
+    if repeated:
+        raise InputError(f"{name}: column '{repeated[0]}' stands twice: keep one of them")
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise InputError(
+                f"{name}, row {number} ('{row[0]}'): {len(row)} cells where the header has {len(header)}: "
+                "separate by commas, write decimals with a point"
+            )
+    return header, body
+
+
+def compute_fractions(cells: dict[str, str], column: str, file: str, unit: Unit | None = None) -> dict[str, float]:
+    """Turn one column of text into fractions.
+
+    Args:
+        cells: origin model -> text, such as "86.4", "86.4%" or "0.864".
+        column: its benchmark, for messages.
+        file: the table's name, for messages.
+        unit: "percent" or "fraction" where declared; None infers it from the values.
+
+    Returns:
+        Origin model -> score in [0, 1].
+
+    Raises:
+        InputError: a cell that is missing or not a number, percent mixed with fraction, a value out of range.
+
+    Example:
+        >>> compute_fractions({"GPT-4": "86.4%", "bard": "71.8"}, "mmlu_stem", "my.csv")
+        {'GPT-4': 0.864, 'bard': 0.718}
+        >>> compute_fractions({"GPT-4": "86.4%", "bard": "0.718"}, "mmlu_stem", "my.csv")
+        Traceback (most recent call last):
+        karma.errors.InputError: my.csv, column 'mmlu_stem' mixes percent (GPT-4: 86.4%) with fraction (bard: 0.718): write all of it in one unit, or declare the unit in a column map
+
+    Paper: Table 3 (five columns in percent, MMLU-Pro in fractions).
+    """  # noqa: E501
+    values = {m: _parse_cell(text, f"{file}, row '{m}', column '{column}'") for m, text in cells.items()}
+    percent = [m for m in cells if cells[m].endswith("%") or values[m] > 1]
+    fraction = [m for m in cells if 0 < values[m] <= 1 and not cells[m].endswith("%")]
+    marked = [m for m in cells if cells[m].endswith("%")]
+    if (unit is None and percent and fraction) or (unit == "fraction" and marked):
+        one, other = percent[0], next((m for m in fraction), None)
+        against = f"fraction ({other}: {cells[other]})" if other else "the declared unit, fraction"
+        raise InputError(
+            f"{file}, column '{column}' mixes percent ({one}: {cells[one]}) with {against}: "
+            "write all of it in one unit, or declare the unit in a column map"
+        )
+    unit = unit or ("percent" if percent else "fraction")
+    top = 100 if unit == "percent" else 1
+    for model, value in values.items():
+        if not 0 <= value <= top:
+            raise InputError(
+                f"{file}, row '{model}', column '{column}': {cells[model]} is out of range: "
+                f"a score in {unit} lies between 0 and {top}; correct the cell"
+            )
+    return {model: round(value / top, 15) if top == 100 else value for model, value in values.items()}
+
+
+def _parse_cell(text: str, where: str) -> float:
+    """Return the number in a cell; a % sign is allowed."""
+    if not text:
+        raise InputError(f"{where} is empty: add the score, or remove the row; nothing is filled in")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{where}: '{text}' is not a number: write a score such as 86.4, or remove the row")
+    return value

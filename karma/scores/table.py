@@ -1,0 +1,106 @@
+"""The score table: origin models x benchmarks, checked when made, with what is known of each benchmark.
+
+Scores are fractions in code, whatever unit a file uses, so that tables can be merged and compared with
+chance. A doubtful table is refused, never repaired: min-max and cosine turn a wrong cell into a plausible
+wrong answer for every model. Limit: a table is rectangular; a model without one score has no place in it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+
+from karma.errors import InputError
+
+FACT_COLUMNS = ("developer", "base_model", "size_b", "family")
+PAPER_TABLES = files("karma") / "data" / "paper"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores of origin models on benchmarks.
+
+    Attributes:
+        scores: origin_model x benchmark, fractions in [0, 1].
+        benchmarks: benchmark of `scores` x (title, capability, answer_form, chance or NaN).
+        n_items: benchmark -> number of items behind each score, or None where unknown.
+        n_items_source: "measured", or on what assumption.
+        facts: origin_model x (developer, base_model, size_b in 1e9 parameters, family); missing: unknown.
+        notes: what a reader should know: averages that disagree, benchmarks left out.
+        source: file or study the table comes from.
+        case_sensitive: whether names that differ in capitals are different models.
+
+    Raises:
+        InputError: fewer than two models, a repeated model, a missing or impossible score, a constant column.
+    """
+
+    scores: pd.DataFrame
+    benchmarks: pd.DataFrame
+    n_items: dict[str, int] | None = None
+    n_items_source: str = "unknown"
+    facts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(FACT_COLUMNS)))
+    notes: tuple[str, ...] = ()
+    source: str = "memory"
+    case_sensitive: bool = False
+
+    def __post_init__(self):
+        check_models(self.scores.index, self.source, self.case_sensitive)
+        check_scores(self.scores, self.source)
+
+
+def canonical_model_name(name: str) -> str:
+    """Return the one spelling under which an origin model's names are compared.
+
+    Table 3 of the paper and UltraFeedback differ in capitals only ("GPT-4", "gpt-4").
+
+    Example:
+        >>> canonical_model_name(" Llama-2-7b-chat ") == canonical_model_name("llama-2-7b-chat")
+        True
+    """
+    return name.strip().casefold()
+
+
+@cache
+def _read_benchmarks() -> pd.DataFrame:
+    with (PAPER_TABLES / "benchmarks.csv").open(encoding="utf-8") as stream:
+        return pd.read_csv(stream, index_col="name").astype({"n_items": int})
+
+
+def load_benchmarks() -> pd.DataFrame:
+    """Return the paper's benchmarks: title, capability, answer_form, table3_unit, chance, n_items.
+
+    Example:
+        >>> load_benchmarks().loc["arc_easy", "capability"]
+        'reasoning'
+
+    Paper: Table 1 (capability, answer form), Table 3 (unit).
+    """
+    return _read_benchmarks().copy()
+
+
+def check_models(index: Iterable[str], file: str, case_sensitive: bool = False) -> None:
+    """Raise an InputError where fewer than two models are named, or one twice (in the canonical spelling)."""
+    seen: dict[str, str] = {}
+    for name in map(str, index):
+        key = name if case_sensitive else canonical_model_name(name)
+        if not key:
+            raise InputError(f"{file}: a row has no origin model: name it or remove it")
+        if key in seen:
+            raise InputError(f"{file}: '{name}' and '{seen[key]}' are the same origin model: keep one row")
+        seen[key] = name
+    if len(seen) < 2:
+        raise InputError(f"{file}: {len(seen)} origin models, kinship needs at least two: add rows")
+
+
+def check_scores(scores: pd.DataFrame, file: str) -> None:
+    """Raise an InputError that names the first impossible cell, or a constant benchmark."""
+    values = scores.to_numpy(dtype=float)
+    for row, column in np.argwhere(~((values >= 0) & (values <= 1))):  # NaN too
+        cell = f"{file}, row '{scores.index[row]}', column '{scores.columns[column]}'"
+        raise InputError(f"{cell}: {values[row, column]} is no fraction in [0, 1]: correct the score")
+    for name in scores.columns[np.ptp(values, axis=0) == 0]:
+        value = scores[name].iloc[0]
+        raise InputError(f"{file}: all models score {value:.4g} on '{name}', min-max is undefined: leave it out")
