@@ -67,7 +67,7 @@ def notebook(
     experiment: Experiment,
     p: Parameters = None,
 ) -> None:
-    """Run one notebook headless with papermill, e.g. `karma notebook 03_binarization params/demo.yaml -p strategy=k_sim`."""
+    """Run one notebook headless with papermill: `karma notebook 03_binarization params/demo.yaml -p strategy=k_sim`."""
     _run_stage(name, experiment, p)
 
 

@@ -83,8 +83,10 @@ def _execute(job: Job) -> None:
         raise KarmaError(f"{job.label}: cell {error.exec_count}: {error.ename}: {error.evalue}; "
                          f"see {_relative(job.executed_notebook)}") from error  # fmt: skip
     except DeadKernelError as error:
-        raise KarmaError(f"{job.label}: the kernel died: out of memory, or killed; see {_relative(job.executed_notebook)}, "
-                         "and try a smaller batch size") from error  # fmt: skip
+        seen = _relative(job.executed_notebook)
+        raise KarmaError(
+            f"{job.label}: the kernel died: out of memory, or killed; see {seen}, and try a smaller batch size"
+        ) from error
 
 
 def check_parameters(notebook: Path, values: dict[str, Any]) -> None:

@@ -94,8 +94,8 @@ STAGES = {
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _evaluation_inputs),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
-              ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool", "annotation"),
-              _results_inputs),
+              ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
+               "annotation"), _results_inputs),
     )
 }  # fmt: skip
 

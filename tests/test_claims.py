@@ -14,10 +14,11 @@ from karma.errors import InputError
 from karma.figures import set_style
 from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
+from karma.kinship.mantel import adjust_holm
 from karma.results import collect, load_published
 from karma.results.claims import SMALLEST, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
-from karma.results.estimates import Estimate, adjust_holm, compute_difference, compute_needed_items
+from karma.results.estimates import Estimate, compute_difference, compute_needed_items
 from karma.results.ledger import build_ledger, compute_break_even
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
@@ -107,7 +108,7 @@ def test_missing_runs_are_named_not_guessed(tmp_path):
 def test_p_values_are_corrected_within_a_question(claims):
     rq2 = claims[claims["question"] == "RQ2"]
     assert len(rq2) == 9 and (rq2["p_holm"] <= 1).all()
-    assert adjust_holm([0.01, 0.02, 0.5]) == pytest.approx([0.03, 0.04, 0.5])
+    assert adjust_holm(np.array([0.01, 0.02, 0.5])) == pytest.approx([0.03, 0.04, 0.5])
 
 
 def test_needed_items_follow_the_power_formula():

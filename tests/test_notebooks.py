@@ -37,7 +37,7 @@ def test_every_stage_has_its_notebook():
 @each_notebook
 def test_the_first_cell_asks_a_question_and_says_what_is_read_and_written(path):
     first = nbformat.read(path, as_version=4).cells[0]
-    title, *rest = first.source.splitlines()
+    title, *_ = first.source.splitlines()
     assert first.cell_type == "markdown" and title.startswith("# ") and title.endswith("?")
     assert all(word in first.source.lower() for word in ("reads", "writes", "section"))
     assert re.search(r"minute|second", first.source)

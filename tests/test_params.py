@@ -71,7 +71,7 @@ def test_bad_settings_are_one_clear_line(experiment, text, message):
 def test_a_stage_sees_only_the_settings_it_declares():
     view = load_experiment("demo").select(("kinship.tau",), "03_binarization")
     assert view.kinship.tau == 0.1
-    with pytest.raises(AttributeError, match="does not declare 'kinship.cut'"):
+    with pytest.raises(AttributeError, match=r"does not declare 'kinship\.cut'"):
         _ = view.kinship.cut
 
 

@@ -66,7 +66,7 @@ def test_a_missing_file_names_the_notebook_to_run_first(tmp_path, demo):
     demo_elsewhere = load_experiment("demo")
     demo_elsewhere.outputs = tmp_path
     job = find_job(demo_elsewhere, "03_binarization", {"strategy": "k_sim"})
-    with pytest.raises(InputError, match="pool.parquet is missing: run karma pool"):
+    with pytest.raises(InputError, match=r"pool\.parquet is missing: run karma pool"):
         job.check_inputs()
 
 

@@ -185,11 +185,11 @@ def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -
 
     if table is None:
         return []
-    tau, titles = kinship.tau, table.benchmarks["title"]
+    tau = kinship.tau
     worked = {n: find_worked_set(table, tau, with_dropped=n == 9) for n in (3, 9)}
     drawn = {3: plot_worked_example(table, worked[3], tau)[0]}
-    drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table.facts, titles)[0]
-    drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut)[0]
+    drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table)[0]
+    drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut, table)[0]
     drawn[9] = plot_worked_example(table, worked[9], tau)[0]
     for number, ax in drawn.items():
         save_axes(ax, folder / f"figure{number}")

@@ -35,8 +35,8 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
         _plot_curve(axis, history, key)
     if method == "dpo":
         axes[0][0].axhline(np.log(2), color="black", lw=1, ls=":")
-        axes[0][0].annotate("ln 2: policy = reference", (0.98, np.log(2)), xycoords=("axes fraction", "data"), fontsize=8,
-                            ha="right", va="bottom")  # fmt: skip
+        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes[0][0].annotate("ln 2: policy = reference", (0.98, np.log(2)), fontsize=8, **where)
     return axes[0]
 
 

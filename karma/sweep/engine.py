@@ -186,14 +186,16 @@ def _start(
 ) -> subprocess.Popen:
     environment = {
         **os.environ, "KARMA_EVENTS": str(events), "KARMA_EXPERIMENT": str(experiment.path),
-        "KARMA_ROOT": str(experiment.root), "PYTHONPATH": _join_path(str(HERE / "plugins"), os.environ.get("PYTHONPATH")),
+        "KARMA_ROOT": str(experiment.root),
+        "PYTHONPATH": _join_path(str(HERE / "plugins"), os.environ.get("PYTHONPATH")),
         "PATH": _join_path(str(Path(sys.executable).parent), os.environ.get("PATH")),
         "KARMA_UNTIL": until or "",
     }  # fmt: skip
     if "--dry-run" not in options:
         environment["KARMA_SWEEP"] = str(experiment.outputs)
     command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(experiment.outputs),
+        sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"),
+        "--directory", str(experiment.outputs),
         "--cores", str(cores or "all"), "--nolock", "--rerun-incomplete", "--keep-going", "--logger", "karma",
         "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
     ]  # fmt: skip

@@ -140,16 +140,19 @@ def estimate_left(states: dict[str, dict], plan: dict[str, int]) -> float | None
 
 
 def shorten(reason: Any) -> str:
+    """Return a reason on one line, at most 90 characters."""
     text = " ".join(str(reason).split())
     return text if len(text) <= 90 else text[:87] + "..."
 
 
 def find_last_line(path: Path) -> str:
+    """Return a log's last line that says something."""
     lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()] if path.is_file() else []
     return lines[-1].strip() if lines else "no output"
 
 
 def show_where(experiment: Experiment) -> None:
+    """Print where tables, figures and report lie."""
     for name in ("tables", "figures", "report.html"):
         path = experiment.outputs / name
         if path.exists():
