@@ -241,3 +241,18 @@ def summarise_margins(margins: torch.Tensor) -> dict[str, Any]:
     interval = binomtest(int(right), n).proportion_ci(method="wilson")
     return {"accuracy": right / n, "n": n, "interval": [float(interval.low), float(interval.high)],
             "margin_mean": float(margins.mean())}  # fmt: skip
+
+
+def describe_held_out(held: dict[str, Any]) -> str:
+    """Say in one sentence what the held-out pairs show.
+
+    Example:
+        >>> describe_held_out(summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0])))
+        'accuracy 0.62 on 4 held-out pairs, 95 % interval 0.15 to 0.85: cannot be told from a coin'
+    """
+    if not held["n"]:
+        return "no pairs were held out (pairs.held_out is 0)"
+    low, high = held["interval"]
+    verdict = "cannot be told from a coin" if low <= 0.5 <= high else "differs from a coin"
+    shown = f"accuracy {held['accuracy']:.2f} on {held['n']} held-out pairs"
+    return f"{shown}, 95 % interval {low:.2f} to {high:.2f}: {verdict}"
