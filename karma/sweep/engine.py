@@ -96,7 +96,7 @@ def show_plan(experiment: Experiment, until: str | None = None) -> None:
     )
     for state in jobs:
         table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"]))
-    Console(width=None if console.is_terminal else 160).print(table if jobs else "everything is up to date")
+    Console(width=None if console.is_terminal else 220).print(table if jobs else "everything is up to date")
 
 
 def show_status(experiment: Experiment) -> None:
