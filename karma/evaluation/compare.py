@@ -41,7 +41,9 @@ def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95)
         ValueError: the two did not answer the same items.
     """
     key = ["benchmark", "item_id"]
-    merged = before.to_pandas().merge(after.to_pandas(), on=key, suffixes=("_0", "_1"), how="outer", indicator=True)
+    merged = before.to_pandas().merge(
+        after.to_pandas(), on=key, suffixes=("_0", "_1"), how="outer", indicator=True
+    )
     if (merged["_merge"] != "both").any():
         raise ValueError("the two evaluations have different items: evaluate both with the same settings")
     rows, z = {}, norm.ppf(0.5 + confidence / 2)

@@ -24,10 +24,32 @@ HUB = {
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
 }
-STEM_SUBJECTS = ["abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry", "college_computer_science", "college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"]
+STEM_SUBJECTS = [
+    "abstract_algebra",
+    "anatomy",
+    "astronomy",
+    "college_biology",
+    "college_chemistry",
+    "college_computer_science",
+    "college_mathematics",
+    "college_physics",
+    "computer_security",
+    "conceptual_physics",
+    "electrical_engineering",
+    "elementary_mathematics",
+    "high_school_biology",
+    "high_school_chemistry",
+    "high_school_computer_science",
+    "high_school_mathematics",
+    "high_school_physics",
+    "high_school_statistics",
+    "machine_learning",
+]
 
 
-def load_items(benchmark: str, folder: str | Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+def load_items(
+    benchmark: str, folder: str | Path | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
     """Load a benchmark's items.
 
     Args:
@@ -48,10 +70,14 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
         try:
             item = _READERS[benchmark](row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{benchmark}: item {number} does not have the benchmark's schema: {error!r}") from error
+            raise InputError(
+                f"{benchmark}: item {number} does not have the benchmark's schema: {error!r}"
+            ) from error
         item["item_id"] = str(item.get("item_id") or f"{benchmark}-{number:05d}")
         if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
-            raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
+            raise InputError(
+                f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options"
+            )
         items.append(item)
     if not items:
         raise InputError(f"{benchmark}: no items in {folder or 'the Hub data set'}")
