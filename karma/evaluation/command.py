@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from karma.errors import InputError
-from karma.evaluation.compare import build_score_frame
+from karma.evaluation.compare import format_scores
 from karma.evaluation.items import HUB
 from karma.evaluation.scoring import list_warnings
 from karma.params import ModelSpec
@@ -50,7 +50,7 @@ def run_evaluate(
 
     save_evaluation(scores, table, out)
     yield from list_warnings(scores)
-    yield build_score_frame(scores).to_markdown(floatfmt=".3f", missingval="none")
+    yield format_scores(scores)
     yield f"written: {out}"
 
 
