@@ -126,9 +126,7 @@ class ApiBackend:
 
     def _post(self, body: dict[str, Any], n_tokens: int) -> Any:
         content = json.dumps(body | {self._limit_name: n_tokens}).encode()
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        )
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(self.url, content, headers, method="POST")
         try:
             with _OPENER.open(request, timeout=TIMEOUT_S) as response:
@@ -136,9 +134,7 @@ class ApiBackend:
         except urllib.error.HTTPError as error:
             return self._explain(error, body, n_tokens)
         except (OSError, HTTPException) as error:  # refused, timed out, cut off
-            raise BusyError(
-                f"{self.url} cannot be reached: {self._hide(str(error))}; is the server running?"
-            ) from None
+            raise BusyError(f"{self.url} cannot be reached: {self._hide(str(error))}; is the server running?") from None
         except ValueError:
             raise KarmaError(
                 f"{self.url} did not answer in JSON: is base_url right (it usually ends in /v1)?"
@@ -176,9 +172,7 @@ def _pause(state: RetryCallState) -> float:
 def _tell(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     pause_s = state.next_action.sleep if state.next_action else 0
-    tqdm.write(
-        f"{error}; attempt {state.attempt_number} of {N_ATTEMPTS}, again in {pause_s:.0f} s", file=sys.stderr
-    )
+    tqdm.write(f"{error}; attempt {state.attempt_number} of {N_ATTEMPTS}, again in {pause_s:.0f} s", file=sys.stderr)
 
 
 def _add(counts: list[int | None]) -> int | None:

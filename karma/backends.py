@@ -72,9 +72,7 @@ class TransformersBackend:
 
     def format_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turn messages into the text the model was tuned on, without a second BOS when it is tokenised."""
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
         return text.removeprefix(self.tokenizer.bos_token or "") if self._adds_bos() else text
 
     def _adds_bos(self) -> bool:
@@ -89,9 +87,7 @@ class TransformersBackend:
         """Answer a batch; `seed` decides where the settings sample."""
         import torch
 
-        requests = [
-            Instance("generate_until", {}, (p, self._adapt(settings, seed)), i) for i, p in enumerate(prompts)
-        ]
+        requests = [Instance("generate_until", {}, (p, self._adapt(settings, seed)), i) for i, p in enumerate(prompts)]
         inner = self.inner
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -103,7 +99,7 @@ class TransformersBackend:
         return {k: v for k, v in settings.items() if k != "seed"}
 
     def compare(self, pairs: list[tuple[str, str]]) -> Answered:
-        """Return the log-probability (nats) of each continuation after its context, and whether it is the greedy one."""
+        """Return each continuation's log-probability (nats) after its context, and whether it is the greedy one."""
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
         results = self.inner.loglikelihood(requests, disable_tqdm=True)
         contexts = list(dict.fromkeys(context for context, _ in pairs))
@@ -159,6 +155,4 @@ def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any
     wanted = getattr(compute, "backend", "transformers")
     if wanted not in ("transformers", "vllm"):
         raise InputError(f"backend '{wanted}': choose transformers or vllm")
-    return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](
-        models, name, compute, batch_size
-    )
+    return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](models, name, compute, batch_size)

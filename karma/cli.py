@@ -192,7 +192,10 @@ def binarize(
 @app.command()
 def evaluate(
     out: Out,
-    benchmark: Annotated[list[str], typer.Option(help="ifeval, mmlu_stem, mmlu_pro, hellaswag, arc_easy, arc_challenge; may repeat, or `all`.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(help="ifeval, mmlu_stem, mmlu_pro, hellaswag, arc_easy, arc_challenge; may repeat, or `all`."),
+    ],
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
     benchmark_data: Annotated[Path | None, typer.Option(help="Folder of local files; default: the Hub's.")] = None,
@@ -206,9 +209,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = _default("compute", "dtype"),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = _default("compute", "threads"),
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = _default("benchmarks", "batch_size"),
-    choice_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a choice.")] = _default("benchmarks", "choice_tokens"),
-    descriptive_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an IFEval answer.")] = _default("benchmarks", "descriptive_tokens"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = _default(
+        "benchmarks", "batch_size"
+    ),
+    choice_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a choice.")] = _default(
+        "benchmarks", "choice_tokens"
+    ),
+    descriptive_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an IFEval answer.")] = _default(
+        "benchmarks", "descriptive_tokens"
+    ),
     cache: Annotated[Path | None, typer.Option(help="Folder of kept answers; default: OUT/cache.")] = None,
 ) -> None:
     """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""

@@ -28,9 +28,7 @@ from karma.errors import InputError, KarmaError
 from karma.files import compute_digest, load_json, save_json
 from karma.models import Specs
 
-Work = tuple[
-    str, dict[str, Any], int, Callable[[], Answered]
-]  # key, what is asked, its number of prompts, how to ask
+Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
 
 
 class CachedModel(LM):
@@ -75,18 +73,14 @@ class CachedModel(LM):
         """Return the model's chat template; empty where a server applies it."""
         return self.tokenizer.chat_template if self.tokenizer else ""
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turn messages into what the backend is asked: text in the model's format, or JSON for a server."""
         return self.backend.format_chat(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answer requests of (prompt, generation settings), batch by batch, in the order given."""
         answers: dict[int, str] = {}
-        with tqdm(
-            total=len(requests), desc=f"{self.name}: prompts", disable=disable_tqdm, unit="prompt"
-        ) as bar:
+        with tqdm(total=len(requests), desc=f"{self.name}: prompts", disable=disable_tqdm, unit="prompt") as bar:
             for batch in self._batches(requests):
                 for index, answer in zip(batch, self._answer([requests[i] for i in batch]), strict=True):
                     answers[index] = answer
@@ -100,9 +94,7 @@ class CachedModel(LM):
             InputError: the model is behind an API, which does not tell.
         """
         if not self.backend.has_logprobs:
-            raise InputError(
-                f"model '{self.name}' is behind an API, which gives no log-probabilities of options"
-            )
+            raise InputError(f"model '{self.name}' is behind an API, which gives no log-probabilities of options")
         groups: dict[tuple[str | None, str], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault((request.task_name, request.args[0]), []).append(index)
@@ -144,9 +136,7 @@ class CachedModel(LM):
     def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         asked = {"contexts": [list(pair) for pair in pairs]}
         key = compute_digest([*self.backend.identity, "loglikelihood", asked])
-        return self._look_up_all(
-            [(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))]
-        )
+        return self._look_up_all([(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))])
 
     def _look_up_all(self, work: Sequence[Work]) -> list[Any]:
         """Do pieces of work side by side, each from the cache if it is there; return all their answers, in order."""
@@ -218,8 +208,7 @@ def sample_responses(model: CachedModel, prompts: list[str], settings: Any) -> l
     if any(not text for text in texts):
         raise KarmaError(f"{model.name}: its chat template made an empty prompt")
     requests = [
-        Instance("generate_until", {}, (text, how), i, metadata=("sample", i, 1))
-        for i, text in enumerate(texts)
+        Instance("generate_until", {}, (text, how), i, metadata=("sample", i, 1)) for i, text in enumerate(texts)
     ]
     return [answer.strip() for answer in model.generate_until(requests)]
 
@@ -228,9 +217,9 @@ def ask(model: CachedModel, prompt: str, max_new_tokens: int) -> str:
     """Ask one user turn and return the most likely answer (greedy), in the model's chat format."""
     how = {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False}
     text = model.apply_chat_template([{"role": "user", "content": prompt}])
-    return model.generate_until(
-        [Instance("generate_until", {}, (text, how), 0, metadata=("ask", 0, 1))], True
-    )[0].strip()
+    return model.generate_until([Instance("generate_until", {}, (text, how), 0, metadata=("ask", 0, 1))], True)[
+        0
+    ].strip()
 
 
 def build_pool(job: Any) -> list[dict[str, Any]]:
@@ -245,9 +234,7 @@ def build_pool(job: Any) -> list[dict[str, Any]]:
     completions: dict[str, list[dict[str, str]]] = {text: [] for text in instructions}
     for name in origins:
         asked = [text for text in instructions if name in drawn[text]]
-        model = CachedModel(
-            job.models, name, job.settings.compute, pool.batch_size, experiment.outputs / "answers"
-        )
+        model = CachedModel(job.models, name, job.settings.compute, pool.batch_size, experiment.outputs / "answers")
         for text, response in zip(asked, sample_responses(model, asked, pool), strict=True):
             completions[text].append({"model": name, "response": response})
     return [
@@ -264,9 +251,7 @@ def _load_instructions(path: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} must be JSON lines with `instruction`: {error!r}") from error
     if len(instructions) < len(rows):
-        raise InputError(
-            f"{path}: {len(rows) - len(instructions)} instructions stand twice: remove the copies"
-        )
+        raise InputError(f"{path}: {len(rows) - len(instructions)} instructions stand twice: remove the copies")
     return instructions
 
 

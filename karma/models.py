@@ -112,9 +112,7 @@ def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
     """
     spec = _get_spec(models, name)
     if spec["perturbed"] or spec["random"] or spec.get("adapter"):
-        raise InputError(
-            f"model '{name}' is made in memory: ask it with transformers, or save it to a folder first"
-        )
+        raise InputError(f"model '{name}' is made in memory: ask it with transformers, or save it to a folder first")
     return _location(spec)
 
 
@@ -321,8 +319,8 @@ def describe_model(models: Specs, name: str) -> tuple[str, str]:
         return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
     from huggingface_hub import try_to_load_from_cache
 
-    here = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
+    fetched = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
     return (
         f"Hub {spec['hub']}{'@' + spec['revision'] if spec['revision'] else ''}",
-        "yes" if here else "not yet",
+        "yes" if fetched else "not yet",
     )

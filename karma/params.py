@@ -57,9 +57,7 @@ class RandomShape(_Strict):
 class ApiSource(_Strict):
     """A model behind an OpenAI-compatible server; the key stays in an environment variable."""
 
-    base_url: str = Field(
-        pattern=r"^https?://[^@\s]+$", description="ends before /chat/completions, mostly in /v1"
-    )
+    base_url: str = Field(pattern=r"^https?://[^@\s]+$", description="ends before /chat/completions, mostly in /v1")
     model: Annotated[str, Field(min_length=1)]
     key_env: str | None = Field(
         default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="the variable's name, not the key"
@@ -410,9 +408,7 @@ def _explain(error: Any) -> str:
         return message
     secret = key.endswith("key_env") or (key.endswith("base_url") and "@" in str(error["input"]))
     given = "not shown (it may hold a secret)" if secret else repr(error["input"])
-    hint = (
-        " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
-    )
+    hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
 
 

@@ -50,9 +50,7 @@ class WorkerModel:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join(10)
             code = self._process.exitcode
-            raise KarmaError(
-                f"the model's process ended (exit code {code}): out of memory or killed"
-            ) from None
+            raise KarmaError(f"the model's process ended (exit code {code}): out of memory or killed") from None
         if error:
             raise KarmaError(f"the model's process failed: {error}")
         return result
@@ -78,11 +76,7 @@ def serve(engine: str, options: dict[str, Any], pipe: Any) -> None:
         module, name = ENGINES[engine]
         model = getattr(importlib.import_module(module), name)(**options)
     except (Exception, SystemExit) as error:  # told to the parent, whose question is answered with it
-        failure = (
-            f"{engine} cannot load {options.get('pretrained')}: {type(error).__name__}: {error}".splitlines()[
-                0
-            ]
-        )
+        failure = f"{engine} cannot load {options.get('pretrained')}: {type(error).__name__}: {error}".splitlines()[0]
     while True:
         try:
             kind, arguments = pipe.recv()

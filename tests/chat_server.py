@@ -69,7 +69,11 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, code, body, headers=None):
         content = json.dumps(body).encode()
         self.send_response(code)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": len(content),
+            **(headers or {}),
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content)

@@ -119,7 +119,18 @@ def test_the_command_evaluates_a_folder_by_answer_and_by_logprob(tmp_path):
     specs = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}).model_dump()}
     load_model(specs, "tiny").save_pretrained(tmp_path / "tiny")
     load_tokenizer(specs, "tiny").save_pretrained(tmp_path / "tiny")
-    how = ("--model", tmp_path / "tiny", "--benchmark", "arc_easy", "--limit", 6, "--choice-tokens", 4, "--out", tmp_path / "out")
+    how = (
+        "--model",
+        tmp_path / "tiny",
+        "--benchmark",
+        "arc_easy",
+        "--limit",
+        6,
+        "--choice-tokens",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
     first, again = run(*how), run(*how)
     assert "6 prompts asked (0 kept from before)" in first.output, first.output
     assert "0 prompts asked (6 kept from before)" in again.output

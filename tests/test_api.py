@@ -52,7 +52,9 @@ def test_an_evaluation_through_a_server(server, tmp_path):
     model = connect(server, tmp_path / "cache")
     scores, answers = evaluate(model, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
     near, _ = evaluate(CachedModel(TINY, "tiny", COMPUTE, 1), ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
-    assert {b: s["value"] for b, s in scores["benchmarks"].items()} == {b: s["value"] for b, s in near["benchmarks"].items()}
+    assert {b: s["value"] for b, s in scores["benchmarks"].items()} == {
+        b: s["value"] for b, s in near["benchmarks"].items()
+    }
     assert (scores["backend"], scores["prompt_tokens"], scores["new_tokens"]) == ("api", 12 * 7, 12 * 3)
     again = connect(server, tmp_path / "cache", batch_size=5)  # how many at a time does not matter
     assert evaluate(again, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)[1].equals(answers)
@@ -236,7 +238,9 @@ def test_without_vllm_its_backend_says_so(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is missing: it needs a GPU and its own install")
+@pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is missing: it needs a GPU and its own install"
+)
 def test_vllm_answers(tmp_path):
     compute = SimpleNamespace(device="cuda", dtype="bfloat16", threads=1, backend="vllm")
     assert isinstance(ask(CachedModel(save_tiny(tmp_path), "tiny", compute, 8), "Hi", 4), str)

@@ -13,7 +13,7 @@ from karma.evaluation.protocol import write_choice_prompt
 from karma.evaluation.runner import evaluate
 from karma.evaluation.scoring import compute_standard_error, list_warnings
 from karma.files import compute_digest, find_project_root
-from karma.generation import CachedModel, ask, run, sample_responses
+from karma.generation import CachedModel, run, sample_responses
 from karma.models import PLAIN_TEMPLATE, load_model, load_tokenizer
 from karma.params import ModelSpec
 
@@ -94,9 +94,7 @@ def test_scores_say_what_is_needed_to_repeat_them(tmp_path):
     assert ifeval["value"] == pytest.approx(ifeval["details"]["inst_level_loose"])
     assert 0 <= ifeval["details"]["floor"] <= 1 and build_score_frame(scores)["floor"].isna().tolist() == [False, True]
     table = answers.to_pandas().query("benchmark == 'ifeval'")
-    assert ifeval["n"] == table["n"].sum() and ifeval["value"] == pytest.approx(
-        table["correct"].sum() / ifeval["n"]
-    )
+    assert ifeval["n"] == table["n"].sum() and ifeval["value"] == pytest.approx(table["correct"].sum() / ifeval["n"])
 
 
 def test_answers_equal_lm_eval_s_own_backend():
@@ -106,8 +104,7 @@ def test_answers_equal_lm_eval_s_own_backend():
 
     ours = CachedModel(MODELS, "a", COMPUTE, 3)
     prompts = [
-        ours.apply_chat_template([{"role": "user", "content": text}])
-        for text in ("Hi", "Name a fruit.", "Why?")
+        ours.apply_chat_template([{"role": "user", "content": text}]) for text in ("Hi", "Name a fruit.", "Why?")
     ]
     requests = [Instance("generate_until", {}, (p, {"until": [], "max_gen_toks": 8, "do_sample": False}), i)
                 for i, p in enumerate(prompts)]  # fmt: skip
@@ -177,7 +174,9 @@ def test_log_probabilities_equal_lm_eval_s_own_and_are_kept(tmp_path):
     row = answers.to_pylist()[0]
     theirs = HFLM(pretrained=model.inner.model, tokenizer=model.tokenizer, backend="causal", batch_size=1)
     pairs = [(row["prompt"], f"The answer is ({letter}") for letter in "ABCD"]
-    logps = [p for p, _ in theirs.loglikelihood([Instance("loglikelihood", {}, p, 0) for p in pairs], disable_tqdm=True)]
+    logps = [
+        p for p, _ in theirs.loglikelihood([Instance("loglikelihood", {}, p, 0) for p in pairs], disable_tqdm=True)
+    ]
     assert [float(part.split()[1]) for part in row["answer"].split(", ")] == pytest.approx(logps, abs=1e-3)
     assert row["extracted"] == "ABCD"[logps.index(max(logps))]
     again = CachedModel(MODELS, "a", COMPUTE, 2, tmp_path)
@@ -185,7 +184,10 @@ def test_log_probabilities_equal_lm_eval_s_own_and_are_kept(tmp_path):
     assert (again.n_asked, again.n_cached) == (0, 4)
     written, _ = evaluate(again, ["arc_easy"], BENCHMARKS, ROOT)
     assert scores["benchmarks"]["arc_easy"]["template_hash"] != written["benchmarks"]["arc_easy"]["template_hash"]
-    assert (scores["benchmarks"]["arc_easy"]["protocol"], scores["benchmarks"]["arc_easy"]["unextracted"]) == ("logprob", 0)
+    assert (scores["benchmarks"]["arc_easy"]["protocol"], scores["benchmarks"]["arc_easy"]["unextracted"]) == (
+        "logprob",
+        0,
+    )
 
 
 def test_a_base_model_is_asked_plainly_and_it_is_said(tmp_path):
@@ -220,7 +222,10 @@ def test_standard_errors_count_a_prompt_once():
     single = [{"correct": c, "n": 1} for c in (1, 0, 1, 0)]
     assert compute_standard_error(rows) == pytest.approx(compute_standard_error(single))
     assert compute_standard_error(single) == pytest.approx((0.25 / 3) ** 0.5)
-    clustered, independent = compute_interval(0.5, 12, compute_standard_error(rows)), compute_interval(0.5, 12, (0.25 / 11) ** 0.5)
+    clustered, independent = (
+        compute_interval(0.5, 12, compute_standard_error(rows)),
+        compute_interval(0.5, 12, (0.25 / 11) ** 0.5),
+    )
     assert clustered[0] < independent[0] and clustered == pytest.approx(compute_interval(0.5, 4, (0.25 / 3) ** 0.5))
 
 
@@ -230,7 +235,9 @@ def test_a_given_pool_is_copied_row_by_row(tmp_path):
     rows = [{"instruction": "Hi", "completions": [{"model": m, "response": m} for m in "ab"]}]
     save_pool(rows, tmp_path / "given.parquet")
     pool = SimpleNamespace(source=str(tmp_path / "given.parquet"), revision=None)
-    job = SimpleNamespace(settings=SimpleNamespace(pool=pool), experiment=SimpleNamespace(root=tmp_path), folder=tmp_path)
+    job = SimpleNamespace(
+        settings=SimpleNamespace(pool=pool), experiment=SimpleNamespace(root=tmp_path), folder=tmp_path
+    )
     run(job)
     (batch,) = load_pool(tmp_path / "pool.parquet").batches()
     assert batch.n_rows == 1

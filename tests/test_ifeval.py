@@ -94,7 +94,9 @@ def test_every_real_prompt_can_be_checked_and_the_floor_is_low(real_data):
 
 
 def test_the_floor_gives_each_answer_to_another_prompt():
-    items = [item(("keywords:existence", {"keywords": [word]}), item_id=word) for word in ("moss", "fern", "reed", "iris")]
+    items = [
+        item(("keywords:existence", {"keywords": [word]}), item_id=word) for word in ("moss", "fern", "reed", "iris")
+    ]
     assert compute_floor(items, ["moss", "fern", "reed", "iris"]) == 0.0
     assert compute_floor(items, ["moss fern reed iris"] * 4) == 1.0
     assert compute_floor(items[:1], ["moss"]) is None

@@ -86,9 +86,7 @@ def score_recorded(
         items = {item["item_id"]: item for item in load_items(benchmark, folder, limit)}
         matching = match_answers([line for line in lines if line["benchmark"] == benchmark], benchmark, items)
         if not matching.answers:
-            raise InputError(
-                f"{path}: none of its lines matches an item of {benchmark}: is the benchmark right?"
-            )
+            raise InputError(f"{path}: none of its lines matches an item of {benchmark}: is the benchmark right?")
         answered = [items[i] for i in items if i in matching.answers]
         verdicts = [score_answer(benchmark, item, matching.answers[item["item_id"]]) for item in answered]
         new = [build_row(benchmark, item, write_prompt(benchmark, item), matching.answers[item["item_id"]], verdict)
@@ -125,9 +123,7 @@ def match_answers(lines: list[dict[str, Any]], benchmark: str, items: dict[str, 
             ids = by_prompt.get(_squeeze(line["prompt"]), set())
         if len(ids) > 1:
             shared = ", ".join(sorted(ids)[:3])
-            raise InputError(
-                f"{line['where']}: items {shared} share this prompt: give item_id, or the full prompt"
-            )
+            raise InputError(f"{line['where']}: items {shared} share this prompt: give item_id, or the full prompt")
         if not ids:
             name = line["item_id"] if line["item_id"] is not None else repr(_squeeze(line["prompt"])[:50])
             found.unknown.append(f"{name} (line {line['number']})")
@@ -170,9 +166,7 @@ def _read_line(line: str, where: str, benchmarks: list[str]) -> dict[str, Any]:
         raise InputError(f"{where} has neither item_id nor prompt")
     benchmark = row.get("benchmark", benchmarks[0] if len(benchmarks) == 1 else None)
     if benchmark is None:
-        raise InputError(
-            f"{where} has no `benchmark`, and {len(benchmarks)} are asked for: give one --benchmark"
-        )
+        raise InputError(f"{where} has no `benchmark`, and {len(benchmarks)} are asked for: give one --benchmark")
     return {"item_id": None if item_id is None else str(item_id), "prompt": prompt, "answer": row["answer"],
             "benchmark": benchmark, "where": where}  # fmt: skip
 

@@ -44,8 +44,8 @@ def run_evaluate(
         if strict:
             raise InputError("--strict is about recorded answers: it means nothing without --answers")
         scores, table = _ask(out, str(model), benchmarks, benchmark_data, limit, **options)
-        kept = f"{scores['n_cached']} kept from before"
-        yield f"{scores['model']}: {scores['n_asked']} prompts asked ({kept}), {scores['seconds']:.0f} s, {scores['dtype']}"
+        asked = f"{scores['n_asked']} prompts asked ({scores['n_cached']} kept from before)"
+        yield f"{scores['model']}: {asked}, {scores['seconds']:.0f} s, {scores['dtype']}"
     from karma.evaluation.runner import save_evaluation
 
     save_evaluation(scores, table, out)
@@ -54,9 +54,7 @@ def run_evaluate(
     yield f"written: {out}"
 
 
-def _check(
-    out: Path, model: str | None, answers: Path | None, benchmarks: list[str], folder: Path | None
-) -> None:
+def _check(out: Path, model: str | None, answers: Path | None, benchmarks: list[str], folder: Path | None) -> None:
     if (model is None) == (answers is None):
         raise InputError("give either --model or --answers")
     if unknown := [b for b in benchmarks if b not in HUB]:

@@ -75,9 +75,7 @@ def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95)
         ValueError: the two did not answer the same items.
     """
     key = ["benchmark", "item_id"]
-    merged = before.to_pandas().merge(
-        after.to_pandas(), on=key, suffixes=("_0", "_1"), how="outer", indicator=True
-    )
+    merged = before.to_pandas().merge(after.to_pandas(), on=key, suffixes=("_0", "_1"), how="outer", indicator=True)
     if (merged["_merge"] != "both").any():
         raise ValueError("the two evaluations have different items: evaluate both with the same settings")
     rows, z = {}, norm.ppf(0.5 + confidence / 2)
@@ -87,5 +85,5 @@ def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95)
         error = np.sqrt(((delta - difference * n) ** 2).sum()) / n.sum()
         rows[benchmark] = {"before": items["correct_0"].sum() / n.sum(), "after": items["correct_1"].sum() / n.sum(),
                            "difference": difference, "low": difference - z * error, "high": difference + z * error,
-                           "n": int(n.sum()), "changed": int((items["answer_0"] != items["answer_1"]).sum())}  # fmt: skip
+                           "n": int(n.sum()), "changed": (items["answer_0"] != items["answer_1"]).sum()}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")

@@ -111,19 +111,14 @@ def _is_word(match: re.Match, text: str) -> bool:
 
 
 def _is_denied(match: re.Match, text: str) -> bool:
-    return bool(
-        re.match(r"\)?[^.\n]{0,20} (?:is|are|was) (?:not|wrong|incorrect|false)\b", text[match.end(1) :])
-    )
+    return bool(re.match(r"\)?[^.\n]{0,20} (?:is|are|was) (?:not|wrong|incorrect|false)\b", text[match.end(1) :]))
 
 
 def _settle(match: re.Match, text: str, letters: str) -> str | None:
     letter = match[1].upper()
     more = re.match(_SEVERAL, text[match.end() :], re.IGNORECASE)
     several = (
-        more
-        and more[1].upper() in letters
-        and more[1].upper() != letter
-        and not _is_word(more, text[match.end() :])
+        more and more[1].upper() in letters and more[1].upper() != letter and not _is_word(more, text[match.end() :])
     )
     return letter if letter in letters and not several else None
 

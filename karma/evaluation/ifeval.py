@@ -76,12 +76,8 @@ def compute_floor(items: list[dict[str, Any]], answers: list[str], n_shuffles: i
     Each answer is checked against another prompt's instructions, `n_shuffles` times another one; the mean over all
     instructions is what an able writer who never read the prompt would get. None for fewer than two items.
     """
-    order = sorted(
-        range(len(items)), key=lambda k: compute_digest([0, str(items[k]["item_id"])])
-    )  # not the file's
-    steps = sorted(
-        {round(k * len(order) / (n_shuffles + 1)) for k in range(1, n_shuffles + 1)} - {0, len(order)}
-    )
+    order = sorted(range(len(items)), key=lambda k: compute_digest([0, str(items[k]["item_id"])]))  # not the file's
+    steps = sorted({round(k * len(order) / (n_shuffles + 1)) for k in range(1, n_shuffles + 1)} - {0, len(order)})
     verdicts = [
         check_instructions(items[mine], answers[order[(place + step) % len(order)]])["loose"]
         for step in steps

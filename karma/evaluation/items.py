@@ -2,7 +2,7 @@
 
 Choice items become item_id, subject, question, options, answer (index); IFEval items item_id, prompt,
 instruction_id_list, kwargs (one dictionary an instruction). Files are found by the benchmark's name at the start of
-the file name and keep the benchmark's own schema: AI2's ARC JSON lines, MMLU as csv or JSON lines, the others JSON lines.
+the file name and keep the benchmark's own schema: AI2's ARC JSON lines, MMLU as csv or JSON lines, JSON lines else.
 """
 
 import json
@@ -25,31 +25,15 @@ HUB = {
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
 }
 STEM_SUBJECTS = [
-    "abstract_algebra",
-    "anatomy",
-    "astronomy",
-    "college_biology",
-    "college_chemistry",
-    "college_computer_science",
-    "college_mathematics",
-    "college_physics",
-    "computer_security",
-    "conceptual_physics",
-    "electrical_engineering",
-    "elementary_mathematics",
-    "high_school_biology",
-    "high_school_chemistry",
-    "high_school_computer_science",
-    "high_school_mathematics",
-    "high_school_physics",
-    "high_school_statistics",
-    "machine_learning",
-]
+    "abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry",
+    "college_computer_science", "college_mathematics", "college_physics", "computer_security",
+    "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology",
+    "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics",
+    "high_school_statistics", "machine_learning",
+]  # fmt: skip
 
 
-def load_items(
-    benchmark: str, folder: str | Path | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
+def load_items(benchmark: str, folder: str | Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:
     """Load a benchmark's items.
 
     Args:
@@ -70,14 +54,10 @@ def load_items(
         try:
             item = _READERS[benchmark](row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(
-                f"{benchmark}: item {number} does not have the benchmark's schema: {error!r}"
-            ) from error
+            raise InputError(f"{benchmark}: item {number} does not have the benchmark's schema: {error!r}") from error
         item["item_id"] = str(item.get("item_id") or f"{benchmark}-{number:05d}")
         if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
-            raise InputError(
-                f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options"
-            )
+            raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
         items.append(item)
     if not items:
         raise InputError(f"{benchmark}: no items in {folder or 'the Hub data set'}")
@@ -110,7 +90,8 @@ def _load_hub(benchmark: str) -> list[dict[str, Any]]:
 
 
 def _read_arc(row: dict[str, Any]) -> dict[str, Any]:
-    question, choices = row["question"], row.get("choices")
+    question: Any = row["question"]
+    choices: Any = row.get("choices")
     if isinstance(question, dict):  # AI2's own schema; the Hub's is flat
         question, choices = question["stem"], question["choices"]
     if isinstance(choices, list):

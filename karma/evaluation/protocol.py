@@ -16,9 +16,7 @@ Question: {question}
 Options:
 {options}"""
 
-STATEMENT = (
-    "The answer is ({letter}"  # options differ in their last letter only, so one forward pass serves them all
-)
+STATEMENT = "The answer is ({letter}"  # options differ in their last letter only, so one forward pass serves them all
 
 
 def write_choice_prompt(item: dict) -> str:

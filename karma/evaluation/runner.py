@@ -50,13 +50,9 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     names = _name_tasks(benchmarks, protocol)
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # its notes on how it was called mean nothing to a reader
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     where = {"folder": str(root / settings.folder) if settings.folder else None, "limit": settings.limit}
-    manager = TaskManager(
-        include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where
-    )
+    manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
     tasks = manager.load(list(names.values()))["tasks"]
     if protocol == "answer":
         for benchmark, task in names.items():

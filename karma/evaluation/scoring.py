@@ -46,9 +46,7 @@ def build_row(
     }
 
 
-def build_logprob_row(
-    benchmark: str, item: dict[str, Any], prompt: str, logps: list[float]
-) -> dict[str, Any]:
+def build_logprob_row(benchmark: str, item: dict[str, Any], prompt: str, logps: list[float]) -> dict[str, Any]:
     """Return one row of answers.parquet for the log-probability variant; the answer lists each option's nats."""
     best = logps.index(max(logps))
     answer = ", ".join(f"{LETTERS[k]} {logp:.4f}" for k, logp in enumerate(logps))
@@ -56,9 +54,7 @@ def build_logprob_row(
             "extracted": LETTERS[best], "correct": int(best == item["answer"]), "n": 1}  # fmt: skip
 
 
-def compute_score(
-    benchmark: str, items: list[dict], rows: list[dict], verdicts: list[dict]
-) -> dict[str, Any]:
+def compute_score(benchmark: str, items: list[dict], rows: list[dict], verdicts: list[dict]) -> dict[str, Any]:
     """Summarise a benchmark.
 
     Args:
@@ -78,7 +74,7 @@ def compute_score(
         "unextracted": None,
     }
     if benchmark == "ifeval":
-        details = {measure: _average([v[measure] for v in verdicts]) for measure in FOUR}
+        details: dict[str, Any] = {measure: _average([v[measure] for v in verdicts]) for measure in FOUR}
         details["floor"] = compute_floor(items, [row["answer"] for row in rows])
         return {**score, "details": details}
     score["chance"] = sum(1 / len(item["options"]) for item in items) / n
