@@ -45,7 +45,7 @@ EXPLAINED = [
 SEVERAL = [
     ("A or B?", None), ("The answer is A or B.", None), ("The answer is (A) and (C).", None), ("The answer is A, B and C.", None), ("Answer: A/B", None),
     ("The answer is **A** and **C**.", None), ("Both A and C.", None), ("A. marble\nB. granite", None), ("A. marble\nB. granite\nC. chalk\nD. slate", None),
-    ("\\boxed{A, C}", None), ("A\nB", None), ("(A) (B)", None), ("The answer is B and A is wrong.", "B"), ("The answer is B, A is wrong.", "B"),
+    ("A. 4t = 112\nB. 4t = 112\nC.", None), ("A. B.", None), ("\\boxed{A, C}", None), ("A\nB", None), ("(A) (B)", None), ("The answer is B and A is wrong.", "B"), ("The answer is B, A is wrong.", "B"),
 ]  # fmt: skip
 UNREADABLE = [
     ("", None), (" ", None), ("I cannot answer that.", None), ("I'm sorry, but I can't help with that.", None), ("As an AI language model, I do not have opinions.", None),
@@ -56,6 +56,8 @@ UNREADABLE = [
     ("Dear user, this is a test", None), ("A good question! Let me think.", None),
 ]  # fmt: skip
 WRONG_TEXTS = [
+    ("B. A customer who waits", "B"),
+    ("B. a stone", "B"),
     ("The answer is (B) marble.", "B"),
     ("B. chalk", "B"),
     ("Answer: C. slate", "C"),

@@ -26,8 +26,7 @@ _STATED = (
     rf"\b(?:choose|chose|pick|select|go with|going with|opt for|choice is|option is|choice:|option:) ?{_NOUN}{_LETTER}",
 )
 _SHOWN = (
-    r"^\W*([A-Ja-j])\W*$",  # alone on a line
-    r"^\W*([A-Ja-j])\)?[.):](?=\s*$|\s+(?!\(?[A-J]\b))",  # opening a line
+    r"^\W*([A-Ja-j])(?=\W*$|\)?[.):]\s+(?!\([A-J]\)|[A-J][.):]))",  # alone on a line, or opening one
     r"\b(?:option|choice) \(?([A-Ja-j])\b",
     r"\(([A-Ja-j])\)",
 )
