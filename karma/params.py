@@ -54,8 +54,21 @@ class RandomShape(_Strict):
     heads: Count
 
 
+class ApiSource(_Strict):
+    """A model behind an OpenAI-compatible server; the key stays in an environment variable."""
+
+    base_url: str = Field(pattern=r"^https?://[^@\s]+$", description="ends before /chat/completions, mostly in /v1")
+    model: Annotated[str, Field(min_length=1)]
+    key_env: str | None = Field(
+        default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="the variable's name, not the key"
+    )
+
+
+_SOURCES = ("hub", "path", "packaged", "perturbed", "random", "api")
+
+
 class ModelSpec(_Strict):
-    """Where a model comes from: exactly one of hub, path, packaged, perturbed, random."""
+    """Where a model comes from: exactly one of hub, path, packaged, perturbed, random, api."""
 
     hub: str | None = None
     revision: str | None = None
@@ -67,12 +80,13 @@ class ModelSpec(_Strict):
     drop_layers: list[int] = []
     random: RandomShape | None = None
     seed: int = 0
+    api: ApiSource | None = None
 
     @model_validator(mode="after")
     def _check_one_source(self):
-        given = [k for k in ("hub", "path", "packaged", "perturbed", "random") if getattr(self, k) is not None]
+        given = [k for k in _SOURCES if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of hub, path, packaged, perturbed, random (got {given or 'none'})")
+            raise ValueError(f"give exactly one of {', '.join(_SOURCES)} (got {given or 'none'})")
         if not self.perturbed and (self.noise or self.drop_layers):
             raise ValueError("noise and drop_layers belong to `perturbed: <model>`")
         if self.perturbed and not (self.noise or self.drop_layers):
@@ -209,6 +223,14 @@ class Settings(_Strict):
             for name in names:
                 if name not in self.models:
                     raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
+        loaded = {"policies": self.policies, "annotation.judge": named["annotation.judge"]}
+        loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
+        for key, names in loaded.items():
+            for name in names:
+                if self.models[name].api:
+                    raise ValueError(
+                        f"{key}: '{name}' is behind an API: it can write and be evaluated, not be loaded here"
+                    )
         if self.pool.source == "generate":
             if not self.pool.instructions:
                 raise ValueError("pool.instructions: a generated pool needs a file of instructions")
@@ -384,7 +406,8 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    given = repr(error["input"])
+    secret = key.endswith("key_env") or (key.endswith("base_url") and "@" in str(error["input"]))
+    given = "not shown (it may hold a secret)" if secret else repr(error["input"])
     hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
 

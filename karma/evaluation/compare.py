@@ -8,11 +8,17 @@ counts as one cluster.
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 
 def build_score_frame(scores: dict) -> pd.DataFrame:
-    """Turn scores.json into a table: value, 95 % interval, n, chance, unextracted share; one row a benchmark.
+    """Turn scores.json into a table, one row a benchmark.
+
+    Args:
+        scores: what `karma.evaluation.runner.evaluate` returns.
+
+    Returns:
+        value, low, high (95 %), n (units), chance, floor (IFEval: of shuffled answers), unextracted (share).
 
     Example:
         >>> one = {"value": 0.5, "n": 4, "chance": 0.25, "unextracted": 0.0, "standard_error": 0.29}
@@ -21,10 +27,38 @@ def build_score_frame(scores: dict) -> pd.DataFrame:
     """
     rows = {}
     for name, score in scores["benchmarks"].items():
-        interval = binomtest(round(score["value"] * score["n"]), score["n"]).proportion_ci(method="wilson")
-        rows[name] = {"value": score["value"], "low": interval.low, "high": interval.high, "n": score["n"],
-                      "chance": score["chance"], "unextracted": score["unextracted"]}  # fmt: skip
+        low, high = compute_interval(score["value"], score["n"], score["standard_error"])
+        rows[name] = {"value": score["value"], "low": low, "high": high, "n": score["n"], "chance": score["chance"],
+                      "floor": score.get("details", {}).get("floor"), "unextracted": score["unextracted"]}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
+
+
+def compute_interval(value: float, n: float, standard_error: float, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval, with the n that independent units of this standard error would need.
+
+    Units that come in clusters (IFEval's instructions of one prompt) are worth fewer than their number.
+
+    Args:
+        value: share in [0, 1]. n: units. standard_error: of value. z: quantile of the normal distribution.
+
+    Example:
+        >>> [round(x, 3) for x in compute_interval(0.5, 100, 0.05)]
+        [0.404, 0.596]
+    """
+    if 0 < value < 1 and standard_error > 0:
+        n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return max(0.0, min(float(centre - half), value)), min(1.0, max(float(centre + half), value))
+
+
+def format_scores(scores: dict) -> str:
+    """Write the table of scores as text, in percent, for the shell."""
+    frame = build_score_frame(scores)
+    shares = [c for c in frame.columns if c != "n"]
+    text = frame.astype(object)
+    text[shares] = frame[shares].astype(float).map(lambda x: "none" if np.isnan(x) else f"{100 * x:.1f} %")
+    return text.to_markdown(colalign=("left", *["right"] * len(text.columns)), disable_numparse=True)
 
 
 def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95) -> pd.DataFrame:
@@ -51,5 +85,5 @@ def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95)
         error = np.sqrt(((delta - difference * n) ** 2).sum()) / n.sum()
         rows[benchmark] = {"before": items["correct_0"].sum() / n.sum(), "after": items["correct_1"].sum() / n.sum(),
                            "difference": difference, "low": difference - z * error, "high": difference + z * error,
-                           "n": int(n.sum()), "changed": int((items["answer_0"] != items["answer_1"]).sum())}  # fmt: skip
+                           "n": int(n.sum()), "changed": (items["answer_0"] != items["answer_1"]).sum()}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")

@@ -2,7 +2,7 @@
 
 Choice items become item_id, subject, question, options, answer (index); IFEval items item_id, prompt,
 instruction_id_list, kwargs (one dictionary an instruction). Files are found by the benchmark's name at the start of
-the file name and keep the benchmark's own schema: AI2's ARC JSON lines, MMLU as csv or JSON lines, the others JSON lines.
+the file name and keep the benchmark's own schema: AI2's ARC JSON lines, MMLU as csv or JSON lines, JSON lines else.
 """
 
 import json
@@ -24,7 +24,13 @@ HUB = {
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
 }
-STEM_SUBJECTS = ["abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry", "college_computer_science", "college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"]
+STEM_SUBJECTS = [
+    "abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry",
+    "college_computer_science", "college_mathematics", "college_physics", "computer_security",
+    "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology",
+    "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics",
+    "high_school_statistics", "machine_learning",
+]  # fmt: skip
 
 
 def load_items(benchmark: str, folder: str | Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:
@@ -84,7 +90,8 @@ def _load_hub(benchmark: str) -> list[dict[str, Any]]:
 
 
 def _read_arc(row: dict[str, Any]) -> dict[str, Any]:
-    question, choices = row["question"], row.get("choices")
+    question: Any = row["question"]
+    choices: Any = row.get("choices")
     if isinstance(question, dict):  # AI2's own schema; the Hub's is flat
         question, choices = question["stem"], question["choices"]
     if isinstance(choices, list):

@@ -1,14 +1,13 @@
-"""The paper's protocol: one prompt for every multiple-choice benchmark, one way to read the answer.
+"""The paper's protocol: one prompt for every multiple-choice benchmark, and what a right answer is.
 
-The prompt is our reconstruction of Figure 8 (after MMLU-Pro and FLAN), zero-shot. The answer is read in MMLU-Pro's
-way, from the most to the least explicit form; what cannot be read is wrong, and counted (MMLU-Pro's script guesses).
+The prompt is our reconstruction of Figure 8 (after MMLU-Pro and FLAN), zero-shot. `karma.evaluation.extraction` reads
+the answer. The log-probability variant compares how likely the same statement is with each option's letter: it never
+fails to give one, but says what a model ranks first, not what it says, and the paper asks the model to say it.
 
 Paper: section 4.1 and Appendix B.
 """
 
-import re
-
-LETTERS = "ABCDEFGHIJ"
+from karma.evaluation.extraction import LETTERS, extract_choice
 
 CHOICE_PROMPT = """The following is a multiple choice question about {subject}. \
 Answer by ending with: the answer is (X).
@@ -17,16 +16,7 @@ Question: {question}
 Options:
 {options}"""
 
-_STATED = (  # most explicit first; the last match of a form counts, since a model may correct itself
-    r"answer\s*(?:is|:)\s*:?\s*\**\(?\**\$?\\?(?:boxed\{{|text\{{)*([{letters}])\b",
-    r"\\boxed\{{\s*(?:\\text\{{)?\(?([{letters}])\b",
-    r"(?:option|choice)\s*\(?\**([{letters}])\b",
-)
-_SHOWN = (  # no statement, only a letter: read if it is the only one, for a model may just list the options
-    r"^\W*([{letters}])\W*$",
-    r"^\W*([{letters}])[\.\):]",
-    r"\(([{letters}])\)",
-)
+STATEMENT = "The answer is ({letter}"  # options differ in their last letter only, so one forward pass serves them all
 
 
 def write_choice_prompt(item: dict) -> str:
@@ -41,39 +31,27 @@ def write_choice_prompt(item: dict) -> str:
     return CHOICE_PROMPT.format(subject=item["subject"], question=item["question"], options=options)
 
 
-def strip_thinking(answer: str) -> str:
-    """Remove a thinking block; one that never ends leaves no answer.
+def write_statements(item: dict) -> list[str]:
+    """Write what each option's log-probability is taken of.
 
     Example:
-        >>> strip_thinking("<think>A or B?</think> The answer is (B).")
-        'The answer is (B).'
+        >>> write_statements({"options": ["ice", "fire"]})
+        ['The answer is (A', 'The answer is (B']
     """
-    answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL)
-    return answer.split("<think>")[0].rpartition("</think>")[2].strip()
-
-
-def extract_choice(answer: str, options: list[str]) -> str | None:
-    """Read the letter of an answer, or None.
-
-    Args:
-        answer: what the model wrote.
-        options: the item's options; letters beyond them are not read.
-
-    Example:
-        >>> extract_choice("So the answer is **(b)**.", ["ice", "fire"])
-        'B'
-        >>> extract_choice("I cannot tell.", ["ice", "fire"]) is None
-        True
-    """
-    answer, letters = strip_thinking(answer), LETTERS[: len(options)]
-    for form in (*_STATED, *_SHOWN):
-        found = re.findall(form.format(letters=letters), answer, flags=re.IGNORECASE | re.MULTILINE)
-        if found and (form in _STATED or len({letter.upper() for letter in found}) == 1):
-            return found[-1].upper()
-    stated = [k for k, option in enumerate(options) if option and answer.rstrip(".").lower() == option.rstrip(".").lower()]
-    return letters[stated[0]] if len(stated) == 1 else None
+    return [STATEMENT.format(letter=letter) for letter in LETTERS[: len(item["options"])]]
 
 
 def score_choice(item: dict, results: list[str]) -> dict[str, float]:
     """Score one answer, as lm-evaluation-harness's `process_results`."""
     return {"correct": float(extract_choice(results[0], item["options"]) == LETTERS[item["answer"]])}
+
+
+def score_logprobs(item: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Score one item by the log-probabilities (nats) of its options' statements, as `process_results`.
+
+    Example:
+        >>> score_logprobs({"answer": 1}, [(-3.0, False), (-1.0, True)])
+        {'correct': 1.0}
+    """
+    logps = [logp for logp, _ in results]
+    return {"correct": float(logps.index(max(logps)) == item["answer"])}

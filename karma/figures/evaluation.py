@@ -8,7 +8,7 @@ from karma.figures import COLUMN_WIDTH_IN, PALETTE
 
 
 def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:
-    """Plot each benchmark's score with its 95 % interval and its chance level.
+    """Plot each benchmark's score with its 95 % interval and its chance level (IFEval: its floor).
 
     Args:
         frame: `karma.evaluation.compare.build_score_frame`.
@@ -18,8 +18,9 @@ def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:
     rows = range(len(frame))
     axes.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=PALETTE[0], lw=2, label="95 % interval")
     axes.plot(100 * frame["value"], rows, "o", color=PALETTE[0], label="score")
-    chance = frame["chance"].astype(float)
-    axes.plot(100 * chance, rows, "|", color=PALETTE[3], ms=13, mew=2, label="chance")
+    for column, colour, label in (("chance", PALETTE[3], "chance"), ("floor", PALETTE[1], "shuffled answers")):
+        if frame[column].notna().any():
+            axes.plot(100 * frame[column].astype(float), rows, "|", color=colour, ms=13, mew=2, label=label)
     axes.set(yticks=rows, yticklabels=[f"{b} (n = {n})" for b, n in frame["n"].items()], xlim=(0, 100),
              xlabel="score (% right)", title=title)  # fmt: skip
     axes.invert_yaxis()

@@ -4,9 +4,12 @@ from datasets import Dataset
 
 from karma.evaluation.ifeval import average_instructions, score_instructions
 from karma.evaluation.items import load_items
-from karma.evaluation.protocol import score_choice, write_choice_prompt
+from karma.evaluation.protocol import score_choice, score_logprobs, write_choice_prompt, write_statements
 
-__all__ = ["average_instructions", "load", "score_choice", "score_instructions", "write_choice_prompt"]
+__all__ = [
+    "average_instructions", "load", "score_choice", "score_instructions", "score_logprobs", "write_choice_prompt",
+    "write_statements",
+]  # fmt: skip
 
 
 def load(benchmark: str, folder: str | None = None, limit: int | None = None, **_) -> dict[str, Dataset]:

@@ -1,0 +1,106 @@
+"""Evaluation against lm-evaluation-harness's own `hf` backend, on the same items in the same run.
+
+    python bench/evaluation.py [--items 24] [--tokens 128] [--threads 2] [--check]
+
+SmolLM2-135M-Instruct answers the demo's items of three benchmarks, on the CPU. In float32 with the same fixed batches
+the answers must be the same, item by item, and no slower; in the precision the kit picks on this CPU at least twice as
+many items a second as that backend in float32 at batch 16, with the share of answers that changed printed beside it.
+Each way is warmed up on one batch; rounds take turns, so that a busy machine hurts all alike; the best round counts.
+"""
+
+import argparse
+import sys
+import time
+from types import SimpleNamespace
+
+BENCHMARKS = ("arc_easy", "mmlu_pro", "ifeval")
+GOAL_SAME_DTYPE, GOAL_PICKED_DTYPE, BATCH = 0.95, 2.0, 16
+
+
+def build_requests(model, benchmark: str, n_items: int, n_tokens: int) -> list:
+    from lm_eval.api.instance import Instance
+
+    from karma.evaluation.answers import write_prompt
+    from karma.evaluation.items import load_items
+    from karma.files import find_project_root
+
+    items = load_items(benchmark, find_project_root() / "karma" / "data" / "demo", n_items)
+    settings = {"until": [], "do_sample": False, "max_gen_toks": n_tokens}
+    chats = [[{"role": "user", "content": write_prompt(benchmark, item)}] for item in items]
+    return [
+        Instance("generate_until", {}, (model.apply_chat_template(chat), dict(settings)), k, (benchmark, k, 1))
+        for k, chat in enumerate(chats)
+    ]
+
+
+def build_ways(threads: int) -> dict:
+    """Return name -> model: the harness's own in float32, ours in float32, ours in the precision picked here."""
+    from lm_eval.models.huggingface import HFLM
+
+    from karma.generation import CachedModel
+    from karma.models import choose_dtype, load_model, load_tokenizer
+    from karma.params import ModelSpec
+
+    name = "smollm2-135m"
+    models = {name: ModelSpec(packaged=name).model_dump()}
+    ways = {
+        f"ours {dtype}": CachedModel(models, name, SimpleNamespace(device="cpu", dtype=dtype, threads=threads), BATCH)
+        for dtype in dict.fromkeys(["float32", choose_dtype("auto", "cpu")])
+    }
+    theirs = HFLM(pretrained=load_model(models, name), tokenizer=load_tokenizer(models, name), backend="causal",
+                  batch_size=BATCH)  # fmt: skip
+    return {"lm-eval hf float32": theirs, **ways}
+
+
+def measure(model, requests: dict[str, list]) -> tuple[float, list[str]]:
+    """Return seconds, and the answers to all benchmarks, asked one after the other."""
+    started = time.perf_counter()
+    answers = [text for some in requests.values() for text in model.generate_until(some, disable_tqdm=True)]
+    return time.perf_counter() - started, answers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--items", type=int, default=24, help="a benchmark")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    ways = build_ways(options.threads)
+    ours = ways["ours float32"]
+    requests = {name: build_requests(ours, name, options.items, options.tokens) for name in BENCHMARKS}
+    for model in ways.values():
+        model.generate_until(build_requests(ours, "arc_easy", BATCH, 4), disable_tqdm=True)
+    seconds, answers = {name: [] for name in ways}, {}
+    for _ in range(options.rounds):
+        for name, model in ways.items():
+            took, answers[name] = measure(model, requests)
+            seconds[name].append(took)
+    return report({name: min(took) for name, took in seconds.items()}, answers, options.check)
+
+
+def report(seconds: dict[str, float], answers: dict[str, list[str]], check: bool) -> int:
+    base, same, *others = seconds
+    picked = others[0] if others else same
+    n = len(answers[base])
+    for name, took in seconds.items():
+        changed = sum(a != b for a, b in zip(answers[name], answers[base], strict=True))
+        print(f"{name}: {n / took:.2f} items/s, {changed} of {n} answers differ from {base} ({changed / n:.1%})")
+    equal = sum(a == b for a, b in zip(answers[same], answers[base], strict=True)) / n
+    speed = {name: seconds[base] / seconds[name] for name in seconds}
+    ratios = [
+        ("equal answers, ours / lm-eval hf, float32", equal, 1.0),
+        ("items per second, ours / lm-eval hf, float32", speed[same], GOAL_SAME_DTYPE),
+        (f"items per second, {picked} / lm-eval hf float32", speed[picked], GOAL_PICKED_DTYPE),
+    ]
+    for what, value, goal in ratios:
+        print(f"ratio {what} {value:.2f} goal {goal}")
+    return int(check and any(value < goal for _, value, goal in ratios))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""From answers to scores, for models and for recorded answers alike.
+
+A score carries what is needed to judge it: n, standard error, chance (IFEval: a floor measured on shuffled answers),
+share of unreadable answers. Standard errors treat an item as one cluster, so that IFEval's instructions of one prompt
+do not count as independent; for items of one unit they are the usual sqrt(b (1 - b) / (n - 1)).
+"""
+
+import math
+from typing import Any
+
+import pyarrow as pa
+
+from karma.evaluation.extraction import LETTERS, extract_choice
+from karma.evaluation.ifeval import compute_floor, score_instructions
+from karma.evaluation.protocol import CHOICE_PROMPT, STATEMENT, score_choice
+from karma.files import compute_digest
+
+SCORE_OF_IFEVAL = "inst_level_loose"  # Table 3's GPT-4 value shows that this one of the four is meant
+FOUR = ("prompt_level_strict", "prompt_level_loose", "inst_level_strict", "inst_level_loose")
+LOUD = 0.10  # a larger share of unreadable answers says more about form than ability
+
+ANSWERS = pa.schema([
+    ("benchmark", pa.string()), ("item_id", pa.string()), ("prompt", pa.string()), ("answer", pa.string()),
+    ("extracted", pa.string()), ("correct", pa.int32()), ("n", pa.int32()),
+])  # fmt: skip
+
+
+def score_answer(benchmark: str, item: dict[str, Any], answer: str) -> dict[str, Any]:
+    """Return the verdicts on one written answer, as lm-evaluation-harness's `process_results` gives them."""
+    return score_instructions(item, [answer]) if benchmark == "ifeval" else score_choice(item, [answer])
+
+
+def build_row(
+    benchmark: str, item: dict[str, Any], prompt: str, answer: str, verdicts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return one row of answers.parquet; `correct` and `n` count units (IFEval: instructions)."""
+    row = {"benchmark": benchmark, "item_id": str(item["item_id"]), "prompt": prompt, "answer": answer}
+    if benchmark == "ifeval":
+        loose = verdicts[SCORE_OF_IFEVAL]
+        return {**row, "extracted": None, "correct": sum(loose), "n": len(loose)}
+    return {
+        **row,
+        "extracted": extract_choice(answer, item["options"]),
+        "correct": int(verdicts["correct"]),
+        "n": 1,
+    }
+
+
+def build_logprob_row(benchmark: str, item: dict[str, Any], prompt: str, logps: list[float]) -> dict[str, Any]:
+    """Return one row of answers.parquet for the log-probability variant; the answer lists each option's nats."""
+    best = logps.index(max(logps))
+    answer = ", ".join(f"{LETTERS[k]} {logp:.4f}" for k, logp in enumerate(logps))
+    return {"benchmark": benchmark, "item_id": str(item["item_id"]), "prompt": prompt, "answer": answer,
+            "extracted": LETTERS[best], "correct": int(best == item["answer"]), "n": 1}  # fmt: skip
+
+
+def compute_score(benchmark: str, items: list[dict], rows: list[dict], verdicts: list[dict]) -> dict[str, Any]:
+    """Summarise a benchmark.
+
+    Args:
+        benchmark: its name.
+        items, rows, verdicts: one each an item, in the same order.
+
+    Returns:
+        value, n (units), standard_error, chance, unextracted, details.
+    """
+    n = sum(row["n"] for row in rows)
+    value = sum(row["correct"] for row in rows) / n
+    score: dict[str, Any] = {
+        "value": value,
+        "n": n,
+        "standard_error": compute_standard_error(rows),
+        "chance": None,
+        "unextracted": None,
+    }
+    if benchmark == "ifeval":
+        details: dict[str, Any] = {measure: _average([v[measure] for v in verdicts]) for measure in FOUR}
+        details["floor"] = compute_floor(items, [row["answer"] for row in rows])
+        return {**score, "details": details}
+    score["chance"] = sum(1 / len(item["options"]) for item in items) / n
+    score["unextracted"] = sum(row["extracted"] is None for row in rows) / n
+    return {**score, "details": {}}
+
+
+def _average(verdicts: list[Any]) -> float:
+    flat = [x for verdict in verdicts for x in (verdict if isinstance(verdict, list) else [verdict])]
+    return sum(flat) / len(flat)
+
+
+def compute_standard_error(rows: list[dict[str, Any]]) -> float:
+    """Return the standard error of units right / units, an item being one cluster.
+
+    Example:
+        >>> rows = [{"correct": c, "n": 1} for c in (1, 0, 0, 0)]
+        >>> compute_standard_error(rows) == (0.25 * 0.75 / 3) ** 0.5
+        True
+    """
+    n, n_items = sum(row["n"] for row in rows), len(rows)
+    value = sum(row["correct"] for row in rows) / n
+    squares = sum((row["correct"] - value * row["n"]) ** 2 for row in rows)
+    return math.sqrt(squares * n_items / max(n_items - 1, 1)) / n
+
+
+def compute_template_hash(benchmark: str, protocol: str = "answer") -> str:
+    """Return the digest of what surrounds an item; it changes when the wording does."""
+    if benchmark == "ifeval":
+        return compute_digest("{prompt}")
+    return compute_digest(CHOICE_PROMPT if protocol == "answer" else CHOICE_PROMPT + STATEMENT)
+
+
+def list_warnings(scores: dict[str, Any]) -> list[str]:
+    """Return what a reader of scores.json must not overlook, one line each."""
+    lines = []
+    for benchmark, score in scores["benchmarks"].items():
+        if (score["unextracted"] or 0) > LOUD:
+            lines.append(
+                f"WARNING: {score['unextracted']:.0%} of the {benchmark} answers could not be read and count as wrong: "
+                "this score says more about form than ability"
+            )
+    if scores.get("chat_format") == "plain":
+        lines.append(
+            f"note: {scores['model']} has no chat template; it was asked in plain 'User: ... Assistant:' turns"
+        )
+    return lines

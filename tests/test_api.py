@@ -1,0 +1,262 @@
+"""Models behind an OpenAI-compatible server, against a real local one; vLLM's process, with the harness's HFLM in it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from karma import api
+from karma.backends import VllmBackend
+from karma.errors import InputError, KarmaError
+from karma.evaluation.runner import evaluate, save_evaluation
+from karma.files import find_project_root
+from karma.generation import CachedModel, ask, build_pool, sample_responses
+from karma.models import describe_model, load_model, load_tokenizer
+from karma.params import ModelSpec, load_experiment
+from tests.chat_server import KEY, TINY, ChatServer
+from tests.conftest import project_environment
+
+ROOT = find_project_root()
+DEMO = ROOT / "karma" / "data" / "demo"
+COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
+BENCHMARKS = SimpleNamespace(folder=str(DEMO), limit=6, choice_tokens=6, descriptive_tokens=8)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    monkeypatch.setattr(api, "_backoff", lambda state: 0.01)
+    with ChatServer() as server:
+        yield server
+        server.shutdown()
+
+
+def connect(server, cache=None, batch_size=3, key_env="TEST_KEY"):
+    source = {"base_url": server.base_url, "model": "tiny", "key_env": key_env}
+    return CachedModel({"far": ModelSpec(api=source).model_dump()}, "far", COMPUTE, batch_size, cache)
+
+
+def test_a_server_answers_as_the_same_model_here(server):
+    assert ask(connect(server), "Name a fruit.", 8) == ask(CachedModel(TINY, "tiny", COMPUTE, 1), "Name a fruit.", 8)
+    body = server.asked[0]
+    assert body["messages"] == [{"role": "user", "content": "Name a fruit."}]
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("tiny", 8, 0)
+
+
+def test_an_evaluation_through_a_server(server, tmp_path):
+    model = connect(server, tmp_path / "cache")
+    scores, answers = evaluate(model, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
+    near, _ = evaluate(CachedModel(TINY, "tiny", COMPUTE, 1), ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
+    assert {b: s["value"] for b, s in scores["benchmarks"].items()} == {
+        b: s["value"] for b, s in near["benchmarks"].items()
+    }
+    assert (scores["backend"], scores["prompt_tokens"], scores["new_tokens"]) == ("api", 12 * 7, 12 * 3)
+    again = connect(server, tmp_path / "cache", batch_size=5)  # how many at a time does not matter
+    assert evaluate(again, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)[1].equals(answers)
+    assert (again.n_asked, again.n_cached, len(server.asked)) == (0, 12, 12)
+    save_evaluation(scores, answers, tmp_path)
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert KEY.encode() not in kept, "the key was stored"
+
+
+def test_a_server_that_counts_no_tokens(server):
+    server.usage = False
+    model = connect(server)
+    ask(model, "Hi", 4)
+    assert model.prompt_tokens is None and model.new_tokens is None
+
+
+def test_a_busy_server_is_asked_again(server, capsys):
+    server.troubles = [429, 503, "cut", 500]
+    assert ask(connect(server), "Hi", 4) is not None
+    assert len(server.asked) == 1 and not server.troubles
+    assert "attempt 1 of 7" in capsys.readouterr().err
+
+
+def test_a_server_that_stays_busy_is_an_error_and_what_was_answered_is_kept(server, tmp_path):
+    how = SimpleNamespace(max_new_tokens=4, temperature=0, top_p=1, seed=0)
+    sample_responses(connect(server, tmp_path), ["one", "two"], how)
+    server.troubles = [503] * 7
+    with pytest.raises(KarmaError, match=r"refused model 'tiny' \(HTTP 503\): .*busy"):
+        sample_responses(connect(server, tmp_path, batch_size=1), ["one", "two", "three"], how)
+    again = connect(server, tmp_path)
+    sample_responses(again, ["one", "two", "three"], how)
+    assert (again.n_asked, again.n_cached) == (1, 2)
+
+
+def test_a_wrong_key_is_one_line_that_hides_it(server, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "sk-wrong-0815")
+    with pytest.raises(KarmaError) as error:
+        ask(connect(server, key_env="OTHER_KEY"), "Hi", 4)
+    assert "HTTP 401" in str(error.value) and "OTHER_KEY" in str(error.value)
+    assert "sk-wrong" not in str(error.value) and "***" in str(error.value)
+    assert not server.asked
+
+
+def test_a_missing_key_is_named(server, monkeypatch):
+    monkeypatch.delenv("TEST_KEY")
+    with pytest.raises(InputError, match="set the environment variable TEST_KEY"):
+        connect(server)
+
+
+def test_newer_servers_name_the_limit_otherwise(server):
+    server.old_limit_refused = True
+    ask(connect(server), "Hi", 4)
+    assert server.asked[0]["max_completion_tokens"] == 4 and "max_tokens" not in server.asked[0]
+
+
+def test_no_server_is_an_error_with_a_remedy(server, monkeypatch):
+    monkeypatch.setattr(api, "N_ATTEMPTS", 2)
+    server.server_close()
+    server.shutdown()
+    with pytest.raises(KarmaError, match="is the server running"):
+        ask(connect(server), "Hi", 4)
+
+
+def test_sampling_is_seeded_at_the_server_too(server):
+    how = SimpleNamespace(max_new_tokens=4, temperature=0.7, top_p=0.9, seed=0)
+    sample_responses(connect(server), ["one", "two"], how)
+    sample_responses(connect(server), ["one", "two"], how)
+    seeds = [body["seed"] for body in sorted(server.asked, key=lambda b: b["messages"][0]["content"])]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert all((body["temperature"], body["top_p"]) == (0.7, 0.9) for body in server.asked)
+
+
+def test_options_cannot_be_compared_through_a_server(server):
+    with pytest.raises(InputError, match="gives no log-probabilities"):
+        evaluate(connect(server), ["arc_easy"], BENCHMARKS, ROOT, protocol="logprob")
+
+
+def test_an_api_model_has_no_weights_to_load(server):
+    specs = {"far": ModelSpec(api={"base_url": server.base_url, "model": "tiny"}).model_dump()}
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(InputError, match="behind an API"):
+            load(specs, "far")
+    assert describe_model(specs, "far") == (f"API tiny at {server.base_url}", "no key needed")
+
+
+def write_experiment(folder, **changes):
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text("utf-8"))
+    values["models"]["far"] = {"api": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "key_env": "TEST_KEY"}}
+    for key, value in changes.items():
+        node = values
+        *path, last = key.split("__")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    (folder / "far.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    return folder / "far.yaml"
+
+
+def test_an_experiment_declares_an_api_origin_model(tmp_path):
+    path = write_experiment(tmp_path, origin_models=["tiny-a", "tiny-b", "far"])
+    assert load_experiment(path).settings.models["far"].api.key_env == "TEST_KEY"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policies": ["far"]}, "policies: 'far' is behind an API"),
+        ({"annotation__judge": "far"}, "annotation.judge: 'far' is behind an API"),
+        ({"models__kin": {"perturbed": "far", "noise": 0.1}}, "models.kin.perturbed: 'far' is behind an API"),
+        ({"models__far__api__base_url": "http://me:sk-word@host/v1"}, "base_url"),
+        ({"models__far__api__key_env": "sk-word"}, "key_env"),
+        ({"models__far__api__modle": "m"}, "modle"),
+    ],
+)
+def test_wrong_declarations_are_named_without_secrets(tmp_path, changes, message):
+    with pytest.raises(InputError) as error:
+        load_experiment(write_experiment(tmp_path, **changes))
+    assert message in str(error.value) and "sk-word" not in str(error.value)
+
+
+def test_killing_and_starting_again_asks_only_what_is_left(server, tmp_path):
+    """A real kill -9 in the middle: what was answered and kept is not asked again."""
+    command = [sys.executable, "-m", "karma.cli", "evaluate", "--model", "tiny", "--base-url", server.base_url,
+               "--key-env", "TEST_KEY", "--benchmark", "arc_easy", "--benchmark-data", str(DEMO), "--limit", "12",
+               "--choice-tokens", "4", "--batch-size", "2", "--out", str(tmp_path)]  # fmt: skip
+    environment = {**project_environment(ROOT), "TEST_KEY": KEY, "no_proxy": "*"}
+    server.pause_s = 0.3
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while child.poll() is None and len(server.asked) < 5:
+            time.sleep(0.02)
+        child.kill()
+    assert child.returncode == -9 and not (tmp_path / "scores.json").exists()
+    server.pause_s = 0
+    time.sleep(1)
+    n_kept, n_before = len(list((tmp_path / "cache").rglob("*.json"))), len(server.asked)
+    assert n_kept >= 3
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{12 - n_kept} prompts asked ({n_kept} kept from before)" in done.stdout
+    assert len(server.asked) - n_before == 12 - n_kept
+    assert KEY not in done.stdout + done.stderr
+
+
+class InItsProcess(VllmBackend):
+    """vLLM's backend with the harness's HFLM in vLLM's place."""
+
+    engine = "hf"
+
+    def _open(self):
+        from karma.worker import WorkerModel
+
+        return WorkerModel("hf", {"pretrained": self.location[0], "dtype": "float32", "batch_size": 2, "device": "cpu"})
+
+
+def save_tiny(folder):
+    load_model(TINY, "tiny").save_pretrained(folder)
+    load_tokenizer(TINY, "tiny").save_pretrained(folder)
+    return {"tiny": ModelSpec(path=str(folder)).model_dump()}
+
+
+def test_a_model_in_its_own_process_answers_the_same(tmp_path, monkeypatch):
+    specs = save_tiny(tmp_path)
+    apart = CachedModel(specs, "tiny", COMPUTE, 2)
+    apart.backend = InItsProcess(specs, "tiny", COMPUTE, 2)
+    here = CachedModel(specs, "tiny", COMPUTE, 2)
+    assert ask(apart, "Name a fruit.", 8) == ask(here, "Name a fruit.", 8)
+    assert apart.backend.identity != here.backend.identity, "another engine's answers are not ours"
+    pairs = [("Say", " a"), ("Say", " b")]
+    assert apart.backend.compare(pairs).answers == here.backend.compare(pairs).answers
+    worker = apart.backend.inner
+    worker._process.kill()
+    with pytest.raises(KarmaError, match="out of memory or killed"):
+        ask(apart, "Hi", 4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_its_backend_says_so(tmp_path):
+    model = CachedModel(save_tiny(tmp_path), "tiny", SimpleNamespace(**vars(COMPUTE), backend="vllm"), 2)
+    with pytest.raises(KarmaError, match="vllm"):
+        ask(model, "Hi", 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is missing: it needs a GPU and its own install"
+)
+def test_vllm_answers(tmp_path):
+    compute = SimpleNamespace(device="cuda", dtype="bfloat16", threads=1, backend="vllm")
+    assert isinstance(ask(CachedModel(save_tiny(tmp_path), "tiny", compute, 8), "Hi", 4), str)
+
+
+def test_a_made_up_model_cannot_be_given_to_vllm():
+    with pytest.raises(InputError, match="made in memory"):
+        CachedModel(TINY, "tiny", SimpleNamespace(**vars(COMPUTE), backend="vllm"), 2)
+
+
+def test_a_server_can_write_the_pool(server, tmp_path):
+    path = write_experiment(tmp_path, origin_models=["tiny-a", "far"], pool__models_per_prompt=2, pool__max_new_tokens=3,
+                            models__far__api__base_url=server.base_url, pool__instructions=str(tmp_path / "few.jsonl"))  # fmt: skip
+    (tmp_path / "few.jsonl").write_text(json.dumps({"instruction": "Name a fruit."}) + "\n")
+    experiment = load_experiment(path)
+    job = SimpleNamespace(settings=experiment.settings, experiment=SimpleNamespace(root=ROOT, outputs=tmp_path / "out"),
+                          models={n: s.model_dump(mode="json") for n, s in experiment.settings.models.items()})  # fmt: skip
+    (row,) = build_pool(job)
+    assert row["models"] == ["tiny-a", "far"] and len(server.asked) == 1

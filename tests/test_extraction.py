@@ -1,0 +1,108 @@
+"""Reading of written answers: a broad table of shapes that models really produce, judged as a person would."""
+
+import pytest
+
+from karma.evaluation.extraction import LETTERS, extract_choice, strip_thinking
+
+ROCKS = ["marble", "granite", "chalk", "slate"]
+NUMBERS = ["0", "11", "0,1", "0,4", "12", "3.5 m/s", "x^2 + 1", "-7", "1/2", "none of these"]
+
+STATED = [
+    ("The answer is (C).", "C"), ("the answer is c", "C"), ("The answer is: (B)", "B"), ("The answer is B because it is hard.", "B"),
+    ("So, the answer is (D)", "D"), ("Therefore, the correct answer is (B) granite.", "B"), ("The best answer is B.", "B"),
+    ("The correct option is B.", "B"), ("The correct answer is option B.", "B"), ("The answer is the option (B).", "B"),
+    ("Answer: B", "B"), ("answer: b", "B"), ("ANSWER: B", "B"), ("Answer - B", "B"), ("Answer = B", "B"), ("Final answer: (B)", "B"),
+    ("The answer would be B.", "B"), ("The answer should be B.", "B"), ("The answer must be (B).", "B"), ("The answer to this question is B.", "B"),
+    ("The answer is therefore (B).", "B"), ("The answer is most likely B.", "B"), ("My answer is B!", "B"), ("The answer is\n(B)", "B"),
+    ("the answer is (b", "B"), ("the answer is A", "A"), ("the answer is a", "A"), ("the answer is (a).", "A"), ("The answer is A because it is soft.", "A"),
+    ("Option B is correct.", "B"), ("B is the correct answer.", "B"), ("(B) is correct", "B"), ("B is correct", "B"), ("granite (B) is the right choice", "B"),
+    ("I would choose option D.", "D"), ("I choose B.", "B"), ("I'd go with B.", "B"), ("I pick (C)", "C"), ("My choice is C.", "C"), ("Choice: C", "C"),
+]  # fmt: skip
+DRESSED = [
+    ("**B**", "B"), ("**The answer is (B).**", "B"), ("The answer is **(B)**.", "B"), ("**Answer:** B", "B"), ("**Answer: B**", "B"), ("### Answer\nB", "B"),
+    ("The answer is *B*", "B"), ("The answer is `B`.", "B"), ('The answer is "B".', "B"), ("The answer is 'B'.", "B"), ("The answer is “B”.", "B"),
+    ("__B__", "B"), ("> B", "B"), ("- B", "B"), ("The answer is [B].", "B"), ("[B]", "B"), ("{B}", "B"), ("<answer>B</answer>", "B"), ("Answer: <b>B</b>", "B"),
+    ("$\\boxed{A}$", "A"), ("\\boxed{B}", "B"), ("The answer is $\\boxed{\\text{D}}$", "D"), ("\\boxed{\\textbf{(B)}}", "B"), ("\\(\\boxed{B}\\)", "B"),
+    ("The final answer is: $\\boxed{\\mathrm{B}}$. I hope it is correct.", "B"), ("\\boxed{granite}", "B"), ("$$\\boxed{B. \\text{granite}}$$", "B"), ("\\[ \\boxed{B} \\]", "B"),
+    ("The answer is（B）。", "B"), ("Ｂ", "B"),
+]  # fmt: skip
+SHORT = [
+    ("B", "B"), ("b", "B"), ("(B)", "B"), ("(b)", "B"), ("B.", "B"), ("B)", "B"), ("B:", "B"), (" B \n", "B"), ("B. granite", "B"), ("b) granite", "B"), ("(B) granite", "B"),
+    ("B: granite", "B"), ("granite", "B"), ("Granite.", "B"), ("**granite**", "B"), ("The answer is granite.", "B"), ("Answer: granite", "B"), ("A: granite", "B"),
+    ("A: marble", "A"), ("A: B", "B"), ("A. marble", "A"), ("So it must be C.", "C"), ("It is B", "B"), ("B. granite\n\nGranite is an igneous rock.", "B"),
+]  # fmt: skip
+EXPLAINED = [
+    ("Marble is metamorphic and chalk is soft. Granite is igneous. The answer is (B).", "B"),
+    ("Let's think step by step.\n1. Marble: no.\n2. Granite: yes.\n\nThe answer is (B).", "B"),
+    ("A is wrong, since marble is metamorphic. C is wrong too. So the answer is B.", "B"),
+    ("Because A is wrong, the answer is **D**", "D"), ("A.\n\nThe answer is D.", "D"), ("Option A is wrong. Option B is correct. Option C is wrong.", "B"),
+    ("The correct option is B. Option A is wrong.", "B"), ("Option A is incorrect.", None), ("A. marble: no\nB. granite: yes\n\nAnswer: B", "B"),
+    ("The answer is (A). No wait, the answer is (B).", "B"), ("At first I thought the answer is A, but the correct answer is C.", "C"),
+    ("The answer is not (A) but (B).", "B"), ("The answer is not A.", None), ("<think>the answer is (A)</think>The answer is (B)", "B"),
+    ("<thinking>A?</thinking>\nB", "B"), ("<think>the answer is (A)", None), ("The answer is A</think>B", "B"),
+    ("The question asks for an igneous rock.\n\nThe answer is (B) granite.\n\nPlease let me know if I can help with anything else.", "B"),
+]  # fmt: skip
+SEVERAL = [
+    ("A or B?", None), ("The answer is A or B.", None), ("The answer is (A) and (C).", None), ("The answer is A, B and C.", None), ("Answer: A/B", None),
+    ("The answer is **A** and **C**.", None), ("Both A and C.", None), ("A. marble\nB. granite", None), ("A. marble\nB. granite\nC. chalk\nD. slate", None),
+    ("A. 4t = 112\nB. 4t = 112\nC.", None), ("A. B.", None), ("\\boxed{A, C}", None), ("A\nB", None), ("(A) (B)", None), ("The answer is B and A is wrong.", "B"), ("The answer is B, A is wrong.", "B"),
+]  # fmt: skip
+UNREADABLE = [
+    ("", None), (" ", None), ("I cannot answer that.", None), ("I'm sorry, but I can't help with that.", None), ("As an AI language model, I do not have opinions.", None),
+    ("A rock is hard.", None), ("I think it is hard to say.", None), ("The answer is a matter of taste.", None), ("The answer is a bit complicated.", None),
+    ("The answer is (X).", None), ("The answer is (J).", None), ("The answer is (E).", None), ("It is granite, because", None), ("None of the above.", None),
+    ("The answer is not given.", None), ("The answer is unknown.", None), ("Answer:", None), ("The answer is", None), ("the answer is (", None), ("42", None), ("yes", None),
+    ("marble or granite", None), ("The answer is basalt.", None), ("Vitamin C is found in oranges and cannot be a rock", None), ("I", None), ("Question: What? Options:", None),
+    ("Dear user, this is a test", None), ("A good question! Let me think.", None),
+]  # fmt: skip
+WRONG_TEXTS = [
+    ("B. A customer who waits", "B"),
+    ("B. a stone", "B"),
+    ("The answer is (B) marble.", "B"),
+    ("B. chalk", "B"),
+    ("Answer: C. slate", "C"),
+    ("The answer is (A) basalt.", "A"),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"), STATED + DRESSED + SHORT + EXPLAINED + SEVERAL + UNREADABLE + WRONG_TEXTS
+)
+def test_answers_are_read_as_a_person_would(answer, letter):
+    assert extract_choice(answer, ROCKS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The answer is (I).", "I"), ("The answer is I.", "I"), ("the answer is j", "J"), ("I think the answer is (H).", "H"), ("The answer is I think (H).", "H"),
+        ("I would say it is F.", "F"), ("I cannot say.", None), ("The answer is 12.", "E"), ("\\boxed{\\frac{1}{2}}", None), ("The answer is $x^2 + 1$.", "G"),
+        ("The answer is 0,1", "C"), ("3.5 m/s", "F"), ("The answer is -7.", "H"), ("The answer is 1.", None), ("I choose J.", "J"), ("(I)", "I"), ("I.", "I"),
+    ],
+)  # fmt: skip
+def test_ten_options_among_them_i_and_numbers(answer, letter):
+    assert extract_choice(answer, NUMBERS) == letter
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_the_asked_form_is_read_for_every_letter(letter):
+    for form in (
+        "The answer is ({}).",
+        "the answer is {}",
+        "{}",
+        "**{}**",
+        "({})",
+        "\\boxed{{{}}}",
+        "Answer: {}",
+        "{}. it",
+    ):
+        assert extract_choice(form.format(letter), NUMBERS) == letter, form
+
+
+def test_letters_beyond_the_options_are_not_read():
+    assert extract_choice("The answer is (C).", ["ice", "fire"]) is None
+
+
+def test_thinking_is_stripped():
+    assert strip_thinking("x</think> yes") == "yes"
+    assert strip_thinking("<reasoning>A</reasoning>B") == "B"
