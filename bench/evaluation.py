@@ -39,7 +39,7 @@ def build_ways(threads: int) -> dict:
 
     from karma.generation import CachedModel
     from karma.models import choose_dtype, load_model, load_tokenizer
-    from karma.params import ModelSpec
+    from karma.settings import ModelSpec
 
     name = "smollm2-135m"
     models = {name: ModelSpec(packaged=name).model_dump()}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from karma.errors import InputError
 from karma.files import compute_digest
-from karma.params import Experiment, Settings, View
+from karma.params import Experiment, View
+from karma.settings import Settings
 
 START = "start"  # in place of a strategy: the policy before any training
 

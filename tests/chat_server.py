@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 from karma.generation import CachedModel
-from karma.params import ModelSpec
+from karma.settings import ModelSpec
 
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
 KEY = "sk-secret-4711"

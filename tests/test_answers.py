@@ -13,7 +13,7 @@ from karma.evaluation.extraction import LETTERS
 from karma.evaluation.items import load_items
 from karma.files import find_project_root, load_json
 from karma.models import load_model, load_tokenizer
-from karma.params import ModelSpec
+from karma.settings import ModelSpec
 
 DEMO = find_project_root() / "karma" / "data" / "demo"
 ARC = load_items("arc_easy", DEMO)

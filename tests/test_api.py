@@ -17,7 +17,8 @@ from karma.evaluation.runner import evaluate, save_evaluation
 from karma.files import find_project_root
 from karma.generation import CachedModel, ask, build_pool, sample_responses
 from karma.models import describe_model, load_model, load_tokenizer
-from karma.params import ModelSpec, load_experiment
+from karma.params import load_experiment
+from karma.settings import ModelSpec
 from tests.chat_server import KEY, TINY, ChatServer
 from tests.conftest import project_environment
 

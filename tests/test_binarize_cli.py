@@ -12,7 +12,8 @@ from karma.cli import app
 from karma.errors import InputError
 from karma.pairs import load_pairs
 from karma.pairs.accounting import DROPPED
-from karma.params import STRATEGIES, load_base
+from karma.params import load_base
+from karma.settings import STRATEGIES
 
 MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "UltraLM-65b"]
 

@@ -15,7 +15,7 @@ from karma.evaluation.scoring import compute_standard_error, list_warnings
 from karma.files import compute_digest, find_project_root
 from karma.generation import CachedModel, run, sample_responses
 from karma.models import PLAIN_TEMPLATE, load_model, load_tokenizer
-from karma.params import ModelSpec
+from karma.settings import ModelSpec
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"

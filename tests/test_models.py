@@ -12,7 +12,7 @@ from karma.models import (
     load_tokenizer,
     prepare_packaged,
 )
-from karma.params import ModelSpec
+from karma.settings import ModelSpec
 
 TINY = ModelSpec(random={"hidden_size": 32, "layers": 3, "heads": 2}, seed=1).model_dump()
 

@@ -29,10 +29,10 @@ from karma.pairs import (
 )
 from karma.pairs.exports import push_pairs, save_binarized, save_dataset
 from karma.pairs.strategies import Candidates, choose_by_kinship
-from karma.params import STRATEGIES
 from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
 from karma.pool.recorded import load_annotations
 from karma.scores import canonical_model_name, load_score_table
+from karma.settings import STRATEGIES
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 

@@ -11,7 +11,8 @@ from karma.errors import InputError
 from karma.files import load_json
 from karma.logprobs import compute_logps, tokenize_response
 from karma.models import add_trained, compute_weights_digest, load_model, load_tokenizer
-from karma.params import ModelSpec, View
+from karma.params import View
+from karma.settings import ModelSpec
 from karma.training import build_dataset, check_pairs, train
 
 MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}

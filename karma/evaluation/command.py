@@ -14,7 +14,7 @@ from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.items import HUB
 from karma.evaluation.scoring import list_warnings
-from karma.params import ModelSpec
+from karma.settings import ModelSpec
 
 
 def run_evaluate(

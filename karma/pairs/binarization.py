@@ -19,7 +19,6 @@ from karma.errors import InputError
 from karma.pairs.accounting import Accounting
 from karma.pairs.rules import Rules, build_origins
 from karma.pairs.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
-from karma.params import STRATEGIES
 from karma.pool import ResponsePool
 from karma.pool.responses import (
     BYTES_PER_TOKEN,
@@ -30,6 +29,7 @@ from karma.pool.responses import (
     to_hex,
 )
 from karma.scores import ScoreTable, canonical_model_name
+from karma.settings import STRATEGIES
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema([

@@ -16,10 +16,10 @@ from karma.pairs import save_pair_sets
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.card import LICENCE_GROUPS
 from karma.pairs.exports import push_pairs, save_binarized, save_dataset
-from karma.params import STRATEGIES
 from karma.pool import ResponsePool, load_pool
 from karma.pool.recorded import load_annotations
 from karma.scores import load_score_table
+from karma.settings import STRATEGIES
 
 _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 
