@@ -55,6 +55,10 @@ UNREADABLE = [
     ("marble or granite", None), ("The answer is basalt.", None), ("Vitamin C is found in oranges and cannot be a rock", None), ("I", None), ("Question: What? Options:", None),
     ("Dear user, this is a test", None), ("A good question! Let me think.", None),
 ]  # fmt: skip
+SPANS = [
+    ("A is wrong, B is right.", "B"), ("Not A: B is correct.", "B"), ("B, the hard one, is correct", "B"),
+    ("A is true but C is the best answer", "C"), ("A statement that is true.", None), ("I believe this is correct.", None),
+]  # fmt: skip
 WRONG_TEXTS = [
     ("B. A customer who waits", "B"),
     ("B. a stone", "B"),
@@ -66,7 +70,7 @@ WRONG_TEXTS = [
 
 
 @pytest.mark.parametrize(
-    ("answer", "letter"), STATED + DRESSED + SHORT + EXPLAINED + SEVERAL + UNREADABLE + WRONG_TEXTS
+    ("answer", "letter"), STATED + DRESSED + SHORT + EXPLAINED + SEVERAL + UNREADABLE + SPANS + WRONG_TEXTS
 )
 def test_answers_are_read_as_a_person_would(answer, letter):
     assert extract_choice(answer, ROCKS) == letter

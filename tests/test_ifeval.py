@@ -74,14 +74,15 @@ def test_the_four_accuracies_by_hand():
 
 def test_language_detection_is_seeded():
     short = item(("language:response_language", {"language": "en"}))
-    assert len({json.dumps(check_instructions(short, "Hotel taxi no")) for _ in range(30)}) == 1
+    assert len({json.dumps(check_instructions(short, "pain chat die gift")) for _ in range(40)}) == 1
 
 
 def test_the_random_prompts_repeat(real_data):
     items = [i for i in load_items("ifeval", real_data) if i["item_id"] in ("1122", "1129")]
     assert len(items) == 2
+    half = " ".join(letter * 9 for letter in "abcdefghijklm")  # right for one drawn letter in two
     for one in items:
-        verdicts = [check_instructions(one, "#a #b #c #d! six!!!!!!") for _ in range(5)]
+        verdicts = [check_instructions(one, half) for _ in range(12)]
         assert all(v == verdicts[0] for v in verdicts)
 
 

@@ -1,5 +1,6 @@
 """Evaluation by prompt and explicit answer, through lm-evaluation-harness.
 
-`tasks/` holds our task YAMLs, `items` reads a benchmark's items, `protocol` writes the prompt and reads the answer,
-`ifeval` runs the checkers of verifiable instructions, `runner` evaluates a model and keeps its answers.
+`tasks/` holds our task YAMLs, `items` reads a benchmark's items, `protocol` writes the prompt, `extraction` reads the
+answer, `ifeval` runs the checkers of verifiable instructions, `scoring` makes scores of verdicts, `runner` evaluates a
+model, `answers` scores what was recorded elsewhere, `compare` puts intervals to scores, `command` is `karma evaluate`.
 """

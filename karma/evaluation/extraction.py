@@ -22,7 +22,7 @@ _ADVERB = r"(?:therefore |thus |likely |probably |definitely |clearly |most like
 _NOT = rf"(?:not {_LETTER}[ ,]*but )?".replace("([A-Ja-j])", "[A-Ja-j]")
 _STATED = (
     rf"\banswer\b[^.\n:=]{{0,60}}?{_IS}\s*{_NOT}{_ADVERB}{_NOUN}{_LETTER}",
-    rf"{_LETTER}[^.\n()]{{0,60}}? is (?:the |most |definitely |indeed )*(?:correct|right|best|true|answer)\b",
+    rf"{_LETTER}(?:(?! is |\b(?-i:[A-J])\b)[^.\n()]){{0,60}}? is (?:the |most |definitely |indeed )*(?:correct|right|best|true|answer)\b",
     rf"\b(?:choose|chose|pick|select|go with|going with|opt for|choice is|option is|choice:|option:) ?{_NOUN}{_LETTER}",
 )
 _SHOWN = (
