@@ -20,9 +20,10 @@ _NOUN = r"(?:(?:the|an?) )?(?:(?:correct|right|best|final) )?(?:(?:option|choice
 _IS = r"(?:\b(?:is|was|would be|should be|must be)\b|[:=]| [-–—] )"
 _ADVERB = r"(?:therefore |thus |likely |probably |definitely |clearly |most likely |indeed )?"
 _NOT = rf"(?:not {_LETTER}[ ,]*but )?".replace("([A-Ja-j])", "[A-Ja-j]")
+_GAP = r"(?:(?! is |\b(?-i:[A-J])\b)[^.\n()]){0,60}?"  # within a sentence, without another letter or verdict
 _STATED = (
     rf"\banswer\b[^.\n:=]{{0,60}}?{_IS}\s*{_NOT}{_ADVERB}{_NOUN}{_LETTER}",
-    rf"{_LETTER}(?:(?! is |\b(?-i:[A-J])\b)[^.\n()]){{0,60}}? is (?:the |most |definitely |indeed )*(?:correct|right|best|true|answer)\b",
+    rf"{_LETTER}{_GAP} is (?:the |most |definitely |indeed )*(?:correct|right|best|true|answer)\b",
     rf"\b(?:choose|chose|pick|select|go with|going with|opt for|choice is|option is|choice:|option:) ?{_NOUN}{_LETTER}",
 )
 _SHOWN = (
