@@ -92,9 +92,8 @@ def report(seconds: dict[str, tuple[float, float]], answers: dict[str, list[str]
     n = len(answers[base])
     for name, (took, cpu) in seconds.items():
         changed = sum(a != b for a, b in zip(answers[name], answers[base], strict=True))
-        print(
-            f"{name}: {n / took:.2f} items/s ({cpu:.0f} CPU s), {changed} of {n} answers differ from {base} ({changed / n:.1%})"
-        )
+        differ = f"{changed} of {n} answers differ from {base} ({changed / n:.1%})"
+        print(f"{name}: {n / took:.2f} items/s ({cpu:.0f} CPU s), {differ}")
     equal = sum(a == b for a, b in zip(answers[same], answers[base], strict=True)) / n
     speed = {name: seconds[base][0] / seconds[name][0] for name in seconds}
     ratios = [
