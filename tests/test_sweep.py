@@ -78,14 +78,14 @@ def test_every_job_left_its_executed_notebook_and_provenance(smoke):
 
 
 def test_one_training_where_two_sft_sets_are_the_same(smoke):
-    runs = smoke / STUDY / "runs" / "tiny-a"
-    records = {
-        s: json.loads((runs / s / "sft" / "seed0" / "training.json").read_text()) for s in ("k_score", "k_score_sim")
-    }
-    assert records["k_score"]["data_digest"] == records["k_score_sim"]["data_digest"]
-    assert sum(r["same_data_as"] is not None for r in records.values()) == 1
-    weights = [(runs / s / "sft" / "seed0" / "model" / "model.safetensors").read_bytes() for s in records]
-    assert weights[0] == weights[1]
+    runs = sorted((smoke / STUDY / "runs" / "tiny-a").glob("*/sft/seed0"))
+    records = {run.parts[-3]: json.loads((run / "training.json").read_text()) for run in runs}
+    assert records["k_score"]["data_digest"] == records["k_score_sim"]["data_digest"] != records["rlaif"]["data_digest"]
+    for digest in {record["data_digest"] for record in records.values()}:
+        alike = [name for name, record in records.items() if record["data_digest"] == digest]
+        assert sum(records[name]["same_data_as"] is None for name in alike) == 1, f"{alike} were trained apart"
+        weights = [run / "model" / "model.safetensors" for run in runs if run.parts[-3] in alike]
+        assert len({path.read_bytes() for path in weights}) == 1
 
 
 def test_a_second_run_does_nothing_and_says_so(smoke):
