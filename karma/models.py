@@ -194,6 +194,23 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     return model.to(device=device, dtype=torch_dtype).eval()
 
 
+def load_shape(models: Specs, name: str) -> tuple[Any, int]:
+    """Return a model's configuration and its number of parameters, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    spec = _get_spec(models, name)
+    if spec["perturbed"] or spec.get("adapter"):
+        return load_shape(models, spec["perturbed"] or spec["base"])
+    if spec["random"]:
+        config = _build_random(spec).config
+    else:
+        location, extra = _location(spec)
+        config = _from_pretrained(AutoConfig, location, name, **extra)
+    with torch.device("meta"):
+        return config, AutoModelForCausalLM.from_config(config).num_parameters()
+
+
 def _from_pretrained(kind, location: str, name: str, **options):
     try:
         return kind.from_pretrained(location, trust_remote_code=False, **options)

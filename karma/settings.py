@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
-Method = Literal["sft", "dpo"]
+Method = Literal["sft", "dpo", "simpo"]
 Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -150,6 +150,7 @@ class Pairs(_Strict):
     match_rows: Annotated[list[Strategy], AfterValidator(_check_unique)]
     held_out: float = Field(ge=0, lt=1)
     seed: int
+    curriculum_stages: int | None = Field(ge=1, le=127)
 
 
 class Lora(_Strict):
@@ -159,6 +160,13 @@ class Lora(_Strict):
     alpha: Count
     dropout: float = Field(ge=0, lt=1)
     last_layers: Count
+
+
+class Simpo(_Strict):
+    """SimPO's own two numbers (its beta is not DPO's)."""
+
+    beta: float = Field(gt=0)
+    gamma_ratio: float = Field(ge=0, description="target margin / beta")
 
 
 class Training(_Strict):
@@ -175,7 +183,13 @@ class Training(_Strict):
     gradient_checkpointing: bool
     beta: float = Field(gt=0)
     loss_type: str
+    label_smoothing: Share
+    simpo: Simpo
     lora: Lora | None
+    merge_adapter: bool
+    checkpoint_steps: int = Field(ge=0)
+    sample_tokens: int = Field(ge=0)
+    accelerate: str | None
 
 
 class Settings(_Strict):

@@ -20,7 +20,8 @@ COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
 SETTINGS = {
     "epochs": 1.0, "per_device_batch_size": 2, "gradient_accumulation": 1, "devices": 1, "learning_rate": 1e-3,
     "warmup_steps": 0, "scheduler": "constant", "max_length": 128, "gradient_checkpointing": False, "beta": 0.1,
-    "loss_type": "sigmoid", "lora": None,
+    "loss_type": "sigmoid", "label_smoothing": 0.0, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
+    "merge_adapter": False, "checkpoint_steps": 0, "sample_tokens": 8, "accelerate": None,
 }  # fmt: skip
 
 
@@ -94,10 +95,10 @@ def test_bad_pairs_are_refused_before_a_model_loads(tiny, change, message):
 
 
 def test_warm_up_longer_than_training_and_truncation_are_warned_about(tiny):
-    report = check_pairs(make_pairs(6), tiny[1], "dpo", settings(warmup_steps=500, max_length=16))
-    assert report["updates"] == 3 and report["truncated_rows"] > 0
+    report = check_pairs(make_pairs(6), tiny[1], "dpo", settings(warmup_steps=500, max_length=40))
+    assert report["updates"] == 3 and report["truncated_rows"] > 0 and report["dropped_pairs"] == 0
     assert "fewer than 500 warm-up steps" in report["warnings"][0]
-    assert "longer than max_length=16" in report["warnings"][1]
+    assert "longer than max_length=40" in report["warnings"][1]
 
 
 def test_an_empty_training_set_is_refused(tiny):

@@ -1,0 +1,38 @@
+"""The model card of a tuned policy: what a stranger must know before using it, in the Hub's README format.
+
+Everything in it comes from the training's record and the settings; it carries no date and no path of a machine.
+"""
+
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from karma.training.held_out import describe_held_out
+
+
+def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str) -> str:
+    """Return README.md for a tuned policy.
+
+    Args:
+        record: what training.json holds. spec: the untrained policy's specification.
+        strategy: of the pairs it was tuned on.
+    """
+    base = spec.get("hub") or {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(spec.get("packaged") or "")
+    metadata = ModelCardData(base_model=base, library_name="peft" if record["adapter"] else "transformers",
+                             pipeline_tag="text-generation", tags=["karma", "trl", record["method"], strategy])  # fmt: skip
+    settings = {k: v for k, v in record["settings"].items() if v is not None}
+    rows = [("policy", record["policy"]), ("method", record["method"]), ("pairs", f"{strategy}, {record['n_train_pairs']:,}"),
+            ("data digest", record["data_digest"]), ("seed", record["seed"]), ("updates", record["n_updates"]),
+            ("computed in", f"{record['dtype']} on {record['device']}"), *settings.items()]  # fmt: skip
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    alarms = "\n".join(f"- {alarm}" for alarm in record["alarms"]) or "none"
+    return (
+        f"---\n{metadata.to_yaml()}\n---\n\n# {record['policy']}, tuned with {record['method'].upper()} on {strategy}\n\n"
+        "Tuned with the KARMA kit (method: arXiv 2502.18744) through TRL. The preferences it was tuned on are "
+        + ("annotations of single responses.\n\n" if strategy == "rlaif" else
+           "the benchmark scores of the models that wrote the responses: no one read the texts.\n\n")
+        + f"## Training\n\n| what | value |\n|---|---|\n{table}\n\n"
+        f"## Held-out pairs\n\nPreference {describe_held_out(record['held_out'])}.\n\n## Alarms\n\n{alarms}\n\n"
+        "## Limits\n\nAccuracy on held-out pairs says that a preference was learnt, not that it is a good one. Nothing "
+        "was tested for safety. The licence is that of the base model and of the pairs: see their cards.\n"
+    )  # fmt: skip

@@ -1,0 +1,177 @@
+"""What is checked before a model loads: the pairs, the method, the memory, the folder.
+
+TRL truncates long rows, and drops rows whose prompt alone fills `max_length`, without a word: here both are counted
+first. Memory is estimated from the model's shape alone; weights, gradients and Adam's two moments are exact, and
+activations a rule of thumb. Limit: the estimate knows Llama-like models, and nothing of what other programs will take.
+
+Paper: Appendix A for the settings; the rule of thumb for activations follows arXiv 2205.05198, section 4.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from karma.errors import InputError
+from karma.files import load_json
+from karma.logprobs import tokenize_response
+from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> dict[str, Any]:
+    """Check a training set before any model is loaded.
+
+    Args:
+        pairs: the training split.
+        tokenizer: the policy's.
+        method: "sft", "dpo" or "simpo".
+        settings: the experiment's `training`.
+
+    Returns:
+        Counts a reader wants to see first: pairs, updates, pairs an update, median and longest row in tokens, rows
+        truncated, pairs dropped, and `warnings`, each a sentence with advice.
+
+    Raises:
+        InputError: no pairs (left), a malformed message, an empty response, chosen equal to rejected, stages out of
+            order, or a method that cannot be trained as set.
+    """
+    check_method(method, settings)
+    if not len(pairs):
+        raise InputError("the training split is empty: lower pairs.held_out, or look at accounting.json for the drops")
+    if is_curriculum(pairs) and (stages := pairs["stage"].to_pylist()) != sorted(stages):
+        raise InputError("the pairs' stages are out of order: write them again with `karma binarize --order curriculum`")
+    rows = [_measure(row, tokenizer, method) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
+    limit = settings.max_length
+    dropped = sum(any(start >= limit for start, _ in row) for row in rows)
+    lengths = sorted(end for row in rows for _, end in row)
+    truncated = sum(start < limit < end for row in rows for start, end in row)
+    if dropped == len(rows):
+        raise InputError(f"every prompt is at least max_length={limit} tokens long: raise training.max_length")
+    per_update = settings.per_device_batch_size * count_accumulation(settings, 1)
+    n_updates = max(int(-(-(len(rows) - dropped) // per_update) * settings.epochs), 1)
+    return {"pairs": len(pairs), "updates": n_updates, "pairs_an_update": per_update,
+            "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": truncated,
+            "dropped_pairs": dropped,
+            "warnings": list(_list_warnings(n_updates, settings, truncated, dropped, len(rows)))}  # fmt: skip
+
+
+_TEXTS = ("prompt", "chosen", "rejected")
+
+
+def _measure(row: dict[str, Any], tokenizer: Any, method: str) -> list[tuple[int, int]]:
+    """Check one pair and return (tokens of the prompt, tokens in all) of each of its rows."""
+    sides = ("chosen",) if method == "sft" else ("chosen", "rejected")
+    if method != "sft" and row["chosen"] == row["rejected"]:
+        raise InputError(f"pair {row['row_id']}: chosen and rejected are the same text")
+    for side in sides:
+        _check_messages(row, side)
+    tokens = [tokenize_response(tokenizer, row["prompt"], row[side], 10**9) for side in sides]
+    return [(t.start, len(t.ids)) for t in tokens]
+
+
+def _check_messages(row: dict[str, Any], side: str) -> None:
+    turns = [(row["prompt"], "user"), (row[side], "assistant")]
+    for messages, role in turns:
+        if not isinstance(messages, list) or not messages or messages[-1].get("role") != role:
+            raise InputError(
+                f"pair {row['row_id']}: {side} must be messages ending with role '{role}', as stage 03 writes"
+            )
+        if not (messages[-1].get("content") or "").strip():
+            raise InputError(f"pair {row['row_id']}: an empty text under role '{role}'")
+
+
+def _list_warnings(n_updates: int, settings: Any, truncated: int, dropped: int, n_pairs: int):
+    limit = settings.max_length
+    if n_updates <= settings.warmup_steps:
+        yield (f"{n_updates} updates are fewer than {settings.warmup_steps} warm-up steps: the learning rate "
+               "never reaches its value; lower training.warmup_steps")  # fmt: skip
+    if truncated:
+        yield f"{truncated} rows are longer than max_length={limit} tokens and lose their end; raise training.max_length"
+    if dropped:
+        yield (f"{dropped} of {n_pairs} pairs are not trained on: their prompt alone fills max_length={limit} tokens; "
+               "raise training.max_length")  # fmt: skip
+
+
+def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, method: str, longest: int) -> dict:
+    """Estimate the memory that one process of a training takes, in bytes.
+
+    Args:
+        config: the model's (`transformers`). n_parameters: its weights.
+        settings: the experiment's `training`. dtype: what is computed in. method: "sft", "dpo" or "simpo".
+        longest: the longest row, in tokens.
+
+    Returns:
+        states_bytes (weights, gradients, Adam's moments, shared out among `devices` under FSDP or ZeRO-3),
+        activations_bytes, and their sum total_bytes.
+    """
+    weights, trained = n_parameters * _BYTES[choose_weights_dtype(settings, dtype)], n_parameters
+    if settings.lora:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        trained = settings.lora.rank * min(settings.lora.last_layers, config.num_hidden_layers) * (11 * hidden + 3 * inner)
+        weights += 4 * trained
+    shared_out = settings.accelerate is not None and not str(settings.accelerate).endswith("ddp.yaml")
+    states = (weights + 12 * trained) / (settings.devices if shared_out else 1)  # float32 gradient and two moments
+    rows = settings.per_device_batch_size * (1 if method == "sft" else 2)
+    tokens, layers = rows * min(longest, settings.max_length), config.num_hidden_layers
+    a_layer = tokens * (16 * config.hidden_size + 6 * config.intermediate_size) * _BYTES[dtype] / 2
+    kept = layers * tokens * config.hidden_size * _BYTES[dtype] + a_layer
+    activations = (kept if settings.gradient_checkpointing else layers * a_layer) + _estimate_head(config, tokens, method)
+    return {"states_bytes": int(states), "activations_bytes": int(activations), "total_bytes": int(states + activations)}
+
+
+def _estimate_head(config: Any, tokens: int, method: str) -> float:
+    """Logits in float32 with their gradient: of a chunk of tokens in DPO, of all in SimPO and SFT."""
+    from karma.training.shared_prompt import HEAD_CHUNK
+
+    return 10.0 * config.vocab_size * (min(tokens, HEAD_CHUNK) if method == "dpo" else tokens)
+
+
+def find_memory(device: str) -> int:
+    """Return the free memory of the device, in bytes: the first CUDA device's, or this machine's."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def check_memory(estimate: dict[str, int], free: int, device: str) -> list[str]:
+    """Compare an estimate with what is free.
+
+    Returns:
+        Warnings, each with advice.
+
+    Raises:
+        InputError: weights, gradients and moments alone do not fit.
+    """
+    need, states = estimate["total_bytes"] / 2**30, estimate["states_bytes"] / 2**30
+    advice = "use training.lora, a smaller per_device_batch_size, or share it out (training.accelerate)"
+    if estimate["states_bytes"] > free:
+        raise InputError(f"weights, gradients and optimiser take {states:.1f} GiB, and {device} has "
+                         f"{free / 2**30:.1f} GiB free: {advice}")  # fmt: skip
+    if estimate["total_bytes"] > free:
+        return [f"about {need:.1f} GiB are needed, and {device} has {free / 2**30:.1f} GiB free: {advice}"]
+    return []
+
+
+def check_folder(folder: Path, identity: str) -> str:
+    """Tell what a run folder is for a training: "free", "resumable" (a checkpoint of this training) or "done".
+
+    Args:
+        folder: where the training writes. identity: what the training is made of (`karma.training.train`).
+
+    Raises:
+        InputError: another training's results lie there.
+    """
+    record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
+    if record.is_file() and (folder / "model").is_dir():
+        if load_json(record).get("identity") == identity:
+            return "done"
+        raise InputError(f"{folder} holds another training: give a new folder, or remove it")
+    if marker.is_file() and load_json(marker) == identity:
+        return "resumable"
+    return "free"

@@ -1,0 +1,83 @@
+"""Held-out preference accuracy: on pairs kept out of training, did the policy move towards the chosen response?
+
+The reward margin of a pair is beta times the change, from the untrained to the tuned policy, of
+log pi(chosen) - log pi(rejected). The same definition serves every method, SFT included, so that runs can be compared;
+beta is DPO's and changes no accuracy.
+
+Paper: the reward margin of DPO (arXiv 2305.18290, section 4).
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+from scipy.stats import binomtest
+
+from karma.logprobs import compute_logps
+
+
+def compute_pair_logps(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:
+    """Return log pi(chosen) and log pi(rejected) of each pair, (n, 2), in nats, and their lengths, (n, 2), in tokens.
+
+    Returns:
+        One tensor (n, 2, 2): [pair, side, (log-probability, length)].
+    """
+    prompts, sides = pairs["prompt"].to_pylist(), [pairs[side].to_pylist() for side in ("chosen", "rejected")]
+    both = compute_logps(
+        model, tokenizer, prompts * 2, sides[0] + sides[1], max_length=settings.max_length, progress=progress
+    )
+    return torch.stack([values.float().view(2, len(pairs)).T for values in both], -1)
+
+
+def build_margins(pairs: pa.Table, before: torch.Tensor, after: torch.Tensor, beta: float) -> pa.Table:
+    """Return one row a held-out pair: log-probabilities before and after training, lengths, and the reward margin.
+
+    Args:
+        pairs: the held-out pairs.
+        before, after: from `compute_pair_logps`, of the untrained and the tuned policy.
+        beta: of the reward margin.
+    """
+    logps = {f"{side}_logps_{when}": values[:, k, 0].tolist()
+             for when, values in (("before", before), ("after", after))
+             for k, side in enumerate(("chosen", "rejected"))}  # fmt: skip
+    lengths = {f"{side}_tokens": before[:, k, 1].int().tolist() for k, side in enumerate(("chosen", "rejected"))}
+    change = (after - before)[:, :, 0]
+    margins = beta * (change[:, 0] - change[:, 1])
+    return pa.table({"row_id": pairs["row_id"], **logps, **lengths, "margin": margins.double().tolist()})
+
+
+def summarise_margins(margins: torch.Tensor) -> dict[str, Any]:
+    """Summarise reward margins of held-out pairs.
+
+    Args:
+        margins: beta * (policy's log-ratio of chosen over rejected - the reference's), (n,), in nats.
+
+    Returns:
+        accuracy (share of margins above 0; ties count half), n, its 95 % Wilson interval, and the mean margin.
+
+    Example:
+        >>> summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0]))["accuracy"]
+        0.625
+    """
+    n = len(margins)
+    if not n:
+        return {"accuracy": None, "n": 0, "interval": [None, None], "margin_mean": None}
+    right = int((margins > 0).sum()) + 0.5 * int((margins == 0).sum())
+    interval = binomtest(int(right), n).proportion_ci(method="wilson")
+    return {"accuracy": right / n, "n": n, "interval": [float(interval.low), float(interval.high)],
+            "margin_mean": float(margins.mean())}  # fmt: skip
+
+
+def describe_held_out(held: dict[str, Any]) -> str:
+    """Say in one sentence what the held-out pairs show.
+
+    Example:
+        >>> describe_held_out(summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0])))
+        'accuracy 0.62 on 4 held-out pairs, 95 % interval 0.15 to 0.85: cannot be told from a coin'
+    """
+    if not held["n"]:
+        return "no pairs were held out (pairs.held_out is 0)"
+    low, high = held["interval"]
+    verdict = "cannot be told from a coin" if low <= 0.5 <= high else "differs from a coin"
+    shown = f"accuracy {held['accuracy']:.2f} on {held['n']} held-out pairs"
+    return f"{shown}, 95 % interval {low:.2f} to {high:.2f}: {verdict}"

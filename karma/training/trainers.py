@@ -1,0 +1,145 @@
+"""The trainer of a method, configured: what differs from TRL's defaults is written out here and nowhere else.
+
+SFT and DPO are TRL's stable trainers (DPO with `karma.training.shared_prompt`'s forward pass); SimPO is TRL's
+experimental CPO trainer with its SimPO loss, behind `_build_simpo` alone: it may move or vanish in any release.
+Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
+learning rates an update is smaller than bfloat16's rounding of the weight it changes.
+
+Paper: section 4.1 and Appendix A; SimPO is arXiv 2405.14734.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from karma.errors import InputError, KarmaError
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DPO_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+_PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def build_dataset(pairs: pa.Table, method: str):
+    """Turn pairs into what TRL's trainer of that method takes.
+
+    Args:
+        pairs: with prompt, chosen and rejected as lists of role/content messages.
+        method: "sft" (prompt, completion), or "dpo" and "simpo" (prompt, chosen, rejected).
+    """
+    from datasets import Dataset
+
+    renamed = {"prompt": "prompt", "completion": "chosen"} if method == "sft" else {k: k for k in _PREFERENCE_COLUMNS}
+    return Dataset.from_dict({name: pairs[column].to_pylist() for name, column in renamed.items()})
+
+
+def is_curriculum(pairs: pa.Table) -> bool:
+    """Tell whether the pairs are to be trained in their order: stage 03 gave them stages."""
+    return "stage" in pairs.column_names
+
+
+def check_method(method: str, settings: Any) -> None:
+    """Raise an InputError where a method cannot be trained as set, before anything is loaded."""
+    if method == "dpo" and settings.loss_type not in DPO_LOSSES:
+        raise InputError(f"training.loss_type '{settings.loss_type}' is not one of TRL's: {', '.join(DPO_LOSSES)}")
+    if method == "dpo" and settings.loss_type == "exo_pair" and not settings.label_smoothing:
+        raise InputError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
+    if method == "dpo" and settings.loss_type == "robust" and settings.label_smoothing >= 0.5:
+        raise InputError("training.loss_type robust needs training.label_smoothing below 0.5")
+    if settings.merge_adapter and not settings.lora:
+        raise InputError("training.merge_adapter needs training.lora: there is no adapter to merge")
+
+
+def choose_weights_dtype(settings: Any, dtype: str) -> str:
+    """Return what the trained weights are kept in: float32 for full fine-tuning, `dtype` under adapters.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> choose_weights_dtype(SimpleNamespace(lora=None), "bfloat16")
+        'float32'
+    """
+    return dtype if settings.lora else "float32"
+
+
+def build_trainer(
+    model: Any, tokenizer: Any, pairs: pa.Table, method: str, seed: int, settings: Any, *, device: str, dtype: str,
+    n_processes: int = 1, reference_model: Any = None, reference_file: Path | None = None, output: Path | None = None,
+):  # fmt: skip
+    """Build TRL's trainer of a method.
+
+    Args:
+        model, tokenizer: the policy. pairs: what it is tuned on.
+        method: "sft", "dpo" or "simpo". seed: of data order and adapters. settings: the experiment's `training`.
+        device: "cpu" or "cuda". dtype: what is computed in.
+        n_processes: data-parallel processes; with fewer than `settings.devices`, accumulation makes up for the rest,
+            so that an update always has the same number of pairs.
+        reference_model: DPO's, where it must be a second model (FSDP, full fine-tuning).
+        reference_file: where DPO's reference log-probabilities are kept.
+        output: folder of checkpoints.
+    """
+    shared: dict[str, Any] = {
+        "output_dir": str(output or "unused"), "report_to": "none", "seed": seed, "logging_steps": 1,
+        "save_strategy": "steps" if output and settings.checkpoint_steps else "no", "save_total_limit": 2,
+        "save_steps": settings.checkpoint_steps or 500, "disable_tqdm": True, "logging_nan_inf_filter": False,
+        "num_train_epochs": settings.epochs, "per_device_train_batch_size": settings.per_device_batch_size,
+        "gradient_accumulation_steps": count_accumulation(settings, n_processes),
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps, "lr_scheduler_type": settings.scheduler,
+        "max_length": settings.max_length, "gradient_checkpointing": settings.gradient_checkpointing,
+        "use_cpu": device == "cpu", "bf16": dtype == "bfloat16", "dataloader_pin_memory": device == "cuda",
+        "train_sampling_strategy": "sequential" if is_curriculum(pairs) else "random",
+        "ddp_find_unused_parameters": False,
+    }  # fmt: skip
+    options = {"train_dataset": build_dataset(pairs, method), "processing_class": tokenizer,
+               "peft_config": _build_lora(model, settings.lora) if settings.lora else None}  # fmt: skip
+    if method == "sft":
+        from trl import SFTConfig, SFTTrainer
+
+        return SFTTrainer(model, SFTConfig(completion_only_loss=True, **shared), **options)
+    if method == "simpo":
+        return _build_simpo(model, settings, shared, options)
+    from trl import DPOConfig
+
+    from karma.training.shared_prompt import SharedPromptDPOTrainer
+
+    config = DPOConfig(beta=settings.beta, loss_type=[settings.loss_type], label_smoothing=settings.label_smoothing,
+                       precompute_ref_log_probs=True, **shared)  # fmt: skip
+    return SharedPromptDPOTrainer(model, reference_model, args=config, reference_file=reference_file, **options)
+
+
+def _build_simpo(model: Any, settings: Any, shared: dict[str, Any], options: dict[str, Any]):
+    """Build TRL's experimental trainer with the SimPO loss: length-normalised, no reference, a target margin."""
+    try:
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+    except ImportError as error:
+        raise KarmaError(f"SimPO is an experimental trainer of TRL, and this TRL has moved it ({error}): "
+                         "install trl==1.16") from error  # fmt: skip
+    beta = settings.simpo.beta
+    config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=settings.simpo.gamma_ratio * beta,
+                       **shared)  # fmt: skip
+    return CPOTrainer(model, args=config, **options)
+
+
+def count_accumulation(settings: Any, n_processes: int) -> int:
+    """Return the micro-batches an update, such that pairs an update do not depend on the number of processes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> count_accumulation(SimpleNamespace(gradient_accumulation=4, devices=4), n_processes=1)
+        16
+    """
+    total = settings.gradient_accumulation * settings.devices
+    if total % n_processes:
+        raise InputError(f"{n_processes} processes cannot share {total} micro-batches an update: "
+                         "let training.devices be a multiple of them")  # fmt: skip
+    return total // n_processes
+
+
+def _build_lora(model: Any, lora: Any):
+    from peft import LoraConfig
+
+    n_layers = model.config.num_hidden_layers
+    last = list(range(max(n_layers - lora.last_layers, 0), n_layers))
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LORA_TARGETS,
+                      layers_to_transform=last, task_type="CAUSAL_LM")  # fmt: skip

@@ -1,0 +1,153 @@
+"""One training, from a loaded policy to saved weights: in this process, or in each process of `accelerate launch`.
+
+Checkpoints lie beside the run until it is done; a killed training goes on from the last whole one and ends with the
+weights of an uninterrupted one. Decision: checkpoints are the trainer's own (torch files, read with `weights_only`);
+what stays at the end is safetensors and JSON.
+
+Paper: section 4.1 and Appendix A.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from karma.errors import KarmaError
+from karma.files import atomic_path, load_json, save_json
+from karma.params import View
+from karma.training.health import find_alarms
+from karma.training.progress import LiveView, ProgressFile
+from karma.training.trainers import build_trainer, count_accumulation
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training is made of, as plain values that another process can be given.
+
+    Attributes:
+        models: name -> specification. policy: which of them is tuned. method: "sft", "dpo" or "simpo".
+        seed: of data order and adapters. settings: the experiment's `training`.
+        device, dtype, threads: where and in what it computes.
+        folder: where checkpoints, the progress file and `model/` go.
+        identity: digest of all that decides the weights.
+        reference_file: where DPO's reference log-probabilities are kept.
+        data_digest: of the texts it is tuned on.
+    """
+
+    models: dict[str, Any]
+    policy: str
+    method: str
+    seed: int
+    settings: dict[str, Any]
+    device: str
+    dtype: str
+    threads: int
+    folder: str
+    identity: str
+    reference_file: str
+    data_digest: str
+
+    @property
+    def view(self) -> View:
+        """The settings by attribute."""
+        return View(self.settings, "", "04_alignment_training")
+
+    @property
+    def pairs_an_update(self) -> int:
+        """Pairs whose gradients are summed before the weights change."""
+        return self.view.per_device_batch_size * count_accumulation(self.view, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return asdict(self)
+
+    def open_view(self) -> LiveView:
+        """Return what shows its progress."""
+        return LiveView(Path(self.folder) / "progress.jsonl", self.method, self.pairs_an_update, self.view.beta)
+
+
+def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[Any], n_processes: int = 1,
+         reference_model: Any = None) -> Any:  # fmt: skip
+    """Train, from the last checkpoint if there is one, and return the trainer.
+
+    Args:
+        run: what is trained. model, tokenizer: the policy. pairs: what it is tuned on.
+        callbacks: of the trainer, besides the progress file's.
+        n_processes: that share an update.
+        reference_model: DPO's, where it must be a second model.
+
+    Raises:
+        KarmaError: the loss became NaN or infinite.
+    """
+    folder, settings = Path(run.folder), run.view
+    checkpoints = _prepare_checkpoints(folder / "checkpoints", run.identity) if settings.checkpoint_steps else None
+    trainer = build_trainer(
+        model, tokenizer, pairs, run.method, run.seed, settings, device=run.device, dtype=run.dtype,
+        n_processes=n_processes, reference_model=reference_model, reference_file=Path(run.reference_file),
+        output=checkpoints,
+    )  # fmt: skip
+    for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=find_checkpoint(checkpoints))
+    alarms = find_alarms(_list_updates(trainer.state.log_history), 2**31, run.pairs_an_update, settings.beta)
+    if trainer.state.global_step < trainer.state.max_steps:  # the progress file's callback stopped it
+        raise KarmaError(alarms[0] if alarms else f"training stopped at update {trainer.state.global_step}")
+    return trainer
+
+
+def _prepare_checkpoints(folder: Path, identity: str) -> Path:
+    """Return the folder of checkpoints, without those of another training."""
+    marker = folder / "identity.json"
+    if folder.is_dir() and not (marker.is_file() and load_json(marker) == identity):
+        shutil.rmtree(folder, ignore_errors=True)
+    if not marker.is_file():
+        save_json(identity, marker)
+    return folder
+
+
+def find_checkpoint(folder: Path | None) -> str | None:
+    """Return the last whole checkpoint (the trainer writes its state last), if any."""
+    whole = list(folder.glob("checkpoint-*/trainer_state.json")) if folder else []
+    return str(max(whole, key=lambda state: int(state.parent.name.split("-")[1])).parent) if whole else None
+
+
+def _list_updates(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in log if "loss" in entry]
+
+
+def save_outcome(trainer: Any, tokenizer: Any, run: Run) -> dict[str, Any]:
+    """Save the weights, and return what the trainer's own log says.
+
+    Returns:
+        n_updates, tokens, train_seconds (of the last start), resumed_at (update, or None), history.
+    """
+    folder = Path(run.folder)
+    own = trainer.is_world_process_zero()  # every process takes part in gathering shared-out weights, one writes
+    with atomic_path(folder / "model") if own else TemporaryDirectory() as temporary:
+        trainer.save_model(str(temporary))
+        if own:
+            tokenizer.save_pretrained(temporary)
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, of no use to anyone here
+    log = trainer.state.log_history
+    history = _list_updates(log)
+    tokens = int(history[-1]["num_tokens"]) if history and "num_tokens" in history[-1] else None
+    return {"n_updates": trainer.state.global_step, "tokens": tokens, "history": history, "same_data_as": None,
+            "train_seconds": round(log[-1]["train_runtime"], 3), "resumed_at": _find_start(folder)}  # fmt: skip
+
+
+def _find_start(folder: Path) -> int | None:
+    first = json.loads((folder / "progress.jsonl").read_text("utf-8").split("\n", 1)[0])
+    return first["done"] or None
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("progress.jsonl", "launch.json", "launch.log", "train.parquet", "outcome.json"):
+        (folder / name).unlink(missing_ok=True)
+    for file in folder.glob("reference-*.parquet"):
+        file.unlink()
