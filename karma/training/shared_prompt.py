@@ -24,7 +24,6 @@ from datasets import Dataset, concatenate_datasets
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
-from transformers.utils import is_peft_available
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -65,11 +64,11 @@ class SharedPromptDPOTrainer(DPOTrainer):
         return concatenate_datasets([dataset, reference], axis=1)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Draw as the trainer does, then sort each update's pairs by length."""
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        args = self.args
+        """Draw the pairs of each update at random (or take them in order), then sort them by length."""
+        dataset, args = train_dataset if train_dataset is not None else self.train_dataset, self.args
         per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return SortedWithinUpdates(super()._get_train_sampler(dataset), _count_tokens(dataset), per_update)
+        seed = None if args.train_sampling_strategy == "sequential" else args.seed
+        return UpdateSampler(_count_tokens(dataset), per_update, seed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what was computed: TRL's entropy, mean logits and token accuracy need a pass that is saved here."""
@@ -79,24 +78,35 @@ class SharedPromptDPOTrainer(DPOTrainer):
         super().log(logs, start_time)
 
 
-class SortedWithinUpdates(Sampler):
-    """Another sampler's order, with each update's pairs sorted by length, longest first.
+class UpdateSampler(Sampler):
+    """Every pair once an epoch, the pairs of each update sorted by length, longest first.
 
-    The pairs of an update, and so its gradient, stay the same; its micro-batches hold pairs of like length.
+    What an update holds is drawn from (seed, epoch) alone, so every process and every resumed run draws alike; sorting
+    changes which pairs share a micro-batch, and so their padding, but not the update's gradient.
+
+    Args:
+        lengths: tokens of each pair. per_update: pairs an update. seed: of the draw; None takes them in their order.
 
     Example:
-        >>> list(SortedWithinUpdates([0, 1, 2, 3], lengths=[5, 9, 2, 7], per_update=2))
+        >>> list(UpdateSampler([5, 9, 2, 7], per_update=2, seed=None))
         [1, 0, 3, 2]
     """
 
-    def __init__(self, order: Any, lengths: list[int], per_update: int):
-        self.order, self.lengths, self.per_update = order, lengths, per_update
+    def __init__(self, lengths: list[int], per_update: int, seed: int | None):
+        self.lengths, self.per_update, self.seed, self.epoch = lengths, per_update, seed, 0
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be that of an epoch (the trainer calls it)."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        drawn = list(self.order)
+        drawn = list(range(len(self)))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+            drawn = torch.randperm(len(self), generator=generator).tolist()
         for start in range(0, len(drawn), self.per_update):
             yield from sorted(drawn[start : start + self.per_update], key=lambda i: (-self.lengths[i], i))
 
@@ -107,9 +117,7 @@ def _count_tokens(dataset: Dataset) -> list[int]:
 
 
 def _unwrap(model: Any) -> Any:
-    if is_peft_available() and hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    return model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def can_share(config: Any) -> bool:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+from transformers import PrinterCallback
 
 from karma.errors import KarmaError
 from karma.files import atomic_path, load_json, save_json
@@ -90,6 +91,7 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
         n_processes=n_processes, reference_model=reference_model, reference_file=Path(run.reference_file),
         output=checkpoints,
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=find_checkpoint(checkpoints))

@@ -1,0 +1,323 @@
+"""Trainings that go wrong, on, or wide: killed and resumed, two processes, other losses, curricula, alarms."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from karma.errors import InputError, KarmaError
+from karma.files import load_json
+from karma.models import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
+from karma.params import View
+from karma.training import check_folder, check_pairs, train
+from karma.training.checks import check_memory, estimate_memory
+from karma.training.health import compare_lengths, find_alarms
+from karma.training.progress import LiveView
+from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
+from tests.conftest import ROOT
+from tests.test_training import COMPUTE, MODELS, SETTINGS, make_pairs, settings
+
+
+def weights_digest(folder):
+    return compute_weights_digest(*add_trained(MODELS, "tiny", folder / "model"))
+
+
+SCRIPT = """
+import sys
+from tests.test_training import COMPUTE, MODELS, make_pairs, settings
+from karma.training import train
+from pathlib import Path
+method = sys.argv[2]
+train(make_pairs(40), make_pairs(3), MODELS, "tiny", method, 0, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),
+      COMPUTE, Path(sys.argv[1]), code="x")
+"""
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
+    """kill -9 after the first checkpoint; the same call goes on from there, and ends as if nothing had happened."""
+    command = [sys.executable, "-c", SCRIPT]
+    folder = tmp_path / "killed"
+    child = subprocess.Popen([*command, str(folder), method], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (folder / "training.json").exists(), "it was killed too late to show anything"
+    for target in (folder, tmp_path / "whole"):
+        subprocess.run([*command, str(target), method], cwd=ROOT, check=True, capture_output=True)
+    killed, whole = (load_json(f / "training.json") for f in (folder, tmp_path / "whole"))
+    assert killed["resumed_at"] and whole["resumed_at"] is None
+    assert weights_digest(folder) == weights_digest(tmp_path / "whole")
+    losses = [[entry["loss"] for entry in record["history"]] for record in (killed, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == killed["n_updates"] == 40
+    assert not (folder / "checkpoints").exists()  # nothing unfinished is left
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    from karma.training.tuning import find_checkpoint
+
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5") and find_checkpoint(None) is None
+
+
+def test_another_training_s_checkpoints_are_not_gone_on_from(tmp_path):
+    marker = tmp_path / "checkpoints" / "identity.json"
+    marker.parent.mkdir()
+    marker.write_text('"mine"')
+    assert check_folder(tmp_path, "mine") == "resumable" and check_folder(tmp_path, "yours") == "free"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "training.json").write_text('{"identity": "mine"}')
+    assert check_folder(tmp_path, "mine") == "done"
+    with pytest.raises(InputError, match="holds another training: give a new folder"):
+        check_folder(tmp_path, "yours")
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_two_processes_train_as_one(tmp_path, method):
+    """Two CPU processes (gloo) with half the accumulation give the losses of one process with the same global batch."""
+    shared = {"per_device_batch_size": 2, "devices": 2, "loss_type": "sigmoid"}
+    records = [train(make_pairs(12), make_pairs(3), MODELS, "tiny", method, 0, settings(**shared, accelerate=accelerate),
+                     COMPUTE, tmp_path / str(k))
+               for k, accelerate in enumerate([None, "params/accelerate/ddp.yaml"])]  # fmt: skip
+    one, two = ([entry["loss"] for entry in record["history"]] for record in records)
+    assert len(one) == 3 and one == pytest.approx(two, rel=1e-4)
+    start, first, second = (dict(load_model(*spec).named_parameters())
+                            for spec in [(MODELS, "tiny"), *(add_trained(MODELS, "tiny", tmp_path / str(k) / "model") for k in (0, 1))])  # fmt: skip
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=1e-4), name
+    assert any((first[name] - start[name]).abs().max() > 1e-3 for name in first)
+    assert records[0]["held_out"]["margin_mean"] == pytest.approx(records[1]["held_out"]["margin_mean"], abs=1e-3)
+    assert not (tmp_path / "1" / "launch.log").exists()
+
+
+def test_a_failed_process_shows_its_last_lines(tmp_path):
+    bad = {**SETTINGS, "devices": 2, "accelerate": "params/accelerate/ddp.yaml", "scheduler": "no such scheduler"}
+    with pytest.raises(KarmaError, match="(?s)2 processes of accelerate ended with exit code 1.*no such scheduler"):
+        train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, View(bad, "", "04"), COMPUTE, tmp_path)
+    assert (tmp_path / "launch.log").is_file()
+    with pytest.raises(InputError, match="nothing.yaml does not exist; there are params/accelerate/fsdp.yaml"):
+        train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, settings(devices=2, accelerate="nothing.yaml"),
+              COMPUTE, tmp_path)  # fmt: skip
+
+
+@pytest.mark.parametrize("loss_type", DPO_LOSSES)
+def test_every_dpo_loss_of_trl_trains_by_name(tmp_path, loss_type):
+    """And in the shared-prompt layout its first loss is that of TRL's own layout."""
+    from trl import DPOConfig, DPOTrainer
+
+    smoothing = {"label_smoothing": 0.1 if loss_type in ("exo_pair", "robust") else 0.0}
+    pairs, own = make_pairs(4), settings(loss_type=loss_type, per_device_batch_size=4, **smoothing)
+    tokenizer = load_tokenizer(MODELS, "tiny")
+    tokenizer.padding_side = "right"
+    trainer = build_trainer(load_model(MODELS, "tiny"), tokenizer, pairs, "dpo", 0, own, device="cpu", dtype="float32")
+    config = DPOConfig(output_dir=str(tmp_path), loss_type=[loss_type], beta=0.1, use_cpu=True, bf16=False, report_to="none",
+                       max_length=128, per_device_train_batch_size=4, precompute_ref_log_probs=True, disable_tqdm=True,
+                       num_train_epochs=1, logging_steps=1, save_strategy="no", **smoothing)  # fmt: skip
+    theirs = DPOTrainer(load_model(MODELS, "tiny"), args=config, train_dataset=build_dataset(pairs, "dpo"),
+                        processing_class=tokenizer)  # fmt: skip
+    losses = []
+    for each in (trainer, theirs):
+        each.train()
+        losses.append(next(entry["loss"] for entry in each.state.log_history if "loss" in entry))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5) and math.isfinite(losses[0])
+
+
+def test_the_list_of_losses_is_trl_s():
+    import inspect
+    import re
+
+    from trl import DPOTrainer
+
+    known = re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer))
+    assert set(known) == set(DPO_LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_type": "simpel"}, "loss_type 'simpel' is not one of TRL's: sigmoid, hinge"),
+        ({"loss_type": "exo_pair"}, "exo_pair needs training.label_smoothing above 0"),
+        ({"merge_adapter": True}, "merge_adapter needs training.lora"),
+    ],
+)
+def test_a_method_that_cannot_be_trained_is_refused_before_a_model_loads(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_pairs(make_pairs(4), load_tokenizer(MODELS, "tiny"), "dpo", settings(**changes))
+
+
+def test_simpo_s_first_loss_by_hand(tmp_path):
+    """-log sigmoid(beta * (mean logp chosen - mean logp rejected) - gamma), before any update."""
+    pairs = make_pairs(4)
+    record = train(pairs, make_pairs(2), MODELS, "tiny", "simpo", 0, settings(per_device_batch_size=4), COMPUTE, tmp_path)
+    tokenizer, model = load_tokenizer(MODELS, "tiny"), load_model(MODELS, "tiny")
+    means = [[], []]
+    for row in pairs.to_pylist():
+        for side, column in zip(means, ("chosen", "rejected"), strict=True):
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template([*row["prompt"], *row[column]], tokenize=False)
+            ids, start = tokenizer(whole)["input_ids"] + [tokenizer.eos_token_id], len(tokenizer(prompt)["input_ids"])
+            logps = model(torch.tensor([ids])).logits.log_softmax(-1)[0, :-1]
+            side.append(logps[torch.arange(len(ids) - 1), torch.tensor(ids[1:])][start - 1 :].mean())
+    margin = 2.5 * (torch.stack(means[0]) - torch.stack(means[1]))
+    expected = -torch.nn.functional.logsigmoid(margin - 0.55 * 2.5).mean().item()
+    assert record["history"][0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_curriculum_is_trained_in_its_order(monkeypatch):
+    pairs = make_pairs(12).append_column("stage", pa.array([1] * 4 + [2] * 4 + [3] * 4))
+    tokenizer = load_tokenizer(MODELS, "tiny")
+    tokenizer.padding_side = "right"
+    args = (load_model(MODELS, "tiny"), tokenizer, pairs)
+    for method in ("dpo", "sft", "simpo"):
+        trainer = build_trainer(*args, method, 0, settings(), device="cpu", dtype="float32")
+        order = list(trainer._get_train_sampler(trainer.train_dataset))
+        assert [i // 2 for i in order] == [i // 2 for i in range(12)], method  # in turn, update by update
+        shuffled = build_trainer(*args[:2], make_pairs(12), method, 0, settings(), device="cpu", dtype="float32")
+        assert [i // 2 for i in shuffled._get_train_sampler(shuffled.train_dataset)] != [i // 2 for i in range(12)]
+    backwards = make_pairs(4).append_column("stage", pa.array([2, 2, 1, 1]))
+    with pytest.raises(InputError, match="stages are out of order"):
+        check_pairs(backwards, tokenizer, "dpo", settings())
+
+
+def test_pairs_that_trl_would_drop_are_counted():
+    long = make_pairs(2).to_pylist()
+    long[1]["prompt"] = [{"role": "user", "content": "word " * 200}]
+    table, tokenizer = pa.Table.from_pylist(long), load_tokenizer(MODELS, "tiny")
+    report = check_pairs(table, tokenizer, "dpo", settings())
+    assert report["dropped_pairs"] == 1 and "1 of 2 pairs are not trained on" in report["warnings"][-1]
+    tokenizer.padding_side = "right"
+    trainer = build_trainer(load_model(MODELS, "tiny"), tokenizer, table, "dpo", 0, settings(), device="cpu", dtype="float32")
+    assert len(trainer.train_dataset) == 1  # TRL does what was said
+    with pytest.raises(InputError, match="every prompt is at least max_length=16 tokens long"):
+        check_pairs(table, tokenizer, "dpo", settings(max_length=16))
+
+
+def history(**curves):
+    n = len(next(iter(curves.values())))
+    base = {"loss": [0.5] * n, "rewards/margins": [0.1 * k for k in range(n)], "rewards/accuracies": [0.7] * n,
+            "rewards/chosen": [0.05 * k for k in range(n)], "rewards/rejected": [-0.05 * k for k in range(n)], **curves}  # fmt: skip
+    return [{"step": k + 1, **{key: values[k] for key, values in base.items()}} for k in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({"loss": [0.6] * 5 + [float("nan")] * 7}, "update 6: the loss is nan: lower training.learning_rate"),
+        ({"loss": [0.6] * 11 + [2e-5]}, "update 12: the loss is 2.0e-05, below 0.0001: the policy collapsed"),
+        ({"rewards/accuracies": [0.0] + [1.0] * 11}, "reward accuracy is 1.0 from the start to update 4"),
+        ({"rewards/margins": [0.0] * 12}, "the reward margin moved by 0.0000 nats only"),
+        ({"rewards/chosen": [-0.1 * k for k in range(12)], "rewards/rejected": [-0.3 * k for k in range(12)]},
+         "both log-probabilities fell (chosen -10.0, rejected -30.0 nats a response): likelihood displacement"),
+    ],
+)  # fmt: skip
+def test_each_alarm_rings_with_advice_and_only_then(curves, message):
+    (alarm,) = find_alarms(history(**curves), n_updates=12, pairs_an_update=8, beta=0.1)
+    assert alarm.startswith(message) and ";" in alarm or "lower" in alarm
+    assert find_alarms(history(loss=[0.5] * 12), n_updates=12, pairs_an_update=8, beta=0.1) == []
+
+
+def test_answers_that_no_longer_end_ring():
+    ends, runs = {"tokens": 30, "finished": True}, {"tokens": 40, "finished": False}
+    assert "no longer end (before: 0)" in compare_lengths([ends] * 10, [runs] * 10)
+    assert compare_lengths([ends] * 10, [ends] * 9 + [runs]) is None
+
+
+def test_a_training_that_diverges_stops_with_advice(tmp_path):
+    with pytest.raises(KarmaError, match=r"the (loss|gradient) is (nan|inf).*lower training.learning_rate"):
+        train(make_pairs(40), make_pairs(2), MODELS, "tiny", "sft", 0, settings(learning_rate=0.999, scheduler="constant", epochs=200.0),
+              SimpleNamespace(device="cpu", dtype="float32", threads=1), tmp_path)  # fmt: skip
+    assert not (tmp_path / "training.json").exists()
+
+
+def test_ten_answers_before_and_after_are_kept(tmp_path):
+    record = train(make_pairs(4), make_pairs(12), MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
+    assert len(record["answers"]) == 10
+    assert {"text", "tokens", "finished"} == set(record["answers"][0]["before"]) == set(record["answers"][0]["after"])
+    margins = pq.read_table(tmp_path / "held_out.parquet").to_pandas()
+    assert len(margins) == 12 and record["held_out"]["margin_mean"] == pytest.approx(margins["margin"].mean(), rel=1e-5)
+    change = (margins["chosen_logps_after"] - margins["chosen_logps_before"]) - (
+        margins["rejected_logps_after"] - margins["rejected_logps_before"])  # fmt: skip
+    assert (0.1 * change).tolist() == pytest.approx(margins["margin"].tolist(), abs=1e-4)
+
+
+def test_the_model_card_says_what_was_done(tmp_path):
+    record = train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\n") and "| method | dpo |" in card and record["data_digest"] in card
+    assert "2 held-out pairs" in card and str(tmp_path) not in card
+
+
+def test_an_adapter_is_merged_on_request(tmp_path):
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}
+    outcomes = []
+    for name, merge in (("adapter", False), ("merged", True)):
+        train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(lora=lora, merge_adapter=merge), COMPUTE, tmp_path / name)
+        outcomes.append(dict(load_model(*add_trained(MODELS, "tiny", tmp_path / name / "model")).named_parameters()))
+    assert (tmp_path / "merged" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "merged" / "model" / "adapter_config.json").exists()
+    assert all(torch.allclose(outcomes[0][name], outcomes[1][name], atol=1e-6) for name in outcomes[0])
+
+
+def test_memory_is_estimated_from_the_shape(monkeypatch):
+    config, n = load_shape(MODELS, "tiny")
+    assert n == load_model(MODELS, "tiny").num_parameters()
+    whole = estimate_memory(config, n, settings(), "float32", "dpo", 64)
+    assert whole["states_bytes"] == 16 * n  # weights, gradients and two moments in float32
+    shared = estimate_memory(config, n, settings(devices=4, accelerate="params/accelerate/fsdp.yaml"), "float32", "dpo", 64)
+    assert shared["states_bytes"] == 4 * n
+    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
+    small = estimate_memory(config, n, settings(lora=lora.as_dict()), "float32", "dpo", 64)
+    assert 4 * n < small["states_bytes"] < whole["states_bytes"]
+    assert check_memory(whole, 2 * whole["total_bytes"], "cpu") == []
+    assert "GiB are needed" in check_memory(whole, whole["total_bytes"] - 1, "cpu")[0]
+    with pytest.raises(InputError, match="weights, gradients and optimiser take"):
+        check_memory(whole, whole["states_bytes"] - 1, "cpu")
+
+
+def test_lora_s_parameters_are_counted_as_peft_counts_them():
+    from peft import get_peft_model
+
+    from karma.training.trainers import _build_lora
+
+    lora = SimpleNamespace(rank=2, alpha=4, dropout=0.0, last_layers=1)
+    model = load_model(MODELS, "tiny")
+    n = model.num_parameters()
+    trained = get_peft_model(model, _build_lora(model, lora)).get_nb_trainable_parameters()[0]
+    setting = View({**SETTINGS, "lora": vars(lora)}, "", "04")
+    assert estimate_memory(model.config, n, setting, "float32", "dpo", 64)["states_bytes"] == 4 * n + 16 * trained
+
+
+def test_the_view_follows_the_progress_file(tmp_path, capsys):
+    path = tmp_path / "progress.jsonl"
+    view = LiveView(path, "dpo", 8, 0.1)
+    view.update()  # nothing there yet
+    path.write_text(json.dumps({"n_updates": 12, "done": 0}) + "\n" + json.dumps({"step": 1, "loss": 0.69, "rewards/margins": 0.01}) + "\n{\"st")
+    view.update()
+    assert view.bar.n == 1 and "margin=0.01" in str(view.bar)  # a half-written line waits
+    path.write_text("\n".join([*path.read_text().split("\n")[:2], json.dumps({"step": 2, "loss": 1e-9}), ""]))
+    view.close()
+    assert view.bar.n == 2 and view.alarms and pd.DataFrame(view.history)["loss"].min() == 1e-9
+
+
+@pytest.mark.gpu
+def test_one_training_on_cuda(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: torch sees none")
+    compute = SimpleNamespace(device="cuda", dtype="bfloat16", threads=1)
+    record = train(make_pairs(8), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(), compute, tmp_path)
+    assert record["history"][0]["loss"] == pytest.approx(math.log(2), abs=0.02)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES", "0")
