@@ -7,6 +7,7 @@ Limit: one machine; a cluster's launcher can start the same module with the same
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -64,10 +65,12 @@ def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
 
 
 def _find_error(lines: list[str]) -> list[str]:
-    """Return the lines that end in the first error, without the launcher's own report of it."""
-    own = [k for k, line in enumerate(lines) if "ChildFailedError" in line or "torch.distributed.elastic" in line]
-    lines = lines[: own[0]] if own else lines
-    return lines[-LAST_LINES:]
+    """Return the last lines of the first process that failed, without the launcher's own report of it."""
+    ranks = [match.group() for line in lines if (match := re.match(r"\[rank\d+\]:", line))]
+    if ranks:
+        lines = [line.removeprefix(ranks[0]).removeprefix(" ") for line in lines if line.startswith(ranks[0])]
+    own = [k for k, line in enumerate(lines) if "torch.distributed.elastic" in line or "accelerate_cli" in line]
+    return lines[: own[0] if own else None][-LAST_LINES:]
 
 
 def _find_config(config: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
@@ -56,12 +56,23 @@ class SharedPromptDPOTrainer(DPOTrainer):
         lengths = _count_tokens(dataset)
         order = sorted(range(len(dataset)), key=lambda i: -lengths[i])
         places = sorted(range(len(dataset)), key=order.__getitem__)
-        done = super()._precompute_ref_logps(dataset.select(order).flatten_indices(), name, batch_size)
+        ordered = self._share_out(dataset.select(order).flatten_indices())
+        done = super()._precompute_ref_logps(ordered, name, batch_size)
         reference = done.select_columns(["ref_chosen_logps", "ref_rejected_logps"]).select(places).flatten_indices()
         if self.reference_file and self.accelerator.is_main_process:
             with atomic_path(self.reference_file) as temporary:
                 pq.write_table(reference.data.table, temporary)
         return concatenate_datasets([dataset, reference], axis=1)
+
+    def _share_out(self, dataset: Dataset) -> Dataset:
+        """Let several processes see one data set on disk: TRL's own cache of the pass lies beside it."""
+        if self.accelerator.num_processes == 1 or self.reference_file is None:
+            return dataset
+        folder = self.reference_file.with_suffix("")
+        if self.accelerator.is_main_process:
+            dataset.save_to_disk(str(folder))
+        self.accelerator.wait_for_everyone()
+        return load_from_disk(str(folder))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Draw the pairs of each update at random (or take them in order), then sort them by length."""

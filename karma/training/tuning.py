@@ -151,5 +151,5 @@ def clean_up(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for name in ("progress.jsonl", "launch.json", "launch.log", "train.parquet", "outcome.json"):
         (folder / name).unlink(missing_ok=True)
-    for file in folder.glob("reference-*.parquet"):
-        file.unlink()
+    for path in folder.glob("reference-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
