@@ -89,27 +89,31 @@ def test_another_training_s_checkpoints_are_not_gone_on_from(tmp_path):
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_two_processes_train_as_one(tmp_path, method):
     """Two CPU processes (gloo) with half the accumulation give the losses of one process with the same global batch."""
-    shared = {"per_device_batch_size": 2, "devices": 2, "loss_type": "sigmoid"}
-    records = [train(make_pairs(12), make_pairs(3), MODELS, "tiny", method, 0, settings(**shared, accelerate=accelerate),
-                     COMPUTE, tmp_path / str(k))
-               for k, accelerate in enumerate([None, "params/accelerate/ddp.yaml"])]  # fmt: skip
+    shared = {"per_device_batch_size": 2, "devices": 2}
+    folders, records = [tmp_path / "one", tmp_path / "two"], []
+    for folder, accelerate in zip(folders, (None, "params/accelerate/ddp.yaml"), strict=True):
+        own = settings(**shared, accelerate=accelerate)
+        records.append(train(make_pairs(12), make_pairs(3), MODELS, "tiny", method, 0, own, COMPUTE, folder))
+    assert [r["processes"] for r in records] == [["NO", 1], ["MULTI_CPU", 2]]
     one, two = ([entry["loss"] for entry in record["history"]] for record in records)
     assert len(one) == 3 and one == pytest.approx(two, rel=1e-4)
-    start, first, second = (dict(load_model(*spec).named_parameters())
-                            for spec in [(MODELS, "tiny"), *(add_trained(MODELS, "tiny", tmp_path / str(k) / "model") for k in (0, 1))])  # fmt: skip
+    start, first, second = (
+        dict(load_model(*spec).named_parameters())
+        for spec in [(MODELS, "tiny"), *(add_trained(MODELS, "tiny", folder / "model") for folder in folders)]
+    )
     for name, value in first.items():
         assert torch.allclose(value, second[name], atol=1e-4), name
     assert any((first[name] - start[name]).abs().max() > 1e-3 for name in first)
     assert records[0]["held_out"]["margin_mean"] == pytest.approx(records[1]["held_out"]["margin_mean"], abs=1e-3)
-    assert not (tmp_path / "1" / "launch.log").exists()
+    assert sorted(p.name for p in folders[1].iterdir()) == ["held_out.parquet", "model", "training.json"]
 
 
 def test_a_failed_process_shows_its_last_lines(tmp_path):
     bad = {**SETTINGS, "devices": 2, "accelerate": "params/accelerate/ddp.yaml", "scheduler": "no such scheduler"}
-    with pytest.raises(KarmaError, match="(?s)2 processes of accelerate ended with exit code 1.*no such scheduler"):
+    with pytest.raises(KarmaError, match=r"(?s)2 processes of accelerate ended with exit code 1.*no such scheduler"):
         train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, View(bad, "", "04"), COMPUTE, tmp_path)
     assert (tmp_path / "launch.log").is_file()
-    with pytest.raises(InputError, match="nothing.yaml does not exist; there are params/accelerate/fsdp.yaml"):
+    with pytest.raises(InputError, match=r"nothing\.yaml does not exist; there are params/accelerate/fsdp.yaml"):
         train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, settings(devices=2, accelerate="nothing.yaml"),
               COMPUTE, tmp_path)  # fmt: skip
 
@@ -162,7 +166,9 @@ def test_a_method_that_cannot_be_trained_is_refused_before_a_model_loads(changes
 def test_simpo_s_first_loss_by_hand(tmp_path):
     """-log sigmoid(beta * (mean logp chosen - mean logp rejected) - gamma), before any update."""
     pairs = make_pairs(4)
-    record = train(pairs, make_pairs(2), MODELS, "tiny", "simpo", 0, settings(per_device_batch_size=4), COMPUTE, tmp_path)
+    record = train(
+        pairs, make_pairs(2), MODELS, "tiny", "simpo", 0, settings(per_device_batch_size=4), COMPUTE, tmp_path
+    )
     tokenizer, model = load_tokenizer(MODELS, "tiny"), load_model(MODELS, "tiny")
     means = [[], []]
     for row in pairs.to_pylist():
@@ -200,7 +206,9 @@ def test_pairs_that_trl_would_drop_are_counted():
     report = check_pairs(table, tokenizer, "dpo", settings())
     assert report["dropped_pairs"] == 1 and "1 of 2 pairs are not trained on" in report["warnings"][-1]
     tokenizer.padding_side = "right"
-    trainer = build_trainer(load_model(MODELS, "tiny"), tokenizer, table, "dpo", 0, settings(), device="cpu", dtype="float32")
+    trainer = build_trainer(
+        load_model(MODELS, "tiny"), tokenizer, table, "dpo", 0, settings(), device="cpu", dtype="float32"
+    )
     assert len(trainer.train_dataset) == 1  # TRL does what was said
     with pytest.raises(InputError, match="every prompt is at least max_length=16 tokens long"):
         check_pairs(table, tokenizer, "dpo", settings(max_length=16))
@@ -226,7 +234,7 @@ def history(**curves):
 )  # fmt: skip
 def test_each_alarm_rings_with_advice_and_only_then(curves, message):
     (alarm,) = find_alarms(history(**curves), n_updates=12, pairs_an_update=8, beta=0.1)
-    assert alarm.startswith(message) and ";" in alarm or "lower" in alarm
+    assert (alarm.startswith(message) and ";" in alarm) or "lower" in alarm
     assert find_alarms(history(loss=[0.5] * 12), n_updates=12, pairs_an_update=8, beta=0.1) == []
 
 
@@ -265,7 +273,17 @@ def test_an_adapter_is_merged_on_request(tmp_path):
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}
     outcomes = []
     for name, merge in (("adapter", False), ("merged", True)):
-        train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(lora=lora, merge_adapter=merge), COMPUTE, tmp_path / name)
+        train(
+            make_pairs(4),
+            make_pairs(2),
+            MODELS,
+            "tiny",
+            "dpo",
+            0,
+            settings(lora=lora, merge_adapter=merge),
+            COMPUTE,
+            tmp_path / name,
+        )
         outcomes.append(dict(load_model(*add_trained(MODELS, "tiny", tmp_path / name / "model")).named_parameters()))
     assert (tmp_path / "merged" / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "merged" / "model" / "adapter_config.json").exists()
@@ -277,7 +295,9 @@ def test_memory_is_estimated_from_the_shape(monkeypatch):
     assert n == load_model(MODELS, "tiny").num_parameters()
     whole = estimate_memory(config, n, settings(), "float32", "dpo", 64)
     assert whole["states_bytes"] == 16 * n  # weights, gradients and two moments in float32
-    shared = estimate_memory(config, n, settings(devices=4, accelerate="params/accelerate/fsdp.yaml"), "float32", "dpo", 64)
+    shared = estimate_memory(
+        config, n, settings(devices=4, accelerate="params/accelerate/fsdp.yaml"), "float32", "dpo", 64
+    )
     assert shared["states_bytes"] == 4 * n
     lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
     small = estimate_memory(config, n, settings(lora=lora.as_dict()), "float32", "dpo", 64)
@@ -305,7 +325,12 @@ def test_the_view_follows_the_progress_file(tmp_path, capsys):
     path = tmp_path / "progress.jsonl"
     view = LiveView(path, "dpo", 8, 0.1)
     view.update()  # nothing there yet
-    path.write_text(json.dumps({"n_updates": 12, "done": 0}) + "\n" + json.dumps({"step": 1, "loss": 0.69, "rewards/margins": 0.01}) + "\n{\"st")
+    path.write_text(
+        json.dumps({"n_updates": 12, "done": 0})
+        + "\n"
+        + json.dumps({"step": 1, "loss": 0.69, "rewards/margins": 0.01})
+        + '\n{"st'
+    )
     view.update()
     assert view.bar.n == 1 and "margin=0.01" in str(view.bar)  # a half-written line waits
     path.write_text("\n".join([*path.read_text().split("\n")[:2], json.dumps({"step": 2, "loss": 1e-9}), ""]))

@@ -12,6 +12,7 @@ _PANELS = {  # history key -> (axis label with unit, reference line)
     "loss": ("loss (nats)", None),
     "rewards/margins": ("reward margin (nats)", 0.0),
     "rewards/accuracies": ("reward accuracy (share)", 0.5),
+    "logps/chosen": ("log-probability (nats)", None),
     "mean_token_accuracy": ("token accuracy (share)", None),
     "learning_rate": ("learning rate", None),
 }
@@ -22,17 +23,19 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
 
     Args:
         history: one row a logged update, as in training.json.
-        method: "sft" or "dpo"; it decides which curves there are.
+        method: "sft", "dpo" or "simpo"; it decides which curves there are.
 
     Returns:
         The axes, one a curve.
     """
-    keys = ["loss", *(["rewards/margins", "rewards/accuracies"] if method == "dpo" else ["mean_token_accuracy"]),
-            "learning_rate"]  # fmt: skip
-    keys = [key for key in keys if key in history]
+    own = ["mean_token_accuracy"] if method == "sft" else ["rewards/margins", "rewards/accuracies", "logps/chosen"]
+    keys = [key for key in ("loss", *own, "learning_rate") if key in history]
     _, axes = plt.subplots(1, len(keys), figsize=(PAGE_WIDTH_IN, 2.0), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
         _plot_curve(axis, history, key)
+        if key == "logps/chosen":
+            axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
+            axis.legend(["chosen", "rejected"], fontsize=7)
     if method == "dpo":
         axes[0][0].axhline(np.log(2), color="black", lw=1, ls=":")
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}

@@ -41,8 +41,8 @@ from karma.training.progress import ShowProgress
 from karma.training.trainers import build_dataset, choose_weights_dtype
 from karma.training.tuning import Run, clean_up, save_outcome, tune
 
-__all__ = ["build_dataset", "check_folder", "check_memory", "check_pairs", "describe_held_out", "describe_memory",
-           "summarise_margins", "train"]  # fmt: skip
+__all__ = ["build_dataset", "check_folder", "check_pairs", "compute_identity", "describe_held_out",
+           "describe_memory", "summarise_margins", "train"]  # fmt: skip
 
 
 def train(
@@ -92,13 +92,22 @@ def train(
             model, outcome = _tune_here(run, model, tokenizer, train_pairs)
         _finish_weights(run, tokenizer, model, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
-        measured = measure.after(model or load_model(*add_trained(models, policy, folder / "model"), run.dtype, run.device))
+        measured = measure.after(
+            model or load_model(*add_trained(models, policy, folder / "model"), run.dtype, run.device)
+        )
         record = _build_record(run, train_pairs, outcome, measured, settings, time.perf_counter() - started)
         strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
         (folder / "model" / "README.md").write_text(build_model_card(record, models[policy], strategy), "utf-8")
         save_json(record, folder / "training.json")
         clean_up(folder)
     return record
+
+
+def compute_identity(
+    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any, code: str = ""
+) -> str:
+    """Return the digest of all that decides the weights: texts, order, settings, seed, code, policy, device."""
+    return _describe_run(pairs, models, policy, method, seed, settings, compute, Path(), code, Path()).identity
 
 
 def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any,
@@ -167,9 +176,10 @@ def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, sett
     alarms += [measured["length_alarm"]] if measured["length_alarm"] else []
     adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
     return {"policy": run.policy, "method": run.method, "seed": run.seed, "n_train_pairs": len(pairs),
-            "n_held_out_pairs": measured["held_out"]["n"], "data_digest": run.data_digest, "identity": run.identity, **outcome,
-            "held_out": measured["held_out"], "answers": measured["answers"], "alarms": alarms, "adapter": adapter,
-            "device": run.device, "dtype": run.dtype, "settings": run.settings, "seconds": round(seconds, 3)}  # fmt: skip
+            "n_held_out_pairs": measured["held_out"]["n"], "data_digest": run.data_digest, "identity": run.identity,
+            **outcome, "held_out": measured["held_out"], "answers": measured["answers"], "alarms": alarms,
+            "adapter": adapter, "device": run.device, "dtype": run.dtype, "settings": run.settings,
+            "seconds": round(seconds, 3)}  # fmt: skip
 
 
 def _finish_weights(run: Run, tokenizer: Any, model: Any, merge: bool, convert: bool) -> None:
@@ -188,7 +198,7 @@ def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
     done = load_json(twin / "training.json")
     with atomic_path(folder / "model") as temporary:
         shutil.copytree(twin / "model", temporary)
-    kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "resumed_at", "history")}
+    kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history")}
     return {**kept, "same_data_as": done["same_data_as"] or os.path.relpath(twin, folder)}
 
 
@@ -200,7 +210,9 @@ def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     return None
 
 
-def describe_memory(models: Specs, policy: str, method: str, settings: Any, compute: Any, longest: int) -> dict[str, Any]:
+def describe_memory(
+    models: Specs, policy: str, method: str, settings: Any, compute: Any, longest: int
+) -> dict[str, Any]:
     """Estimate a training's memory from the policy's shape and compare it with what is free, loading no weights.
 
     Args:

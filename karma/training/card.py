@@ -19,15 +19,17 @@ def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str
     """
     base = spec.get("hub") or {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(spec.get("packaged") or "")
     metadata = ModelCardData(base_model=base, library_name="peft" if record["adapter"] else "transformers",
-                             pipeline_tag="text-generation", tags=["karma", "trl", record["method"], strategy])  # fmt: skip
+                             tags=["karma", "trl", record["method"], strategy])  # fmt: skip
     settings = {k: v for k, v in record["settings"].items() if v is not None}
-    rows = [("policy", record["policy"]), ("method", record["method"]), ("pairs", f"{strategy}, {record['n_train_pairs']:,}"),
-            ("data digest", record["data_digest"]), ("seed", record["seed"]), ("updates", record["n_updates"]),
+    rows = [("policy", record["policy"]), ("method", record["method"]),
+            ("pairs", f"{strategy}, {record['n_train_pairs']:,}"), ("data digest", record["data_digest"]),
+            ("seed", record["seed"]), ("updates", record["n_updates"]),
             ("computed in", f"{record['dtype']} on {record['device']}"), *settings.items()]  # fmt: skip
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    title = f"{record['policy']}, tuned with {record['method'].upper()} on {strategy}"
     alarms = "\n".join(f"- {alarm}" for alarm in record["alarms"]) or "none"
     return (
-        f"---\n{metadata.to_yaml()}\n---\n\n# {record['policy']}, tuned with {record['method'].upper()} on {strategy}\n\n"
+        f"---\n{metadata.to_yaml()}\n---\n\n# {title}\n\n"
         "Tuned with the KARMA kit (method: arXiv 2502.18744) through TRL. The preferences it was tuned on are "
         + ("annotations of single responses.\n\n" if strategy == "rlaif" else
            "the benchmark scores of the models that wrote the responses: no one read the texts.\n\n")

@@ -41,7 +41,9 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> 
     if not len(pairs):
         raise InputError("the training split is empty: lower pairs.held_out, or look at accounting.json for the drops")
     if is_curriculum(pairs) and (stages := pairs["stage"].to_pylist()) != sorted(stages):
-        raise InputError("the pairs' stages are out of order: write them again with `karma binarize --order curriculum`")
+        raise InputError(
+            "the pairs' stages are out of order: write them again with `karma binarize --order curriculum`"
+        )
     rows = [_measure(row, tokenizer, method) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
     dropped = sum(any(start >= limit for start, _ in row) for row in rows)
@@ -88,7 +90,7 @@ def _list_warnings(n_updates: int, settings: Any, truncated: int, dropped: int, 
         yield (f"{n_updates} updates are fewer than {settings.warmup_steps} warm-up steps: the learning rate "
                "never reaches its value; lower training.warmup_steps")  # fmt: skip
     if truncated:
-        yield f"{truncated} rows are longer than max_length={limit} tokens and lose their end; raise training.max_length"
+        yield f"{truncated} rows are longer than max_length={limit} tokens, and lose their end; raise that setting"
     if dropped:
         yield (f"{dropped} of {n_pairs} pairs are not trained on: their prompt alone fills max_length={limit} tokens; "
                "raise training.max_length")  # fmt: skip
@@ -108,8 +110,8 @@ def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, m
     """
     weights, trained = n_parameters * _BYTES[choose_weights_dtype(settings, dtype)], n_parameters
     if settings.lora:
-        hidden, inner = config.hidden_size, config.intermediate_size
-        trained = settings.lora.rank * min(settings.lora.last_layers, config.num_hidden_layers) * (11 * hidden + 3 * inner)
+        n_layers = min(settings.lora.last_layers, config.num_hidden_layers)
+        trained = settings.lora.rank * n_layers * _sum_widths(config)
         weights += 4 * trained
     shared_out = settings.accelerate is not None and not str(settings.accelerate).endswith("ddp.yaml")
     states = (weights + 12 * trained) / (settings.devices if shared_out else 1)  # float32 gradient and two moments
@@ -117,8 +119,18 @@ def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, m
     tokens, layers = rows * min(longest, settings.max_length), config.num_hidden_layers
     a_layer = tokens * (16 * config.hidden_size + 6 * config.intermediate_size) * _BYTES[dtype] / 2
     kept = layers * tokens * config.hidden_size * _BYTES[dtype] + a_layer
-    activations = (kept if settings.gradient_checkpointing else layers * a_layer) + _estimate_head(config, tokens, method)
-    return {"states_bytes": int(states), "activations_bytes": int(activations), "total_bytes": int(states + activations)}
+    activations = kept if settings.gradient_checkpointing else layers * a_layer
+    activations += _estimate_head(config, tokens, method)
+    parts = {"states_bytes": states, "activations_bytes": activations, "total_bytes": states + activations}
+    return {name: int(value) for name, value in parts.items()}
+
+
+def _sum_widths(config: Any) -> int:
+    """Return a layer's summed widths, in and out, over its seven matrices (a LoRA of rank r has r times as many)."""
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * head
+    return 4 * hidden + 2 * heads * head + 2 * keys + 3 * (hidden + inner)
 
 
 def _estimate_head(config: Any, tokens: int, method: str) -> float:

@@ -52,8 +52,8 @@ def _alarm_not_a_number(history: list[dict[str, Any]], *_: int) -> str | None:
 def _alarm_no_loss_left(history: list[dict[str, Any]], *_: int) -> str | None:
     for entry in history:
         if 0 <= entry["loss"] < LEAST_LOSS:
-            return (f"update {entry['step']}: the loss is {entry['loss']:.1e}, below {LEAST_LOSS:g}: the policy collapsed, "
-                    "or chosen texts give themselves away; read the pairs, lower training.learning_rate")  # fmt: skip
+            return (f"update {entry['step']}: the loss is {entry['loss']:.1e}, below {LEAST_LOSS:g}: the policy "
+                    "collapsed, or chosen texts give themselves away; read them, lower the rate")  # fmt: skip
     return None
 
 
@@ -81,8 +81,8 @@ def _alarm_displacement(history: list[dict[str, Any]], beta: float) -> str | Non
     fall = [(_last_quarter([e[f"rewards/{side}"] for e in history]) - history[0][f"rewards/{side}"]) / beta
             for side in ("chosen", "rejected")]  # fmt: skip
     if max(fall) < -FALLING:
-        return (f"both log-probabilities fell (chosen {fall[0]:.1f}, rejected {fall[1]:.1f} nats a response): likelihood "
-                "displacement; lower training.learning_rate, raise training.beta, or add SFT on the chosen ones")  # fmt: skip
+        return (f"both log-probabilities fell (chosen {fall[0]:.1f}, rejected {fall[1]:.1f} nats a response): "
+                "likelihood displacement; lower training.learning_rate, or raise training.beta")  # fmt: skip
     return None
 
 
@@ -136,7 +136,7 @@ def compare_lengths(before: list[dict], after: list[dict]) -> str | None:
     lengths = [float(np.mean([answer["tokens"] for answer in side])) for side in (before, after)]
     endless = [sum(not answer["finished"] for answer in side) for side in (before, after)]
     if lengths[1] > LONGER * max(lengths[0], 1) or endless[1] - endless[0] > len(after) // 2:
-        return (f"answers grew from {lengths[0]:.0f} to {lengths[1]:.0f} tokens, and {endless[1]} of {len(after)} no longer "
-                f"end (before: {endless[0]}): length runs away; read them, lower training.learning_rate, or pair "
-                "responses of like length")  # fmt: skip
+        return (f"answers grew from {lengths[0]:.0f} to {lengths[1]:.0f} tokens, and {endless[1]} of {len(after)} no "
+                f"longer end (before: {endless[0]}): length runs away; read them, lower training.learning_rate, or "
+                "pair responses of like length")  # fmt: skip
     return None

@@ -59,7 +59,8 @@ def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
             view.close()
     if child.returncode:
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise KarmaError(f"{run.settings['devices']} processes of accelerate ended with exit code {child.returncode}; see {log}; "
+        failed = f"{run.settings['devices']} processes of accelerate ended with exit code {child.returncode}"
+        raise KarmaError(f"{failed}; see {log}; "
                          "its last lines:\n" + "\n".join(_find_error(lines)))  # fmt: skip
     return load_json(folder / "outcome.json")
 

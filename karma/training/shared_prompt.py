@@ -13,6 +13,7 @@ Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
 """
 
 import functools
+import shutil
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
         if self.reference_file and self.accelerator.is_main_process:
             with atomic_path(self.reference_file) as temporary:
                 pq.write_table(reference.data.table, temporary)
+            shutil.rmtree(self.reference_file.with_suffix(""), ignore_errors=True)
         return concatenate_datasets([dataset, reference], axis=1)
 
     def _share_out(self, dataset: Dataset) -> Dataset:
@@ -240,7 +242,9 @@ def lay_out_pairs(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -
 def _score(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Return each token's log-probability in float32, (m,), a chunk at a time."""
     if states.device.type == "cpu" or len(states) <= HEAD_CHUNK or not torch.is_grad_enabled():
-        parts = [_score_chunk(s, head, t) for s, t in zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)]
+        parts = [
+            _score_chunk(s, head, t) for s, t in zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)
+        ]
     else:  # the logits of a chunk are computed again in the backward pass rather than kept
         parts = [checkpoint(_score_chunk, s, head, t, use_reentrant=False)
                  for s, t in zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)]  # fmt: skip

@@ -129,16 +129,17 @@ def save_outcome(trainer: Any, tokenizer: Any, run: Run) -> dict[str, Any]:
     """
     folder = Path(run.folder)
     own = trainer.is_world_process_zero()  # every process takes part in gathering shared-out weights, one writes
-    with atomic_path(folder / "model") if own else TemporaryDirectory() as temporary:
-        trainer.save_model(str(temporary))
+    with atomic_path(folder / "model") if own else TemporaryDirectory() as place:
+        trainer.save_model(str(place))
         if own:
-            tokenizer.save_pretrained(temporary)
-            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, of no use to anyone here
+            tokenizer.save_pretrained(place)
+            (Path(place) / "training_args.bin").unlink(missing_ok=True)  # a pickle, of no use to anyone here
     log = trainer.state.log_history
     history = _list_updates(log)
     tokens = int(history[-1]["num_tokens"]) if history and "num_tokens" in history[-1] else None
     return {"n_updates": trainer.state.global_step, "tokens": tokens, "history": history, "same_data_as": None,
-            "train_seconds": round(log[-1]["train_runtime"], 3), "resumed_at": _find_start(folder)}  # fmt: skip
+            "train_seconds": round(log[-1]["train_runtime"], 3), "resumed_at": _find_start(folder),
+            "processes": [trainer.accelerator.distributed_type.value, trainer.accelerator.num_processes]}  # fmt: skip
 
 
 def _find_start(folder: Path) -> int | None:
