@@ -123,8 +123,8 @@ def can_share_prompts(model: Any) -> bool:
 
 @torch.no_grad()
 def compute_pair_logps(
-    model: Any, tokenizer: Any, prompts: Sequence[Messages], chosen: Sequence[Messages], rejected: Sequence[Messages], *,
-    max_length: int, batch_tokens: int = 4096, progress: str | None = None,
+    model: Any, tokenizer: Any, prompts: Sequence[Messages], chosen: Sequence[Messages], rejected: Sequence[Messages],
+    *, max_length: int, batch_tokens: int = 4096, progress: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Compute the log-probabilities of both responses of each pair, the prompt's tokens once where the model allows.
 
