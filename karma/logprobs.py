@@ -8,7 +8,7 @@ Limit: one device, no sharding; a model whose layers see more than a causal mask
 the plain way, each response in a row of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,6 @@ def can_share_prompts(model: Any) -> bool:
     return attends and kinds == {"full_attention"} and not window and not stateful
 
 
-@torch.no_grad()
 def compute_pair_logps(
     model: Any, tokenizer: Any, prompts: Sequence[Messages], chosen: Sequence[Messages], rejected: Sequence[Messages],
     *, max_length: int, batch_tokens: int = 4096, progress: str | None = None,
@@ -137,18 +136,31 @@ def compute_pair_logps(
         Summed log-probabilities (n, 2) of chosen and rejected, in nats; and response lengths (n, 2), in tokens.
     """
     rows = [tokenize_pair(tokenizer, *row, max_length) for row in zip(prompts, chosen, rejected, strict=True)]
-    lengths = torch.tensor([[len(side.ids) - side.start for side in row.sides] for row in rows]).reshape(-1, 2)
-    logps, shares = torch.zeros(len(rows), 2), can_share_prompts(model)
     with tqdm(total=len(rows), desc=progress, disable=progress is None, unit="pair") as bar:
-        for batch in plan_batches([row.width for row in rows], batch_tokens):
-            some = [rows[i] for i in batch]
-            if shares:
-                logps[batch] = compute_pair_batch(some, model, tokenizer.pad_token_id).cpu()
-            else:
-                sides = [_compute_batch([row.sides[k] for row in some], model, tokenizer.pad_token_id) for k in (0, 1)]
-                logps[batch] = torch.stack(sides, 1)
-            bar.update(len(batch))
-    return logps, lengths
+        logps = compute_row_logps(model, rows, tokenizer.pad_token_id, batch_tokens, bar.update)
+    return logps, count_tokens(rows)
+
+
+def count_tokens(rows: Sequence[PairRow]) -> torch.Tensor:
+    """Return the lengths of chosen and rejected (n, 2), in tokens."""
+    return torch.tensor([[len(side.ids) - side.start for side in row.sides] for row in rows]).reshape(-1, 2)
+
+
+@torch.no_grad()
+def compute_row_logps(
+    model: Any, rows: Sequence[PairRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
+) -> torch.Tensor:
+    """Return summed log-probabilities (n, 2) of tokenised pairs, in nats; `advance` hears of pairs done."""
+    logps, shares = torch.zeros(len(rows), 2), can_share_prompts(model)
+    for batch in plan_batches([row.width for row in rows], batch_tokens):
+        some = [rows[i] for i in batch]
+        if shares:
+            logps[batch] = compute_pair_batch(some, model, pad).cpu()
+        else:
+            sides = [_compute_batch([row.sides[k] for row in some], model, pad) for k in (0, 1)]
+            logps[batch] = torch.stack(sides, 1)
+        advance(len(batch))
+    return logps
 
 
 def plan_batches(widths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -185,7 +197,9 @@ def compute_pair_batch(rows: Sequence[PairRow], model: Any, pad: int) -> torch.T
         for columns, targets in _find_targets(row):
             logits = causal.get_output_embeddings()(hidden[k, columns]).float()
             sums.append(
-                -torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=device), reduction="sum")
+                -torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(targets, dtype=torch.long, device=device), reduction="sum"
+                )
             )
     return torch.stack(sums).reshape(-1, 2)
 
