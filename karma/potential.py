@@ -154,14 +154,19 @@ def compute_potential(explicit: ArrayLike, implicit: ArrayLike, weight: float) -
         >>> compute_potential([0.1, 0.3], [2.0, 1.0], 1.0).round(6).tolist()
         [-2.0, 2.0]
     """
-    if not (math.isfinite(weight) and weight >= 0):
-        raise InputError(f"weight is {weight}: expected a finite number of at least 0")
+    check_weight(weight)
     if np.shape(explicit) != np.shape(implicit):
         raise InputError(
             f"{np.size(explicit)} explicit and {np.size(implicit)} implicit margins: give one of each a pair"
         )
     z = compute_z(explicit, "explicit margin")
     return z - weight * compute_z(implicit, "implicit margin") if weight else z
+
+
+def check_weight(weight: float) -> None:
+    """Raise an InputError where a weight is negative or not finite."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise InputError(f"weight is {weight}: expected a finite number of at least 0")
 
 
 def compute_k(n: int, ratio: float | None = None, k: int | None = None) -> int:
