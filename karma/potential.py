@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,7 @@ class Candidates:
         """Which pairs are candidates (n,), booleans."""
         return self.reasons == ""
 
-    @property
+    @cached_property
     def potential(self) -> np.ndarray:
         """M_AP over the candidates (n,); NaN elsewhere."""
         values = np.full(len(self.reasons), np.nan)

@@ -14,6 +14,7 @@ from karma.figures import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALE
 from karma.potential import METRICS, Candidates
 
 _ORDER = list(METRICS)
+_METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
 
 
 def metric_style(metric: str) -> dict[str, Any]:
@@ -33,19 +34,16 @@ def plot_choices(pools: Mapping[bool, Candidates], choices: Mapping[str, np.ndar
     Returns:
         The figure: one panel a metric, and a heat map.
     """
-    figure, axes = plt.subplots(2, 4, figsize=(PAGE_WIDTH_IN, 4.2))
-    for ax, (metric, places) in zip(axes.flat, choices.items(), strict=False):
+    figure, axes = plt.subplot_mosaic("ABC;DEF;HHG", figsize=(PAGE_WIDTH_IN, 6.2))
+    for ax, (metric, places) in zip(axes.values(), choices.items(), strict=False):
         _plot_choice(ax, pools[metric.endswith("_signed")], metric, places)
-    last = axes.flat[-1]
-    short = [m.replace("explicit", "expl").replace("implicit", "impl") for m in overlap.columns]
-    sns.heatmap(overlap.set_axis(short, axis=0).set_axis(short, axis=1), vmin=0, vmax=1, annot=True, fmt=".1f",
-                cmap="cividis", cbar=False, ax=last, annot_kws={"size": 6})  # fmt: skip
-    last.set_title("share kept by both")
-    last.tick_params(labelsize=6, length=0)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("implicit margin (nats a token)")
-    for ax in [*axes[1, :3], axes[0, 3]]:
-        ax.set_xlabel("explicit margin")
+    shown = axes["H"]
+    sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
+                annot_kws={"size": 8})  # fmt: skip
+    shown.set_title("share of pairs kept by both")
+    shown.set_xticklabels(overlap.columns, rotation=30, ha="right")
+    figure.supxlabel("explicit margin (units of the scores)", fontsize=9)
+    figure.supylabel("implicit margin (nats a token)", fontsize=9)
     return figure
 
 
@@ -55,8 +53,8 @@ def _plot_choice(ax: Axes, pool: Candidates, metric: str, places: np.ndarray) ->
     style, rest = metric_style(metric), pool.fit & ~kept
     ax.scatter(pool.explicit[rest], pool.implicit[rest], s=8, facecolors="none", edgecolors="0.6", lw=0.6)
     ax.scatter(pool.explicit[kept], pool.implicit[kept], s=10, color=style["color"], marker=style["marker"], lw=0)
-    ax.set_title(f"{metric} ({kept.sum()})", fontsize=8)
-    ax.tick_params(labelsize=7)
+    ax.set_title(f"{metric}: {kept.sum()} of {pool.fit.sum()}", fontsize=9)
+    ax.locator_params(nbins=4)
 
 
 def plot_curve(compared: pd.DataFrame) -> np.ndarray:
@@ -83,7 +81,8 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
             ax.errorbar(x, rows["accuracy"], yerr=spread, label=metric, color=style["color"], marker=style["marker"],
                         ms=4, lw=1, capsize=2)  # fmt: skip
         ax.axhline(0.5, color="black", lw=1, ls=":")
-        ax.set(title=f"{policy}, {strategy}, {method.upper()}", xlabel="pairs kept (%)", ylim=(-0.02, 1.02))
+        ax.set(title=f"{policy}, {strategy}, {_METHODS.get(method, method)}", xlabel="pairs kept (%)")
+        ax.set(xlim=(0, 105), ylim=(-0.02, 1.02))
     for ax in axes[:, 0]:
         ax.set_ylabel("held-out accuracy (share)")
     for ax in list(axes.flat)[len(panels) :]:
