@@ -3,6 +3,7 @@
 import pytest
 
 from karma.errors import InputError
+from karma.notebooks import find_siblings
 from karma.params import load_experiment
 from karma.stages import STAGES, find_job, list_jobs
 
@@ -55,6 +56,15 @@ def test_a_selection_lies_where_the_architecture_says_and_the_report_waits_for_i
     assert job.folder.relative_to(demo.outputs).as_posix() == "selections/smollm2-135m/k_score_sim+m_ap-0.4"
     report = find_job(demo, "06_results", {})
     assert job.label in {needed.label for needed in report.inputs}
+
+
+def test_selections_of_one_policy_may_share_a_training():
+    """All of any metric is the same data, so a job looks for its twin among the policy's other selections."""
+    study = load_experiment("potential")
+    jobs = {(j.params["metric"], j.params["ratio"]): j for j in list_jobs(study) if j.stage.name.startswith("07")}
+    assert len(jobs) == 16
+    siblings = find_siblings(jobs["m_ap", "1.0"])
+    assert len(siblings) == 15 and jobs["random", "1.0"].folder in siblings
 
 
 def test_metrics_alone_switch_the_selection_study_on(tmp_path):

@@ -32,6 +32,7 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     compared = compare_selections(*collect_selections(experiment))
     if compared.empty:
         return []
+    import matplotlib.pyplot as plt
     from IPython.display import Markdown
 
     from karma.figures.potential import plot_curve
@@ -39,6 +40,7 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
 
     axes = plot_curve(compared)
     save_axes(axes[0], figures / "selections")
+    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
     made = [build_selection_table(compared), *filter(None, [build_agreement_table(experiment)])]
     for table in made:
         table.save(tables)
