@@ -208,6 +208,7 @@ FILE = ("--pairs", "FILE")
         ((*FILE, "--k", 1, "--explicit", "kinship"), "--explicit kinship and --scores belong together"),
         ((*FILE, "--k", 1, "--explicit", "kinship", "--scores", "paper"), "none of 10 pairs has usable texts and an explicit"),
         ((*FILE, "--k", 1, "--explicit", "annotation"), "--explicit annotation and --annotations belong together"),
+        ((*FILE, "--k", 1, "--implicit", "dpo", "--reference", "./none"), "--reference ./none: there is no such folder"),
         ((*FILE, "--k", 1, "--implicit", "loss"), "--implicit loss: choose from absolute, signed, dpo"),
         (("--pairs", "nowhere.jsonl", "--k", 1), "nowhere.jsonl cannot be read: No such file"),
         (("--pairs", "pairs.csv", "--k", 1), "expected a pair folder, or a .jsonl, .json or .parquet file"),

@@ -44,6 +44,7 @@ def run_select(
     Raises:
         InputError: an option or file that cannot be used; no model has been loaded then.
     """
+    _check_models({"--policy": policy, "--reference": reference})
     _check_options(out, metric, ratio, k, implicit, reference, explicit, scores, annotations)
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
     if "metric" in source.accounting.settings:
@@ -88,6 +89,12 @@ def _measure(source: PairSet, policy: str, asking: dict[str, Any], out: Path) ->
 def _name(model: str) -> str:
     """Name a model without the path of a machine."""
     return Path(model).name if Path(model).is_dir() else model
+
+
+def _check_models(options: dict[str, str | None]) -> None:
+    for option, model in options.items():
+        if model and model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise InputError(f"{option} {model}: there is no such folder")
 
 
 def _check_options(
