@@ -47,6 +47,7 @@ class PairLogps:
         lengths: (n, 2), in tokens; 0 where the prompt alone fills `max_length`.
         digest: of the model's weights. dtype, device: in which it was asked.
         n_asked, n_kept: pairs asked now, and before.
+        n_truncated: pairs of which a response reaches `max_length` and loses its end.
     """
 
     logps: np.ndarray
@@ -56,6 +57,7 @@ class PairLogps:
     device: str
     n_asked: int
     n_kept: int
+    n_truncated: int
 
 
 def measure_logps(
@@ -104,7 +106,8 @@ def measure_logps(
     logps = np.full((len(rows), 2), np.nan)
     for (members, _), values in zip(shards, known, strict=True):
         logps[members] = np.array(values, float)
-    return PairLogps(logps, count_tokens(rows).numpy(), digest, dtype, device, n_asked, len(rows) - n_asked)
+    cut = sum(any(len(side.ids) == max_length for side in row.sides) for row in rows)  # one that fits exactly counts
+    return PairLogps(logps, count_tokens(rows).numpy(), digest, dtype, device, n_asked, len(rows) - n_asked, cut)
 
 
 def plan_shards(rows: Sequence[PairRow]) -> list[tuple[list[int], str]]:

@@ -156,7 +156,7 @@ def test_batches_hold_every_row_once_and_keep_the_budget():
 def test_measured_once_whatever_the_order(tmp_path, monkeypatch):
     pairs = make_pairs(40)
     first = measure_logps(pairs, MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
-    assert (first.n_asked, first.n_kept) == (40, 0) and (first.logps < 0).all()
+    assert (first.n_asked, first.n_kept, first.n_truncated) == (40, 0, 0) and (first.logps < 0).all()
     monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
     order = np.random.default_rng(0).permutation(40)
     again = measure_logps(pairs.take(order), MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
@@ -169,7 +169,7 @@ def test_measured_once_whatever_the_order(tmp_path, monkeypatch):
 
 def test_a_prompt_that_fills_the_row_leaves_no_margin():
     measured = measure_logps(make_pairs(3), MODELS, "tiny", COMPUTE, 3, 256)
-    assert measured.lengths.tolist() == [[0, 0]] * 3
+    assert measured.lengths.tolist() == [[0, 0]] * 3 and measured.n_truncated == 3
     assert np.isnan(compute_implicit_margin(measured.logps, measured.lengths)).all()
 
 

@@ -29,7 +29,7 @@ DROPPED = {
     "in_training": "trained on, in the other part of the split",
     "empty_text": "chosen or rejected is blank (selection)",
     "no_explicit_margin": "a score is missing or not finite: no explicit margin (selection)",
-    "no_implicit_margin": "the policy gives no finite log-probability: no implicit margin (selection)",
+    "no_implicit_margin": "the prompt fills max_length, or the log-probability is not finite: no implicit margin",
     "not_selected": "a candidate that the metric ranked too low (selection)",
 }
 UNUSED = {

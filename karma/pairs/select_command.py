@@ -66,10 +66,12 @@ def run_select(
         "candidates": int(pool.fit.sum()), "weight": weight, "explicit": explicit,
         "implicit": "signed" if is_signed(metric) else implicit, "policy": _name(policy),
         "policy_digest": asked.digest, "reference": reference and _name(reference), "dtype": asked.dtype,
-        "max_length": asking["max_length"], "select_seed": seed,
+        "max_length": asking["max_length"], "truncated": asked.n_truncated, "select_seed": seed,
     }  # fmt: skip
     save_pairs(build_selection(source, pool, places, settings), out, command)
     yield f"{policy}: {asked.n_asked} pairs asked ({asked.n_kept} kept from before), {asked.dtype} on {asked.device}"
+    if asked.n_truncated:
+        yield f"note: {asked.n_truncated} pairs reach {asking['max_length']} tokens: judged by their start"
     yield from (f"note: {n} pairs are no candidates: {DROPPED[reason]}" for reason, n in sorted(pool.counts.items()))
     if n_equal := int((pool.explicit[pool.fit] == 0).sum()):
         yield f"note: {n_equal} candidates have an explicit margin of 0: equal scores are no preference"
