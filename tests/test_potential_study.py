@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from karma.figures.potential import plot_choices
 from karma.params import load_experiment
 from karma.potential import METRICS, build_candidates
 from karma.potential_study import (
@@ -32,6 +33,13 @@ def test_every_metric_keeps_equally_many_and_agrees_with_itself():
     overlap = compute_overlap(choices)
     assert (np.diag(overlap) == 1).all() and (overlap.to_numpy() == overlap.to_numpy().T).all()
     assert overlap.loc["implicit_small", "implicit_large"] == 0
+
+
+def test_every_metric_has_its_panel_and_the_overlap_its_own():
+    choices = choose_by_each(pools(), 16, seed=0)
+    figure = plot_choices(pools(), choices, compute_overlap(choices))
+    titles = sorted(ax.get_title() for ax in figure.axes)
+    assert titles == sorted([*(f"{metric}: 16 of 40" for metric in METRICS), "share of pairs kept by both"])
 
 
 def test_contradictions_by_eye():

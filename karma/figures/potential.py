@@ -35,7 +35,7 @@ def plot_choices(pools: Mapping[bool, Candidates], choices: Mapping[str, np.ndar
         The figure: one panel a metric, and a heat map.
     """
     figure, axes = plt.subplot_mosaic("ABC;DEF;HHG", figsize=(PAGE_WIDTH_IN, 6.2))
-    for ax, (metric, places) in zip(axes.values(), choices.items(), strict=False):
+    for ax, (metric, places) in zip([axes[name] for name in "ABCDEFG"], choices.items(), strict=True):
         _plot_choice(ax, pools[metric.endswith("_signed")], metric, places)
     shown = axes["H"]
     sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
