@@ -190,6 +190,57 @@ def binarize(
 
 
 @app.command()
+def select(
+    out: Out,
+    pairs: Annotated[
+        Path, typer.Option(help="A pair folder, or .jsonl, .json, .parquet in the public binarised shape.")
+    ],
+    policy: Annotated[str, typer.Option(help="Who is about to learn: smollm2-135m, a folder, or a Hub id.")],
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="random, explicit_large, explicit_small, implicit_small, implicit_large, m_ap or m_ap_signed."
+        ),
+    ] = "m_ap",
+    ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,
+    weight: Annotated[float, typer.Option(help="w of z(explicit) - w z(implicit).")] = _default("potential", "weight"),
+    explicit: Annotated[
+        str, typer.Option(help="score (the pairs' own), kinship (with --scores), annotation (with --annotations).")
+    ] = _default("potential", "explicit"),
+    scores: Annotated[
+        str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="annotation: a parquet table of row_id, response_id, score.")
+    ] = None,
+    implicit: Annotated[str, typer.Option(help="absolute, signed, or dpo (with --reference).")] = _default(
+        "potential", "implicit"
+    ),
+    reference: Annotated[str | None, typer.Option(help="dpo: the model that the policy started from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of `random`.")] = _default("potential", "seed"),
+    revision: Annotated[str | None, typer.Option(help="A Hub policy's commit.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = _default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = _default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = _default("compute", "threads"),
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and response kept.")] = _default(
+        "training", "max_length"
+    ),
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = _default(
+        "potential", "batch_tokens"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept log-probabilities; default: OUT/cache.")] = None,
+) -> None:
+    """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
+    from karma.pairs.select_command import run_select
+
+    options = locals()
+    del options["run_select"]
+    for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
+        typer.echo(line)
+
+
+@app.command()
 def evaluate(
     out: Out,
     benchmark: Annotated[

@@ -2,10 +2,13 @@
 
 A response's log-probability is summed over its tokens, in nats, given its prompt in the model's chat format, exactly
 as TRL tokenises a conversational pair. Batches are sorted by length, and the vocabulary head is applied to response
-positions only. Limit: one device, no sharding.
+positions only. The two responses of a pair share their prompt: `compute_pair_logps` runs a pair as one row (prompt,
+chosen, rejected), with a mask that hides the responses from each other and positions as if each followed the prompt.
+Limit: one device, no sharding; a model whose layers see more than a causal mask says (sliding windows, states) takes
+the plain way, each response in a row of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,3 +82,152 @@ def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch
         picked = logits.gather(1, ids[k, row.start : len(row.ids), None])[:, 0]
         sums.append((picked - logits.logsumexp(1)).sum())
     return torch.stack(sums).cpu()
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair as one row: what chosen and rejected have in common up to the response, then the rest of each.
+
+    Attributes:
+        sides: the two whole conversations. shared: how many first tokens they have in common (at most `start`).
+    """
+
+    sides: tuple[TokenizedResponse, TokenizedResponse]
+    shared: int
+
+    @property
+    def width(self) -> int:
+        """Tokens of the row."""
+        return sum(len(side.ids) for side in self.sides) - self.shared
+
+
+def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: Messages, max_length: int) -> PairRow:
+    """Tokenise both responses as `tokenize_response` does, and find what they share before either begins."""
+    first, second = (tokenize_response(tokenizer, prompt, r, max_length) for r in (chosen, rejected))
+    limit = min(first.start, second.start)
+    alike = (i for i, (a, b) in enumerate(zip(first.ids[:limit], second.ids[:limit], strict=False)) if a != b)
+    return PairRow((first, second), next(alike, min(limit, len(first.ids), len(second.ids))))
+
+
+def can_share_prompts(model: Any) -> bool:
+    """Tell whether every layer of a model attends by the mask it is given, so that a pair may be one row."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    stateful = any(
+        getattr(config, name, None) for name in ("mamba_d_state", "state_size", "ssm_cfg", "is_encoder_decoder")
+    )
+    attends = getattr(config, "_attn_implementation", "") in ("sdpa", "eager")
+    return attends and kinds == {"full_attention"} and not window and not stateful
+
+
+def compute_pair_logps(
+    model: Any, tokenizer: Any, prompts: Sequence[Messages], chosen: Sequence[Messages], rejected: Sequence[Messages],
+    *, max_length: int, batch_tokens: int = 4096, progress: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Compute the log-probabilities of both responses of each pair, the prompt's tokens once where the model allows.
+
+    Args:
+        model, tokenizer, prompts, max_length, progress: as for `compute_logps`.
+        chosen, rejected: n lists of one assistant message each.
+        batch_tokens: tokens a forward pass, padding included; a longer pair makes a pass of its own.
+
+    Returns:
+        Summed log-probabilities (n, 2) of chosen and rejected, in nats; and response lengths (n, 2), in tokens.
+    """
+    rows = [tokenize_pair(tokenizer, *row, max_length) for row in zip(prompts, chosen, rejected, strict=True)]
+    with tqdm(total=len(rows), desc=progress, disable=progress is None, unit="pair") as bar:
+        logps = compute_row_logps(model, rows, tokenizer.pad_token_id, batch_tokens, bar.update)
+    return logps, count_tokens(rows)
+
+
+def count_tokens(rows: Sequence[PairRow]) -> torch.Tensor:
+    """Return the lengths of chosen and rejected (n, 2), in tokens."""
+    return torch.tensor([[len(side.ids) - side.start for side in row.sides] for row in rows]).reshape(-1, 2)
+
+
+@torch.no_grad()
+def compute_row_logps(
+    model: Any, rows: Sequence[PairRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
+) -> torch.Tensor:
+    """Return summed log-probabilities (n, 2) of tokenised pairs, in nats; `advance` hears of pairs done."""
+    logps, shares = torch.zeros(len(rows), 2), can_share_prompts(model)
+    for batch in plan_batches([row.width for row in rows], batch_tokens):
+        some = [rows[i] for i in batch]
+        if shares:
+            logps[batch] = compute_pair_batch(some, model, pad).cpu()
+        else:
+            sides = [_compute_batch([row.sides[k] for row in some], model, pad) for k in (0, 1)]
+            logps[batch] = torch.stack(sides, 1)
+        advance(len(batch))
+    return logps
+
+
+def plan_batches(widths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group rows of like width, widest first, so that width times rows stays within a budget.
+
+    Example:
+        >>> plan_batches([3, 9, 4, 2], 8)
+        [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+        if batches and widths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def compute_pair_batch(rows: Sequence[PairRow], model: Any, pad: int) -> torch.Tensor:
+    """Return summed log-probabilities (rows, 2) of chosen and rejected, from one forward pass; gradients flow.
+
+    Args:
+        rows: from `tokenize_pair`. model: one that `can_share_prompts`. pad: the padding token's id.
+    """
+    ids, positions, mask = build_pair_batch(rows, pad)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
+    device, dtype = model.device, causal.get_input_embeddings().weight.dtype
+    bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    hidden = causal.base_model(
+        input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device), use_cache=False
+    ).last_hidden_state
+    sums = []
+    for k, row in enumerate(rows):
+        for columns, targets in _find_targets(row):
+            logits = causal.get_output_embeddings()(hidden[k, columns]).float()
+            sums.append(
+                -torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(targets, dtype=torch.long, device=device), reduction="sum"
+                )
+            )
+    return torch.stack(sums).reshape(-1, 2)
+
+
+def build_pair_batch(rows: Sequence[PairRow], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay pairs out as rows of (shared, rest of chosen, rest of rejected), padded on the right.
+
+    Returns:
+        ids and positions (rows, width), and the mask (rows, 1, width, width): True where a query may look.
+    """
+    width = max(row.width for row in rows)
+    ids, positions = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    part = torch.full((len(rows), width), 3)  # 0 shared, 1 chosen, 2 rejected, 3 padding
+    for k, row in enumerate(rows):
+        first, second = row.sides[0].ids, row.sides[1].ids[row.shared :]
+        end = len(first)
+        ids[k, : row.width] = torch.tensor(first + second)
+        positions[k, : row.width] = torch.tensor([*range(end), *range(row.shared, row.shared + len(second))])
+        part[k, : row.shared], part[k, row.shared : end], part[k, end : row.width] = 0, 1, 2
+    same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
+    return ids, positions, (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+
+
+def _find_targets(row: PairRow) -> list[tuple[list[int], list[int]]]:
+    """Return, for each side, the columns whose outputs predict its response's tokens, and those tokens."""
+    found = []
+    for k, side in enumerate(row.sides):
+        offset = len(row.sides[0].ids) - row.shared if k else 0  # where the rejected response's own tokens lie
+        places = range(side.start - 1, len(side.ids) - 1)  # position t predicts token t + 1
+        found.append(([t if t < row.shared else t + offset for t in places], side.ids[side.start :]))
+    return found

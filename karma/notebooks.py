@@ -31,6 +31,10 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
 
 
 def find_siblings(job: Job) -> list[Path]:
-    """Return the folders of the other strategies' runs of the same policy, method and seed."""
+    """Return the folders of the other jobs of a stage that could have trained on the same data.
+
+    Of a run: the other strategies' runs of the same policy, method and seed; of a selection: the same policy's others.
+    """
     same = [other for other in list_jobs(job.experiment) if other.stage is job.stage and other.params != job.params]
-    return [o.folder for o in same if all(o.params[k] == job.params[k] for k in ("policy", "method", "seed"))]
+    keys = [k for k in ("policy", "method", "seed") if k in job.params]
+    return [o.folder for o in same if all(o.params[k] == job.params[k] for k in keys)]

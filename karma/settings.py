@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
 Method = Literal["sft", "dpo", "simpo"]
+Metric = Literal[
+    "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed"
+]
 Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -28,6 +31,7 @@ def _check_name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -192,6 +196,20 @@ class Training(_Strict):
     accelerate: str | None
 
 
+class Potential(_Strict):
+    """Selecting pairs by alignment potential, and training on the selections; off without metrics."""
+
+    metrics: Annotated[list[Metric], AfterValidator(_check_unique)]
+    ratios: Annotated[list[Ratio], Field(min_length=1), AfterValidator(_check_unique)]
+    strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
+    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
+    explicit: Literal["score", "annotation"]
+    implicit: Literal["absolute", "signed"]
+    weight: float = Field(ge=0, le=100)
+    batch_tokens: Count
+    seed: int
+
+
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
@@ -210,6 +228,12 @@ class Settings(_Strict):
     annotation: Annotation
     pairs: Pairs
     training: Training
+    potential: Potential
+
+    @property
+    def has_annotations(self) -> bool:
+        """Tell whether single responses may have annotations: the pool's own, or a judge's, made for rlaif."""
+        return self.annotation.source == "recorded" or "rlaif" in self.strategies
 
     @model_validator(mode="after")
     def _check_references(self):
@@ -226,6 +250,10 @@ class Settings(_Strict):
             for name in names:
                 if name not in self.models:
                     raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
+        if unknown := [s for s in self.potential.strategies if s not in self.strategies]:
+            raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
+        if self.potential.metrics and self.potential.explicit == "annotation" and not self.has_annotations:
+            raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
         loaded = {"policies": self.policies, "annotation.judge": named["annotation.judge"]}
         loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
         for key, names in loaded.items():

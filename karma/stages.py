@@ -67,12 +67,15 @@ def _evaluation_inputs(s: Settings, p: dict) -> list:
 
 
 def _results_inputs(s: Settings, p: dict) -> list:
-    stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation")
+    stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
+              "07_alignment_potential")  # fmt: skip
     return [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
 
 
 _BENCHMARKS = ("folder", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
+_SELECTION = ("policy", "strategy", "metric", "ratio")
+_POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
 _EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
 _KINSHIP_FILES = ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json")
 
@@ -94,14 +97,19 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _evaluation_inputs),
+        Stage("07_alignment_potential", _SELECTION, "selections/{policy}/{strategy}+{metric}-{ratio}",
+              ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
+              (*(f"potential.{k}" for k in _POTENTIAL), "seeds", "training", "pairs.held_out", "pairs.seed", "compute",
+               "annotation.source", "annotation.field"),
+              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
-               "annotation"), _results_inputs),
+               "annotation", "potential"), _results_inputs),
     )
 }  # fmt: skip
 
 _MODEL_PARAMETERS = {"01_origin_evaluation": "origin_model", "04_alignment_training": "policy",
-                     "05_policy_evaluation": "policy"}  # fmt: skip
+                     "05_policy_evaluation": "policy", "07_alignment_potential": "policy"}  # fmt: skip
 
 
 def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
@@ -118,6 +126,10 @@ def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
                 for method in s.methods:
                     yield from ({"policy": policy, "strategy": strategy, "method": method, "seed": str(k)}
                                 for k in s.seeds)  # fmt: skip
+    elif stage.per == _SELECTION:
+        yield from ({"policy": policy, "strategy": str(strategy), "metric": str(metric), "ratio": str(float(ratio))}
+                    for policy in s.policies for strategy in s.potential.strategies or s.strategies
+                    for metric in s.potential.metrics for ratio in s.potential.ratios)  # fmt: skip
     elif stage.name != "annotation" or _needs_annotations(s):
         yield {}
 

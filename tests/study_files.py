@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from karma.files import find_project_root
 from karma.params import Experiment, load_experiment
@@ -52,6 +54,30 @@ def write_training(job: Job) -> None:
     (job.folder / "training.json").write_text(json.dumps(content))
 
 
+def write_selection(job: Job) -> None:
+    """A finished selection of 07: `m_ap` moves the policy towards 15 of 20 held-out pairs, `random` towards 10."""
+    n_right = 15 if job.params["metric"] == "m_ap" else 10
+    agreement = {"n": 60, "correlation": 0.5, "low": 0.3, "high": 0.7, "overlap": 0.6, "overlap_by_chance": 0.4}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("accounting", {"settings": {"candidates": 60}}),
+        ("selection", {**job.params, "ratio": float(job.params["ratio"]), "agreement_with_annotations": agreement}),
+    ):
+        (job.folder / f"{name}.json").write_text(json.dumps(content))
+    (job.folder / "README.md").write_text("card")
+    (job.folder / "pairs.parquet").write_bytes(b"")
+    settings = job.experiment.settings
+    for method in settings.potential.methods:
+        for seed in settings.seeds:
+            run = job.folder / method / f"seed{seed}"
+            run.mkdir(parents=True)
+            (run / "training.json").write_text(json.dumps({"n_train_pairs": 24, "same_data_as": None}))
+            margins = [1.0 if i < n_right else -1.0 for i in range(20)]
+            pq.write_table(
+                pa.table({"row_id": [str(i) for i in range(20)], "margin": margins}), run / "held_out.parquet"
+            )
+
+
 def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Write a whole study's files in the fixed formats; later strategies score a little higher."""
     s, out = experiment.settings, experiment.outputs
@@ -63,6 +89,8 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
                 write_scores(job, 0.3 + 0.02 * (seed % 7), seed)
             elif stage.name == "04_alignment_training":
                 write_training(job)
+            elif stage.name == "07_alignment_potential":
+                write_selection(job)
             elif stage.name == "03_binarization":
                 job.folder.mkdir(parents=True, exist_ok=True)
                 accounting = {"rows_in": 100, "pairs_out": 80, "dropped": {"equal S_pref": 20}}

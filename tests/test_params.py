@@ -26,7 +26,7 @@ def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment
     assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "paper"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential"])
 def test_shipped_experiments_load(name):
     assert load_experiment(name).settings.name == name
 
@@ -51,6 +51,18 @@ def test_the_paper_is_32_runs_with_appendix_a():
         ("training: {learning_rate: 5e-7}", "write 5.0e-7 with a point"),
         ("training: {epochs: 0}", "greater than 0"),
         ("pairs: {held_out: 1}", "pairs.held_out is 1: Input should be less than 1"),
+        ("potential: {metrics: [map]}", "potential.metrics.0 is 'map'"),
+        ("potential: {ratios: [0.0]}", "potential.ratios.0 is 0.0: Input should be greater than 0"),
+        ("potential: {weight: -1.0}", "potential.weight is -1.0"),
+        (
+            "strategies: [k_sim]\npotential: {strategies: [rlaif]}",
+            "'rlaif' is not among the strategies of this experiment",
+        ),
+        (
+            "strategies: [k_sim]\nannotation: {source: judge, judge: a}\nmodels: {a: {hub: x}}\n"
+            "potential: {metrics: [m_ap], explicit: annotation}",
+            "annotations are made only where rlaif is a strategy",
+        ),
         ("seeds: [0, 0]", "0 is listed twice"),
         ("strategies: [k_sin]", "strategies.0 is 'k_sin'"),
         ("policies: [ghost]", "'ghost' is not a model of this experiment"),

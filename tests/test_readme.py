@@ -81,7 +81,9 @@ def test_importing_karma_is_light():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["scores", "kinship", "pairs", "quality_gap"])
+@pytest.mark.parametrize(
+    "module", ["scores", "kinship", "pairs", "quality_gap", "potential", "selection", "potential_study"]
+)
 def test_pure_modules_import_no_torch(module):
     code = f"import sys, karma.{module}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)

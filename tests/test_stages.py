@@ -3,6 +3,7 @@
 import pytest
 
 from karma.errors import InputError
+from karma.notebooks import find_siblings
 from karma.params import load_experiment
 from karma.stages import STAGES, find_job, list_jobs
 
@@ -17,11 +18,12 @@ def test_the_demo_has_eight_trainings_each_evaluated_and_the_start(demo):
     assert names.count("04_alignment_training") == 8
     assert names.count("05_policy_evaluation") == 9
     assert names.count("01_origin_evaluation") == 6
+    assert names.count("07_alignment_potential") == 2
 
 
 def test_the_paper_needs_no_origin_evaluation():
     names = {job.stage.name for job in list_jobs(load_experiment("paper"))}
-    assert "01_origin_evaluation" not in names and "annotation" not in names
+    assert not names & {"01_origin_evaluation", "annotation", "07_alignment_potential"}
 
 
 def test_every_input_is_made_by_a_job_of_the_study(demo):
@@ -48,12 +50,38 @@ def test_a_run_lies_where_the_architecture_says(demo):
     assert start.folder.relative_to(demo.outputs).as_posix() == "runs/smollm2-135m/start"
 
 
+def test_a_selection_lies_where_the_architecture_says_and_the_report_waits_for_it(demo):
+    wanted = {"policy": "smollm2-135m", "strategy": "k_score_sim", "metric": "m_ap", "ratio": 0.4}
+    job = find_job(demo, "07_alignment_potential", wanted)
+    assert job.folder.relative_to(demo.outputs).as_posix() == "selections/smollm2-135m/k_score_sim+m_ap-0.4"
+    report = find_job(demo, "06_results", {})
+    assert job.label in {needed.label for needed in report.inputs}
+
+
+def test_selections_of_one_policy_may_share_a_training():
+    """All of any metric is the same data, so a job looks for its twin among the policy's other selections."""
+    study = load_experiment("potential")
+    jobs = {(j.params["metric"], j.params["ratio"]): j for j in list_jobs(study) if j.stage.name.startswith("07")}
+    assert len(jobs) == 16
+    siblings = find_siblings(jobs["m_ap", "1.0"])
+    assert len(siblings) == 15 and jobs["random", "1.0"].folder in siblings
+
+
+def test_metrics_alone_switch_the_selection_study_on(tmp_path):
+    path = tmp_path / "chosen.yaml"
+    path.write_text("name: chosen\nmodels: {a: {random: {hidden_size: 8, layers: 1, heads: 1}}}\npolicies: [a]\n"
+                    "scores: {table: paper}\npotential: {metrics: [m_ap], ratios: [0.4, 1]}\n")  # fmt: skip
+    jobs = [job for job in list_jobs(load_experiment(path)) if job.stage.name == "07_alignment_potential"]
+    assert len(jobs) == 8 and {job.params["ratio"] for job in jobs} == {"0.4", "1.0"}
+
+
 @pytest.mark.parametrize(
     ("stage", "params", "message"),
     [
         ("03_binarization", {"strategy": "k_sin"}, "choose from rlaif, k_score, k_sim, k_score_sim"),
         ("03_binarization", {}, "strategy=nothing is not in demo.yaml"),
         ("03_binarization", {"strategy": "k_sim", "tau": 1}, "takes no parameter 'tau'; it takes strategy"),
+        ("07_alignment_potential", {"policy": "smollm2-135m", "strategy": "k_sim"}, "choose from k_score_sim"),
         ("09_nothing", {}, "no stage '09_nothing'; there are 01_origin_evaluation"),
     ],
 )

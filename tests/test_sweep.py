@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -77,6 +78,25 @@ def test_every_job_left_its_executed_notebook_and_provenance(smoke):
     assert set(record["versions"]) >= {"torch", "trl", "python"} and record["inputs"] and record["device"]
 
 
+def test_each_selection_keeps_its_share_trains_on_it_and_is_tested_on_the_same_pairs(smoke):
+    folders = sorted((smoke / STUDY / "selections" / "tiny-a").iterdir())
+    assert [f.name for f in folders] == ["k_sim+m_ap-0.4", "k_sim+random-0.4"]
+    tested = []
+    for folder in folders:
+        books, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("accounting", "selection"))
+        assert books["pairs_out"] == record["k"] == int(0.4 * record["candidates"])
+        assert books["rows_in"] == books["pairs_out"] + sum(books["dropped"].values()) and books["dropped"]["held_out"]
+        training = json.loads((folder / "dpo/seed0/training.json").read_text())
+        assert training["n_train_pairs"] == record["k"] and training["method"] == "dpo"
+        tested.append(pq.read_table(folder / "dpo/seed0/held_out.parquet").to_pandas())
+        right = ((tested[-1]["margin"] > 0) + 0.5 * (tested[-1]["margin"] == 0)).mean()
+        assert right == pytest.approx(training["held_out"]["accuracy"])
+        assert not set(tested[-1]["row_id"]) & set(pq.read_table(folder / "pairs.parquet")["row_id"].to_pylist())
+    assert tested[0]["row_id"].equals(tested[1]["row_id"])
+    table = (smoke / STUDY / "tables" / "selections.md").read_text()
+    assert "m_ap" in table and "The selection study" in (smoke / STUDY / "report.html").read_text()
+
+
 def test_one_training_where_two_sft_sets_are_the_same(smoke):
     runs = sorted((smoke / STUDY / "runs" / "tiny-a").glob("*/sft/seed0"))
     records = {run.parts[-3]: json.loads((run / "training.json").read_text()) for run in runs}
@@ -129,12 +149,16 @@ def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
     assert "annotation" in planned(untouched)
 
 
+AFTER_PAIRS = {"04_alignment_training", "05_policy_evaluation", "07_alignment_potential", "06_results"}
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected"),
     [
-        ("training", "beta", 0.2, {"04_alignment_training", "05_policy_evaluation", "06_results"}),
-        ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation", "06_results"}),
-        ("annotation", "batch_size", 8, {"annotation", "03_binarization", "04_alignment_training", "05_policy_evaluation", "06_results"}),
+        ("training", "beta", 0.2, AFTER_PAIRS),
+        ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", *AFTER_PAIRS}),
+        ("annotation", "batch_size", 8, {"annotation", "03_binarization", *AFTER_PAIRS}),
+        ("potential", "weight", 2.5, {"07_alignment_potential", "06_results"}),
     ],
 )  # fmt: skip
 def test_a_changed_value_reruns_the_stages_that_read_it(untouched, section, key, value, expected):

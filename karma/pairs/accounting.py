@@ -27,6 +27,10 @@ DROPPED = {
     "not_shared": "another requested strategy dropped the row (match_rows)",
     "held_out": "kept out of training (split)",
     "in_training": "trained on, in the other part of the split",
+    "empty_text": "chosen or rejected is blank (selection)",
+    "no_explicit_margin": "a score is missing or not finite: no explicit margin (selection)",
+    "no_implicit_margin": "the prompt fills max_length, or the log-probability is not finite: no implicit margin",
+    "not_selected": "a candidate that the metric ranked too low (selection)",
 }
 UNUSED = {
     "no_model": "the completion names no origin model",
@@ -42,7 +46,7 @@ class Accounting:
     """Counts of one strategy's pair set.
 
     Attributes:
-        strategy: rlaif, k_score, k_sim, k_score_sim, random or least_kin.
+        strategy: rlaif, k_score, k_sim, k_score_sim, random or least_kin; binarized: pairs that others made.
         rows_in, pairs_out: prompts read, pairs made.
         dropped: reason (a key of DROPPED) -> rows.
         responses_in, responses_usable: completions read, completions a pair could be made of.

@@ -32,6 +32,7 @@ RULE = {
     "k_score_sim": "the response of the best origin model, and that of its nearest kin",
     "random": "two responses of eligible origin models, drawn at random (a control)",
     "least_kin": "the two responses whose origin models are least kin (a control)",
+    "binarized": "taken as it is from a set that others made",
 }
 N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
 
@@ -57,7 +58,7 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
     s, strategy = accounting.settings, accounting.strategy
     label = (
         "its annotation"
-        if strategy == "rlaif"
+        if strategy in ("rlaif", "binarized")
         else "the S_pref of its origin model (Eq. 2), not a judgement of the text"
     )
     parts = [
@@ -66,6 +67,7 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
         f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, "
         f"and the score is {label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
+        _build_selection(s),
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: `{command}`" if command else "",
         "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
@@ -77,9 +79,26 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
         "as TRL's DPOTrainer takes them; for SFT "
         "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models. "
         "`row_id`, `chosen_id` and "
-        "`rejected_id` are hashes of content.",
+        "`rejected_id` are hashes of content." + (_SELECTION_COLUMNS if "metric" in s else ""),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+_SELECTION_COLUMNS = (
+    " `explicit_margin` is how far the scores of chosen and rejected lie apart, `implicit_margin` how far the "
+    "policy's log-probabilities do, and `potential` z(explicit) - weight z(implicit) over all candidates."
+)
+
+
+def _build_selection(settings: dict[str, Any]) -> str:
+    """Say how the pairs were selected from a larger set, where they were."""
+    if "metric" not in settings:
+        return ""
+    kept = f"{settings['k']:,} of {settings['candidates']:,} candidate pairs"
+    return (
+        f"Selected: {kept} by `{settings['metric']}` ({settings['rule']}) for the policy "
+        f"`{settings['policy']}`. It was made for this policy and this pool, and says nothing about others."
+    )
 
 
 def _build_metadata(accounting: Accounting) -> dict[str, Any]:

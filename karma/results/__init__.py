@@ -113,6 +113,8 @@ def collect(source: Job | Experiment) -> Study:
     pairs = [row for job in _jobs(experiment, "03_binarization") for row in _load_accounting(job, gaps)]
     for name in ("pool", "02_kinship_analysis"):
         gaps += [_gap(job, path) for job in _jobs(experiment, name) for path in job.products if not path.exists()]
+    for job in _jobs(experiment, "07_alignment_potential"):
+        gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
     cost = [_load_cost(job, gaps) for job in _jobs(experiment, "annotation")]
     table = experiment.outputs / "kinship" / "scores.csv"
     return Study(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from karma.intervals import compute_wilson
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.kinship.mantel import adjust_holm, compute_mantel
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study, compute_size
@@ -23,7 +24,6 @@ from karma.results.estimates import (
     compute_difference,
     compute_needed_items,
     compute_weighted,
-    compute_wilson,
 )
 from karma.scores import ScoreTable, compute_normalized
 from karma.stages import START

@@ -16,11 +16,11 @@ import pandas as pd
 from scipy import stats
 
 from karma.errors import InputError
+from karma.intervals import LEVEL
 from karma.results import Study
 from karma.stages import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
-LEVEL = 0.95  # confidence of every interval
 POWER = 0.8  # of the test whose size `compute_needed_items` asks for
 
 
@@ -54,29 +54,6 @@ class Estimate:
         if self.standard_error == 0:
             return 1.0 if self.value == 0 else 0.0
         return float(2 * stats.t.sf(abs(self.value / self.standard_error), self.df))
-
-
-def compute_wilson(value: float, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share.
-
-    Args:
-        value: in [0, 1].
-        n: items, at least 1.
-
-    Raises:
-        InputError: a value outside [0, 1], or n below 1.
-
-    Example:
-        >>> [round(x, 3) for x in compute_wilson(0.5, 100)], compute_wilson(0.0, 10)[0]
-        ([0.404, 0.596], 0.0)
-    """
-    if not 0 <= value <= 1 or n < 1:
-        raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
-    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return float(min(low, value)), float(max(high, value))  # at 0 and 1 rounding must not shut the value out
 
 
 def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from karma.intervals import compute_wilson
 from karma.kinship import compute_kinship
 from karma.kinship.strategy_sets import build_sets, choose_in_sets
 from karma.params import load_base
 from karma.results import PUBLISHED_ITEMS, Study, load_printed, normalise_benchmark
-from karma.results.estimates import compute_mean, compute_wilson
+from karma.results.estimates import compute_mean
 from karma.scores import ScoreTable, compute_s_pref
 
 FOUR_OPTIONS = ["mmlu_stem", "arc_easy", "arc_challenge"]

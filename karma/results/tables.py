@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path
+from karma.intervals import compute_wilson
 from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
-from karma.results.estimates import compute_wilson
 from karma.scores import compute_s_pref, load_benchmarks
 from karma.stages import START
 

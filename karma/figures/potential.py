@@ -1,0 +1,91 @@
+"""Figures of stage 07: what each metric would keep, and what training on more or fewer of its pairs gave."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from karma.figures import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.potential import METRICS, Candidates
+
+_ORDER = list(METRICS)
+_METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
+
+
+def metric_style(metric: str) -> dict[str, Any]:
+    """Return the colour and marker of a metric, the same in every figure; `random` is black."""
+    index = [*_ORDER[1:], _ORDER[0]].index(metric)
+    index = 7 if metric == "random" else index
+    return {"color": PALETTE[index], "marker": MARKERS[index], "hatch": HATCHES[index]}
+
+
+def plot_choices(pools: Mapping[bool, Candidates], choices: Mapping[str, np.ndarray], overlap: pd.DataFrame) -> Figure:
+    """Draw the two margins of all candidates, once a metric with what it keeps, and how far the metrics agree.
+
+    Args:
+        pools: False: candidates with absolute margins; True: with signed ones.
+        choices: metric -> positions kept. overlap: square table of shares.
+
+    Returns:
+        The figure: one panel a metric, and a heat map.
+    """
+    figure, axes = plt.subplot_mosaic("ABC;DEF;HHG", figsize=(PAGE_WIDTH_IN, 6.2))
+    for ax, (metric, places) in zip([axes[name] for name in "ABCDEFG"], choices.items(), strict=True):
+        _plot_choice(ax, pools[metric.endswith("_signed")], metric, places)
+    shown = axes["H"]
+    sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
+                annot_kws={"size": 8})  # fmt: skip
+    shown.set_title("share of pairs kept by both")
+    shown.set_xticklabels(overlap.columns, rotation=30, ha="right")
+    figure.supxlabel("explicit margin (units of the scores)", fontsize=9)
+    figure.supylabel("implicit margin (nats a token)", fontsize=9)
+    return figure
+
+
+def _plot_choice(ax: Axes, pool: Candidates, metric: str, places: np.ndarray) -> None:
+    kept = np.zeros(len(pool.reasons), bool)
+    kept[places] = True
+    style, rest = metric_style(metric), pool.fit & ~kept
+    ax.scatter(pool.explicit[rest], pool.implicit[rest], s=8, facecolors="none", edgecolors="0.6", lw=0.6)
+    ax.scatter(pool.explicit[kept], pool.implicit[kept], s=10, color=style["color"], marker=style["marker"], lw=0)
+    ax.set_title(f"{metric}: {kept.sum()} of {pool.fit.sum()}", fontsize=9)
+    ax.locator_params(nbins=4)
+
+
+def plot_curve(compared: pd.DataFrame) -> np.ndarray:
+    """Draw the data-size curve: held-out preference accuracy over the share of pairs kept, one line a metric.
+
+    Args:
+        compared: from `karma.potential_study.compare_selections`.
+
+    Returns:
+        Axes, one a (policy, strategy, method).
+    """
+    panels = list(compared.groupby(["policy", "strategy", "method"], sort=False))
+    width = min(PAGE_WIDTH_IN, COLUMN_WIDTH_IN * max(len(panels), 1.3))
+    columns = min(len(panels), 2)
+    n_rows = -(-len(panels) // columns)
+    _, axes = plt.subplots(n_rows, columns, figsize=(width, 2.6 * n_rows), sharey=True, squeeze=False)
+    for ax, ((policy, strategy, method), part) in zip(axes.flat, panels, strict=False):
+        metrics = [m for m in _ORDER if m in set(part["metric"])]
+        for place, metric in enumerate(metrics):
+            rows = part[part["metric"] == metric].sort_values("ratio")
+            style = metric_style(metric)
+            x = rows["ratio"] * 100 + (place - (len(metrics) - 1) / 2) * 0.9  # beside each other, to be seen
+            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+            ax.errorbar(x, rows["accuracy"], yerr=spread, label=metric, color=style["color"], marker=style["marker"],
+                        ms=4, lw=1, capsize=2)  # fmt: skip
+        ax.axhline(0.5, color="black", lw=1, ls=":")
+        ax.set(title=f"{policy}, {strategy}, {_METHODS.get(method, method)}", xlabel="pairs kept (%)")
+        ax.set(xlim=(0, 105), ylim=(-0.02, 1.02))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("held-out accuracy (share)")
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.remove()
+    axes[0, 0].legend(frameon=False, loc="lower right")
+    return np.array(list(axes.flat)[: len(panels)])

@@ -1,0 +1,71 @@
+"""The selection study in the report: the data-size curve, every selection beside `random`, and kinship beside a judge.
+
+The numbers come from `karma.potential_study`, as the notebooks of stage 07 show them; here they are the comparison of
+record, since 06 waits for every selection. A study without selections gets nothing, not even a heading.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from karma.files import load_json
+from karma.params import Experiment
+from karma.potential_study import collect_selections, compare_selections
+from karma.results.tables import Table, build_plain
+from karma.stages import STAGES, Job, compute_jobs
+
+TEXT = """## The selection study: alignment potential against the lot
+
+Held-out preference accuracy after training on a part of a pair set, over the part's size: one line a metric, 95 %
+intervals over the held-out pairs, the same for all; the dotted line is a coin. A metric earns its keep where its
+difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell."""
+NOTE = "one seed: the noise of training is in none of these intervals"
+
+
+def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
+    """Write and return what the report shows of the selection study, in order; an empty list where there is none.
+
+    Args:
+        experiment: the study. tables, figures: folders to write to.
+    """
+    compared = compare_selections(*collect_selections(experiment))
+    if compared.empty:
+        return []
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown
+
+    from karma.figures.potential import plot_curve
+    from karma.figures.results import save_axes
+
+    axes = plot_curve(compared)
+    save_axes(axes[0], figures / "selections")
+    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
+    made = [build_selection_table(compared), *filter(None, [build_agreement_table(experiment)])]
+    for table in made:
+        table.save(tables)
+    return [Markdown(TEXT), axes[0].figure, *made]
+
+
+def build_selection_table(compared: pd.DataFrame) -> Table:
+    """Return the comparison of all selections as a table, from `compare_selections`."""
+    keys = ["policy", "strategy", "method", "ratio", "metric"]
+    frame = compared.sort_values(keys, kind="stable").set_index(keys)
+    caption = "Held-out accuracy after training on each selection (share), and its difference from `random`."
+    return build_plain("selections", caption, frame, notes=(NOTE,) if (compared["n_seeds"] == 1).all() else ())
+
+
+def build_agreement_table(experiment: Experiment) -> Table | None:
+    """Return how M_AP over the pairs' own scores agrees with M_AP over annotations; None where nothing is annotated."""
+    stage = STAGES["07_alignment_potential"]
+    jobs = [Job(experiment, stage, p) for p in compute_jobs(stage, experiment.settings)]
+    records = [load_json(j.folder / "selection.json") for j in jobs if (j.folder / "selection.json").is_file()]
+    rows = [{**{k: r[k] for k in ("policy", "strategy", "ratio")}, **r["agreement_with_annotations"]} for r in records]
+    keys = ["policy", "strategy", "ratio"]
+    frame = pd.DataFrame([row for row in rows if row["overlap"] is not None])
+    if frame.empty:
+        return None
+    frame = frame.drop_duplicates(keys).set_index(keys)
+    caption = "Alignment potential over the pairs' own scores against that over annotations of single responses."
+    note = "Spearman's correlation; both potentials share the implicit margin, so unrelated scores correlate too"
+    return build_plain("selection_agreement", caption, frame, notes=(note,))

@@ -1,0 +1,232 @@
+"""Log-probabilities of pairs from one row, by hand and against the plain way; and the cache that a kill cannot spoil."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from karma.errors import InputError
+from karma.logprobs import (
+    PairRow,
+    TokenizedResponse,
+    build_pair_batch,
+    can_share_prompts,
+    compute_logps,
+    compute_pair_batch,
+    compute_pair_logps,
+    compute_row_logps,
+    plan_batches,
+    tokenize_pair,
+)
+from karma.margins import SHARD_PAIRS, measure_logps, plan_shards
+from karma.models import load_model, load_tokenizer
+from karma.potential import compute_implicit_margin
+from karma.settings import ModelSpec
+from tests.conftest import ROOT
+
+MODELS = {
+    "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
+    "other": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=2).model_dump(),
+}
+COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
+
+
+def turn(role, text):
+    return [{"role": role, "content": text}]
+
+
+def make_pairs(n):
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    rows = [{"row_id": f"{i:032x}", "prompt": turn("user", f"Count to {i}. " * (1 + i % 4)),
+             "chosen": turn("assistant", " ".join(words[: 1 + i % 10])),
+             "rejected": turn("assistant", "no " * (1 + i * 7 % 11))} for i in range(n)]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+def texts(pairs):
+    return [pairs[c].to_pylist() for c in ("prompt", "chosen", "rejected")]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model(MODELS, "tiny"), load_tokenizer(MODELS, "tiny")
+
+
+def test_the_mask_by_eye():
+    """Prompt 7 8, chosen 1 2, rejected 3: rejected sees the prompt and itself, at the position after the prompt."""
+    row = PairRow((TokenizedResponse([7, 8, 1, 2], 2), TokenizedResponse([7, 8, 3], 2)), 2)
+    ids, positions, mask = build_pair_batch([row], pad=0)
+    assert ids.tolist() == [[7, 8, 1, 2, 3]] and positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+class Bigram(torch.nn.Module):
+    """A policy with known log-probabilities: the next token's probabilities depend on the last token only."""
+
+    device, config = torch.device("cpu"), SimpleNamespace(_attn_implementation="sdpa")
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(torch.tensor(table).log())
+        self.base_model = lambda input_ids, **_: SimpleNamespace(last_hidden_state=self.table(input_ids))
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+
+def test_a_toy_policy_by_hand():
+    """After token 0 comes 1 with probability 1/2 and 2 with 1/4; after 1 comes 2 with 1/8."""
+    policy = Bigram([[0.25, 0.5, 0.25], [0.75, 0.125, 0.125], [0.5, 0.25, 0.25]])
+    row = PairRow((TokenizedResponse([0, 1, 2], 1), TokenizedResponse([0, 2], 1)), 1)
+    assert can_share_prompts(policy)
+    logps = compute_row_logps(policy, [row], pad=0, batch_tokens=8).numpy()
+    assert logps[0] == pytest.approx([math.log(1 / 2) + math.log(1 / 8), math.log(1 / 4)], rel=1e-6)
+    margin = compute_implicit_margin(logps, [[2, 1]])
+    assert margin[0] == pytest.approx(abs(0.5 * math.log(1 / 16) - math.log(1 / 4)), abs=1e-6)  # both are -2 ln 2: 0
+
+
+@pytest.mark.parametrize("max_length", [128, 24, 12])
+@pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+def test_one_row_gives_what_two_rows_give(tiny, batch_tokens, max_length):
+    model, tokenizer = tiny
+    prompts, chosen, rejected = texts(make_pairs(9))
+    plain, lengths = compute_logps(model, tokenizer, prompts * 2, chosen + rejected, max_length=max_length)
+    logps, tokens = compute_pair_logps(model, tokenizer, prompts, chosen, rejected, max_length=max_length,
+                                       batch_tokens=batch_tokens)  # fmt: skip
+    assert torch.equal(tokens, lengths.reshape(2, -1).T)
+    assert torch.allclose(logps, plain.reshape(2, -1).T, atol=1e-4)
+
+
+def test_a_prompt_that_merges_with_its_response_is_not_shared_to_the_end(tiny):
+    """Where the two rows differ before the response begins, only what is equal is shared."""
+    model, _ = tiny
+    pair = PairRow((TokenizedResponse([5, 6, 7, 20, 21], 3), TokenizedResponse([5, 6, 9, 30], 3)), 2)
+    alone = [compute_pair_batch([PairRow((side, side), 0)], model, 0)[0, 0] for side in pair.sides]
+    assert torch.allclose(compute_pair_batch([pair], model, 0)[0], torch.stack(alone), atol=1e-4)
+
+
+def test_a_model_that_sees_more_than_its_mask_takes_the_plain_way(tiny):
+    model, tokenizer = tiny
+    prompts, chosen, rejected = texts(make_pairs(3))
+    logps, _ = compute_pair_logps(model, tokenizer, prompts, chosen, rejected, max_length=64)
+    model.config.sliding_window = 4
+    try:
+        assert not can_share_prompts(model)
+        plain, _ = compute_pair_logps(model, tokenizer, prompts, chosen, rejected, max_length=64)
+    finally:
+        model.config.sliding_window = None
+    assert torch.allclose(logps, plain, atol=1e-4)
+
+
+def test_gradients_flow(tiny):
+    model, tokenizer = tiny
+    row = tokenize_pair(tokenizer, turn("user", "Hi"), turn("assistant", "yes"), turn("assistant", "no"), 64)
+    with torch.enable_grad():
+        logps = compute_pair_batch([row], model, tokenizer.pad_token_id)
+        (logps[0, 0] - logps[0, 1]).backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_batches_hold_every_row_once_and_keep_the_budget():
+    widths = [5, 1, 9, 3, 3, 30, 2]
+    batches = plan_batches(widths, 12)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or max(widths[i] for i in b) * len(b) <= 12 for b in batches)
+
+
+def test_measured_once_whatever_the_order(tmp_path, monkeypatch):
+    pairs = make_pairs(40)
+    first = measure_logps(pairs, MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
+    assert (first.n_asked, first.n_kept, first.n_truncated) == (40, 0, 0) and (first.logps < 0).all()
+    monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
+    order = np.random.default_rng(0).permutation(40)
+    again = measure_logps(pairs.take(order), MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
+    assert (again.n_asked, again.n_kept) == (0, 40)
+    assert np.array_equal(again.logps, first.logps[order]) and np.array_equal(again.lengths, first.lengths[order])
+    monkeypatch.undo()
+    other = measure_logps(pairs, MODELS, "other", COMPUTE, 128, 256, tmp_path)
+    assert other.n_asked == 40 and not np.allclose(other.logps, first.logps)
+
+
+def test_a_prompt_that_fills_the_row_leaves_no_margin():
+    measured = measure_logps(make_pairs(3), MODELS, "tiny", COMPUTE, 3, 256)
+    assert measured.lengths.tolist() == [[0, 0]] * 3 and measured.n_truncated == 3
+    assert np.isnan(compute_implicit_margin(measured.logps, measured.lengths)).all()
+
+
+@pytest.mark.parametrize(("max_length", "tokens", "message"), [(0, 9, "max_length is 0"), (9, 0, "batch_tokens is 0")])
+def test_impossible_sizes_are_refused(max_length, tokens, message):
+    with pytest.raises(InputError, match=message):
+        measure_logps(make_pairs(1), MODELS, "tiny", COMPUTE, max_length, tokens)
+
+
+SLOW = """
+import sys, time
+import karma.margins as margins
+from tests.test_margins import COMPUTE, MODELS, make_pairs
+real = margins.compute_row_logps
+def slow(*args):
+    time.sleep(0.5)
+    return real(*args)
+margins.compute_row_logps = slow
+from pathlib import Path
+margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_loses_one_shard_and_ends_in_the_same_bytes(tmp_path):
+    whole = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(list(killed.glob("*/*/*.json"))) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    n_kept = len(list(killed.glob("*/*/*.json")))
+    assert 2 <= n_kept < 5, "it was to be killed in the middle"
+    resumed = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, killed)
+    assert resumed.n_kept == n_kept * SHARD_PAIRS and resumed.n_asked == 80 - resumed.n_kept
+    assert np.array_equal(resumed.logps, whole.logps)
+    names = [sorted(p.name for p in folder.glob("*/*/*.json")) for folder in (tmp_path / "whole", killed)]
+    assert names[0] == names[1] and len(names[0]) == 5
+    assert all(json.loads(p.read_text())["logps"] for p in killed.glob("*/*/*.json"))
+
+
+def test_shards_do_not_depend_on_the_order(tiny):
+    rows = [tokenize_pair(tiny[1], *row, 128) for row in zip(*texts(make_pairs(40)), strict=True)]
+    keys = [key for _, key in plan_shards(rows)]
+    assert keys == [key for _, key in plan_shards(rows[::-1])] and len(set(keys)) == 3
+
+
+@pytest.mark.real_model
+def test_real_pairs_give_the_plain_log_probabilities(real_data):
+    """Three short real pairs with the packaged model, in float32, within 1e-3 nats a token of a row each."""
+    models = {"smollm2-135m": ModelSpec(packaged="smollm2-135m").model_dump()}
+    rows = [json.loads(line) for line in (real_data / "ultrafeedback_binarized_300.jsonl").read_text().splitlines()]
+    rows = sorted(rows, key=lambda r: len(r["prompt"] + r["chosen"] + r["rejected"]))[20:23]
+    model, tokenizer = load_model(models, "smollm2-135m"), load_tokenizer(models, "smollm2-135m")
+    sides = [[turn(role, r[name]) for r in rows] for name, role in
+             (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))]  # fmt: skip
+    logps, lengths = compute_pair_logps(model, tokenizer, *sides, max_length=512)
+    plain, _ = compute_logps(model, tokenizer, sides[0] * 2, sides[1] + sides[2], max_length=512)
+    assert ((logps - plain.reshape(2, -1).T).abs() / lengths).max() < 1e-3

@@ -1,0 +1,122 @@
+"""The selection study: overlaps, contradictions, agreement of two scores, and the comparison of record."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from karma.figures.potential import plot_choices
+from karma.params import load_experiment
+from karma.potential import METRICS, build_candidates
+from karma.potential_study import (
+    CELL,
+    choose_by_each,
+    collect_selections,
+    compare_potentials,
+    compare_selections,
+    compute_overlap,
+    count_contradictions,
+)
+from karma.results import collect
+from karma.results.selections import show_selections
+from tests.study_files import make_experiment, write_study
+
+
+def pools(n=40, seed=0):
+    margins = np.random.default_rng(seed).normal(size=(n, 2))
+    ids = [f"{i:03}" for i in range(n)]
+    return {True: build_candidates(ids, *margins.T, 1.0), False: build_candidates(ids, *np.abs(margins).T, 1.0)}
+
+
+def test_every_metric_keeps_equally_many_and_agrees_with_itself():
+    choices = choose_by_each(pools(), 16, seed=0)
+    assert list(choices) == list(METRICS) and {len(c) for c in choices.values()} == {16}
+    overlap = compute_overlap(choices)
+    assert (np.diag(overlap) == 1).all() and (overlap.to_numpy() == overlap.to_numpy().T).all()
+    assert overlap.loc["implicit_small", "implicit_large"] == 0
+
+
+def test_every_metric_has_its_panel_and_the_overlap_its_own():
+    choices = choose_by_each(pools(), 16, seed=0)
+    figure = plot_choices(pools(), choices, compute_overlap(choices))
+    titles = sorted(ax.get_title() for ax in figure.axes)
+    assert titles == sorted([*(f"{metric}: 16 of 40" for metric in METRICS), "share of pairs kept by both"])
+
+
+def test_contradictions_by_eye():
+    signed = build_candidates(list("abcd"), np.array([1.0, 1.0, -1.0, 0.0]), np.array([0.5, -0.5, -0.5, 2.0]), 1.0)
+    counts = count_contradictions(signed)
+    assert counts.to_numpy().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+
+
+def test_a_potential_agrees_with_itself_and_with_lots_only_through_the_implicit_margin():
+    own = pools()[False]
+    same = compare_potentials(own, own, 0.4)
+    assert same["overlap"] == 1 and same["correlation"] == pytest.approx(1) and same["n"] == 40
+    other = build_candidates(own.row_ids, np.random.default_rng(9).random(40), own.implicit, 1.0)
+    found = compare_potentials(own, other, 0.4)
+    assert 0 < found["low"] < found["correlation"] < found["high"] < 1
+    assert found["overlap_by_chance"] == pytest.approx(0.4)
+
+
+def test_too_few_shared_pairs_give_no_number():
+    own = pools()[False]
+    none = build_candidates(own.row_ids, np.full(40, np.nan), own.implicit, 1.0)
+    assert compare_potentials(own, none, 0.4) == {"n": 0, "correlation": None, "low": None, "high": None, "overlap": None,
+                                                  "overlap_by_chance": None}  # fmt: skip
+
+
+def margins_of(metric, right, seed=0, ids="abcdefgh"):
+    key = dict(zip(CELL, ("p", "k_sim", metric, 0.4, "dpo"), strict=True))
+    rows = [{**key, "seed": seed, "row_id": i, "margin": 1.0 if r else -1.0} for i, r in zip(ids, right, strict=True)]
+    return pd.DataFrame(rows), {**key, "seed": seed, "n_pairs": 9, "n_candidates": 20, "same_data_as": None}
+
+
+def compare(*parts):
+    margins, runs = zip(*parts, strict=True)
+    return compare_selections(pd.DataFrame(runs), pd.concat(margins)).set_index("metric")
+
+
+def test_the_difference_is_paired_by_hand():
+    """Right on 6 of 8 against 4 of 8, the same four among them: a gain of +1 on two pairs, 0 on six."""
+    found = compare(margins_of("random", [1, 1, 1, 1, 0, 0, 0, 0]), margins_of("m_ap", [1, 1, 1, 1, 1, 1, 0, 0]))
+    gain = np.array([0, 0, 0, 0, 1, 1, 0, 0])
+    row = found.loc["m_ap"]
+    assert (row["accuracy"], row["n"], row["difference"]) == (0.75, 8, 0.25)
+    half = 2.364624 * gain.std(ddof=1) / np.sqrt(8)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+    assert np.isnan(found.loc["random", "difference"])
+
+
+def test_seeds_are_averaged_and_only_the_same_seeds_are_compared():
+    alone = margins_of("random", [1] * 4 + [0] * 4)
+    both = [margins_of("m_ap", [1] * 8, 0), margins_of("m_ap", [0] * 8, 1)]
+    found = compare(alone, *both)
+    assert found.loc["m_ap", "accuracy"] == 0.5 and found.loc["m_ap", "n_seeds"] == 2
+    assert np.isnan(found.loc["m_ap", "difference"])  # random lacks the second seed
+
+
+def test_a_finished_study_is_collected_and_shown(tmp_path):
+    experiment = make_experiment(tmp_path)
+    write_study(experiment)
+    found = compare_selections(*collect_selections(experiment)).set_index("metric")
+    assert found.loc["m_ap", "accuracy"] == 0.75 and found.loc["m_ap", "difference"] == 0.25
+    assert found.loc["m_ap", "difference_low"] > 0
+    shown = show_selections(experiment, tmp_path / "tables", tmp_path / "figures")
+    assert len(shown) == 4 and "## The selection study" in shown[0].data
+    assert "0.600" in (tmp_path / "tables" / "selection_agreement.md").read_text()
+    assert all((tmp_path / "figures" / f"selections.{kind}").is_file() for kind in ("png", "svg"))
+
+
+def test_no_study_no_heading(tmp_path):
+    assert show_selections(load_experiment("paper"), tmp_path, tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_selection_is_a_named_gap(tmp_path):
+    experiment = make_experiment(tmp_path)
+    write_study(experiment)
+    folder = experiment.outputs / "selections" / "smollm2-135m" / "k_score_sim+m_ap-0.4"
+    (folder / "selection.json").unlink()
+    (gap,) = collect(experiment).gaps.to_dict("records")
+    assert gap["file"].endswith("k_score_sim+m_ap-0.4/selection.json")
+    assert "karma notebook 07_alignment_potential" in gap["made_by"] and "-p metric=m_ap -p ratio=0.4" in gap["made_by"]
