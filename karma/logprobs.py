@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+HEAD_CHUNK = 2048  # response tokens whose logits are held at a time, off the CPU
 Messages = list[dict[str, str]]
 
 
@@ -185,6 +187,18 @@ def compute_pair_batch(rows: Sequence[PairRow], model: Any, pad: int) -> torch.T
     Args:
         rows: from `tokenize_pair`. model: one that `can_share_prompts`. pad: the padding token's id.
     """
+    return torch.stack([tokens.sum() for tokens in compute_token_logps(rows, model, pad)]).view(-1, 2)
+
+
+def compute_token_logps(rows: Sequence[PairRow], model: Any, pad: int) -> list[torch.Tensor]:
+    """Return each response's log-probabilities, token by token, from one forward pass; gradients flow.
+
+    Args:
+        rows, model, pad: as for `compute_pair_batch`.
+
+    Returns:
+        2 * rows tensors in float32, in nats: of the first pair's chosen and rejected, the second's, ...
+    """
     ids, positions, mask = build_pair_batch(rows, pad)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
     device, dtype = model.device, causal.get_input_embeddings().weight.dtype
@@ -192,16 +206,26 @@ def compute_pair_batch(rows: Sequence[PairRow], model: Any, pad: int) -> torch.T
     hidden = causal.base_model(
         input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
-    sums = []
-    for k, row in enumerate(rows):
-        for columns, targets in _find_targets(row):
-            logits = causal.get_output_embeddings()(hidden[k, columns]).float()
-            sums.append(
-                -torch.nn.functional.cross_entropy(
-                    logits, torch.tensor(targets, dtype=torch.long, device=device), reduction="sum"
-                )
-            )
-    return torch.stack(sums).reshape(-1, 2)
+    found = [(k * ids.shape[1], *side) for k, row in enumerate(rows) for side in _find_targets(row)]
+    places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
+    targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)
+    scored = score_tokens(hidden.flatten(0, 1)[places.long()], causal.get_output_embeddings(), targets.long())
+    return list(scored.split([len(tokens) for *_, tokens in found]))
+
+
+def score_tokens(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Return each token's log-probability (m,) in float32 from the state (m, hidden) that predicts it.
+
+    Off the CPU, where memory is dear, a chunk's logits are computed again in the backward pass rather than kept.
+    """
+
+    def score(some: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return -torch.nn.functional.cross_entropy(head(some).float(), own, reduction="none")
+
+    if states.device.type == "cpu":
+        return score(states, tokens)
+    chunks = zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)
+    return torch.cat([checkpoint(score, some, own, use_reentrant=False) for some, own in chunks])
 
 
 def build_pair_batch(rows: Sequence[PairRow], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from karma.errors import InputError, KarmaError
 from karma.files import load_json
 from karma.models import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
 from karma.params import View
+from karma.settings import ModelSpec
 from karma.training import check_folder, check_pairs, train
 from karma.training.checks import check_memory, estimate_memory
 from karma.training.health import compare_lengths, find_alarms
@@ -244,11 +245,15 @@ def test_answers_that_no_longer_end_ring():
     assert compare_lengths([ends] * 10, [ends] * 9 + [runs]) is None
 
 
-def test_a_training_that_diverges_stops_with_advice(tmp_path):
-    with pytest.raises(KarmaError, match=r"the (loss|gradient) is (nan|inf).*lower training.learning_rate"):
-        train(make_pairs(40), make_pairs(2), MODELS, "tiny", "sft", 0, settings(learning_rate=0.999, scheduler="constant", epochs=200.0),
-              SimpleNamespace(device="cpu", dtype="float32", threads=1), tmp_path)  # fmt: skip
-    assert not (tmp_path / "training.json").exists()
+def test_a_training_that_is_not_a_number_stops_with_advice(tmp_path):
+    broken, tokenizer = load_model(MODELS, "tiny"), load_tokenizer(MODELS, "tiny")
+    broken.model.layers[0].mlp.down_proj.weight.data[0] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    models = {"broken": ModelSpec(path=str(tmp_path / "broken")).model_dump()}
+    with pytest.raises(KarmaError, match=r"update 1: the loss is nan: lower training\.learning_rate"):
+        train(make_pairs(40), make_pairs(2), models, "broken", "dpo", 0, settings(), COMPUTE, tmp_path / "run")
+    assert not (tmp_path / "run" / "training.json").exists()
 
 
 def test_ten_answers_before_and_after_are_kept(tmp_path):

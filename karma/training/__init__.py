@@ -36,7 +36,7 @@ from karma.models import (
 from karma.training.card import build_model_card
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
-from karma.training.held_out import build_margins, compute_pair_logps, describe_held_out, summarise_margins
+from karma.training.held_out import build_margins, describe_held_out, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
 from karma.training.trainers import build_dataset, choose_weights_dtype
 from karma.training.tuning import Run, clean_up, save_outcome, tune
@@ -151,7 +151,7 @@ class _Measure:
         settings, cast = self.run.view, getattr(torch, self.run.dtype)
         model.eval()
         with torch.autocast(self.run.device, cast, enabled=cast != torch.float32):
-            logps = compute_pair_logps(model, self.tokenizer, self.held_out, settings, f"held-out pairs {when}")
+            logps = measure_pairs(model, self.tokenizer, self.held_out, settings, f"held-out pairs {when}")
             return logps, sample_answers(model, self.tokenizer, self.prompts, settings.sample_tokens)
 
     def before(self, model: Any) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.logprobs import tokenize_response
+from karma.logprobs import HEAD_CHUNK, tokenize_response
 from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -135,8 +135,6 @@ def _sum_widths(config: Any) -> int:
 
 def _estimate_head(config: Any, tokens: int, method: str) -> float:
     """Logits in float32 with their gradient: of a chunk of tokens in DPO, of all in SimPO and SFT."""
-    from karma.training.shared_prompt import HEAD_CHUNK
-
     return 10.0 * config.vocab_size * (min(tokens, HEAD_CHUNK) if method == "dpo" else tokens)
 
 

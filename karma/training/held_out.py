@@ -13,20 +13,18 @@ import pyarrow as pa
 import torch
 from scipy.stats import binomtest
 
-from karma.logprobs import compute_logps
+from karma.logprobs import compute_pair_logps
 
 
-def compute_pair_logps(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:
-    """Return log pi(chosen) and log pi(rejected) of each pair, (n, 2), in nats, and their lengths, (n, 2), in tokens.
+def measure_pairs(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:
+    """Return log pi(chosen) and log pi(rejected) of each pair, in nats, with their lengths, in tokens.
 
     Returns:
         One tensor (n, 2, 2): [pair, side, (log-probability, length)].
     """
-    prompts, sides = pairs["prompt"].to_pylist(), [pairs[side].to_pylist() for side in ("chosen", "rejected")]
-    both = compute_logps(
-        model, tokenizer, prompts * 2, sides[0] + sides[1], max_length=settings.max_length, progress=progress
-    )
-    return torch.stack([values.float().view(2, len(pairs)).T for values in both], -1)
+    texts = [pairs[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
+    both = compute_pair_logps(model, tokenizer, *texts, max_length=settings.max_length, progress=progress)
+    return torch.stack([values.float() for values in both], -1)
 
 
 def build_margins(pairs: pa.Table, before: torch.Tensor, after: torch.Tensor, beta: float) -> pa.Table:
@@ -34,7 +32,7 @@ def build_margins(pairs: pa.Table, before: torch.Tensor, after: torch.Tensor, be
 
     Args:
         pairs: the held-out pairs.
-        before, after: from `compute_pair_logps`, of the untrained and the tuned policy.
+        before, after: from `measure_pairs`, of the untrained and the tuned policy.
         beta: of the reward margin.
     """
     logps = {f"{side}_logps_{when}": values[:, k, 0].tolist()

@@ -22,15 +22,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
+from karma.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps
 
-HEAD_CHUNK = 2048  # response tokens scored at a time where memory is dear
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
 _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -133,14 +131,11 @@ def _unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def can_share(config: Any) -> bool:
-    """Tell whether a model takes a mask of any shape in every layer and has a plain vocabulary head."""
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    plain_attention = layers == {"full_attention"} and not window and config._attn_implementation in ("sdpa", "eager")
-    plain_head = all(getattr(text, key, None) in (None, 1.0) for key in _SCALES)
-    return plain_attention and plain_head and not getattr(text, "output_router_logits", None)
+def can_share(model: Any) -> bool:
+    """Tell whether a model may be trained so: one row a pair, and a vocabulary head without scaling or experts."""
+    text = model.config.get_text_config()
+    plain = all(getattr(text, key, None) in (None, 1.0) for key in _SCALES)
+    return can_share_prompts(model) and plain and not getattr(text, "output_router_logits", None)
 
 
 def share_prompts(model: Any) -> None:
@@ -150,14 +145,14 @@ def share_prompts(model: Any) -> None:
         model: a causal language model that TRL has given its fused head.
     """
     before = model.forward
-    if not can_share(model.config) or before.__name__ == "forward_pairs":
+    if not can_share(model) or before.__name__ == "forward_pairs":
         return
 
     @functools.wraps(type(model).forward)  # generation checks its arguments against the signature
     def forward_pairs(self, *args, fused_lm_head=False, **inputs):
         if not fused_lm_head:
             return before(*args, **inputs)
-        scored = compute_pair_logps(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        scored = _score_pairs(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
         blank = torch.zeros_like(scored)
         return FusedCausalLMOutput(log_probs=scored, entropy=blank, mean_logits=blank, is_top1=blank.bool())
 
@@ -165,91 +160,30 @@ def share_prompts(model: Any) -> None:
     model.forward = types.MethodType(forward_pairs, model)
 
 
-def compute_pair_logps(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute each response token's log-probability, with every pair's prompt passed once.
-
-    Args:
-        model: a causal language model.
-        ids: token ids (2n, length), the n chosen rows first, each followed in the second half by its rejected row;
-            padded on the right.
-        mask: 1 for a token, 0 for padding (2n, length).
-        labels: the token ids, -100 where a token is not the response's (2n, length).
+def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Score TRL's batch, (2n, length) with the n chosen rows first, and put the scores where TRL expects them.
 
     Returns:
         Log-probabilities in nats (2n, length - 1), 0 where the next token is not the response's.
     """
-    layout = lay_out_pairs(ids, mask, labels)
-    seen = torch.zeros(layout["mask"].shape, dtype=model.dtype, device=ids.device)
-    seen.masked_fill_(~layout["mask"], torch.finfo(model.dtype).min)
-    hidden = model.base_model(
-        input_ids=layout["ids"], position_ids=layout["positions"], attention_mask=seen[:, None], use_cache=False
-    ).last_hidden_state
-    states = hidden.flatten(0, 1)[layout["sources"]]
-    scored = _score(states, model.get_output_embeddings(), layout["tokens"])
+    rows = _find_pairs(ids.tolist(), mask.sum(1).tolist(), (labels != -100).int().argmax(1).tolist())
+    parts = compute_token_logps(rows, model, pad=0)
+    sides = [side for row in rows for side in row.sides]
+    numbers = [k + len(rows) * side for k in range(len(rows)) for side in (0, 1)]  # TRL's row of each response
+    targets = [number * (ids.shape[1] - 1) + place for number, side in zip(numbers, sides, strict=True)
+               for place in range(side.start - 1, len(side.ids) - 1)]  # fmt: skip
+    scored = torch.cat(parts)
     blank = scored.new_zeros(labels[:, 1:].numel())
-    return blank.index_put((layout["targets"],), scored).view_as(labels[:, 1:])
+    return blank.index_put((torch.tensor(targets, device=ids.device),), scored).view_as(labels[:, 1:])
 
 
-def lay_out_pairs(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Lay n pairs out as n rows: prompt, chosen, rejected.
-
-    Args:
-        ids, mask, labels: as for `compute_pair_logps`.
-
-    Returns:
-        ids and positions (n, width); mask (n, width, width), True where row attends to column; and, over all m
-        response tokens: sources (the flat place in (n, width) whose state predicts it), tokens, and targets (the
-        flat place in (2n, length - 1) it belongs to).
+def _find_pairs(ids: list[list[int]], ends: list[int], starts: list[int]) -> list[PairRow]:
+    """Return the pairs of TRL's batch.
 
     Example:
-        >>> rows = torch.tensor([[7, 1, 2], [7, 3, 0]])  # prompt 7, chosen 1 2, rejected 3
-        >>> own = torch.tensor([[-100, 1, 2], [-100, 3, -100]])
-        >>> out = lay_out_pairs(rows, (rows > 0).long(), own)
-        >>> out["ids"].tolist(), out["positions"].tolist()
-        ([[7, 1, 2, 3]], [[0, 1, 2, 1]])
-        >>> out["mask"].int().tolist()[0][3]  # the rejected token sees the prompt and itself
-        [1, 0, 0, 1]
-        >>> out["sources"].tolist(), out["tokens"].tolist(), out["targets"].tolist()
-        ([0, 1, 0], [1, 2, 3], [0, 1, 2])
+        >>> _find_pairs([[7, 1, 2], [7, 3, 0]], ends=[3, 2], starts=[1, 1])[0].width  # 7 once, then 1 2 and 3
+        4
     """
-    n, last = len(ids) // 2, ids.shape[1] - 1
-    starts = (labels != -100).int().argmax(1).tolist()
-    ends = mask.sum(1).tolist()
-    starts = [min(starts[k % n], starts[k % n + n]) for k in range(2 * n)]
-    width = max(ends[k] + ends[k + n] - starts[k] for k in range(n))
-    rows, positions = ids.new_zeros(n, width), ids.new_zeros(n, width)
-    segment = ids.new_full((n, width), 3)  # 0 prompt, 1 chosen, 2 rejected, 3 padding
-    sources, tokens, targets = [], [], []
-    for k in range(n):
-        for row, first, kind in ((k, starts[k], 1), (k + n, ends[k], 2)):
-            start, end, place = starts[k], ends[row], torch.arange(starts[k], ends[row], device=ids.device)
-            rows[k, first : first + end - start] = ids[row, start:end]
-            positions[k, first : first + end - start] = place
-            segment[k, first : first + end - start] = kind
-            before = k * width + first + torch.arange(-1, end - start - 1, device=ids.device)
-            before[0] = k * width + start - 1  # the prompt's last token predicts the first of both responses
-            sources.append(before)
-            tokens.append(ids[row, start:end])
-            targets.append(row * last + place - 1)
-        rows[k, : starts[k]], segment[k, : starts[k]] = ids[k, : starts[k]], 0
-        positions[k, : starts[k]] = torch.arange(starts[k], device=ids.device)
-    same = segment[:, :, None] == segment[:, None, :]
-    causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-    return {"ids": rows, "positions": positions, "mask": causal & (same | (segment[:, None, :] == 0)),
-            "sources": torch.cat(sources), "tokens": torch.cat(tokens), "targets": torch.cat(targets)}  # fmt: skip
-
-
-def _score(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return each token's log-probability in float32, (m,), a chunk at a time."""
-    if states.device.type == "cpu" or len(states) <= HEAD_CHUNK or not torch.is_grad_enabled():
-        parts = [
-            _score_chunk(s, head, t) for s, t in zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)
-        ]
-    else:  # the logits of a chunk are computed again in the backward pass rather than kept
-        parts = [checkpoint(_score_chunk, s, head, t, use_reentrant=False)
-                 for s, t in zip(states.split(HEAD_CHUNK), tokens.split(HEAD_CHUNK), strict=True)]  # fmt: skip
-    return torch.cat(parts)
-
-
-def _score_chunk(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:
-    return -cross_entropy(head(states).float(), tokens, reduction="none")
+    n = len(ids) // 2
+    sides = [TokenizedResponse(row[:end], start) for row, end, start in zip(ids, ends, starts, strict=True)]
+    return [PairRow((sides[k], sides[k + n]), min(starts[k], starts[k + n])) for k in range(n)]
