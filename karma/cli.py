@@ -282,7 +282,7 @@ def evaluate(
 
 @app.command()
 def train(
-    pairs: Annotated[Path, typer.Option(help="A pair folder, as `karma binarize` or `karma select` writes.")],
+    pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
     policy: Annotated[str, typer.Option(help="smollm2-135m, a folder, or a Hub id.")],
     method: Annotated[str, typer.Option(help="sft, dpo or simpo.")],
     out: Out,

@@ -36,12 +36,13 @@ def run_train(
     from karma import training
     from karma.models import load_tokenizer
     from karma.pairs import load_pairs, split_pairs
+    from karma.pairs.binarized import load_binarized
 
-    train_pairs, kept_out = (part.table for part in split_pairs(load_pairs(pairs), held_out, seed))
-    models, compute = (
-        {policy: build_spec(policy, None, None, revision)},
-        SimpleNamespace(device=device, dtype=dtype, threads=threads),
-    )
+    source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, seed))
+    spec = build_spec(policy, None, None, revision)
+    policy = Path(policy).name if spec["path"] else policy
+    models, compute = {policy: spec}, SimpleNamespace(device=device, dtype=dtype, threads=threads)
     report = training.check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
     memory = training.describe_memory(models, policy, method, settings, compute, report["longest_tokens"])
     yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])

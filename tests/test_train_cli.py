@@ -1,0 +1,78 @@
+"""`karma train`: what it writes, that the same command goes on or does nothing, and one line for every bad input."""
+
+import pytest
+from typer.testing import CliRunner
+
+from karma.cli import app
+from karma.errors import InputError
+from karma.files import load_json
+from tests.test_select_cli import pair_folder, policy, public_rows, write_rows
+
+assert pair_folder and policy  # fixtures
+SMALL = ["warmup_steps=0", "per_device_batch_size=4", "gradient_accumulation=1", "devices=1", "sample_tokens=4"]
+
+
+def call(*arguments, ok=True):
+    settings = [part for setting in SMALL for part in ("-p", setting)]
+    result = CliRunner().invoke(app, ["train", *settings, "--dtype", "float32", *map(str, arguments)])
+    if ok and result.exception:
+        raise result.exception
+    return result
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "simpo"])
+def test_a_pair_folder_is_trained_and_not_twice(pair_folder, policy, tmp_path, method):
+    arguments = (
+        "--pairs",
+        pair_folder,
+        "--policy",
+        policy,
+        "--method",
+        method,
+        "--out",
+        tmp_path / "run",
+        "--held-out",
+        0.3,
+    )
+    shown = call(*arguments).output
+    record = load_json(tmp_path / "run" / "training.json")
+    assert record["method"] == method and record["n_train_pairs"] + record["n_held_out_pairs"] == 20
+    assert "GiB free" in shown and f"on {record['n_held_out_pairs']} held-out pairs" in shown
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["held_out.parquet", "model", "training.json"]
+    assert "nothing to do" in call(*arguments).output
+
+
+def test_a_public_binarised_file_is_trained(policy, tmp_path):
+    file = write_rows(tmp_path / "pairs.jsonl", public_rows())
+    call("--pairs", file, "--policy", policy, "--method", "dpo", "--out", tmp_path / "run", "--held-out", 0)
+    assert load_json(tmp_path / "run" / "training.json")["n_train_pairs"] == 10
+
+
+def test_an_older_run_is_not_overwritten(pair_folder, policy, tmp_path):
+    arguments = ("--pairs", pair_folder, "--policy", policy, "--out", tmp_path / "run")
+    call(*arguments, "--method", "sft")
+    before = (tmp_path / "run" / "training.json").read_bytes()
+    with pytest.raises(InputError, match="holds another training: give a new folder, or remove it"):
+        call(*arguments, "--method", "dpo")
+    assert (tmp_path / "run" / "training.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "ppo"), "--method ppo: choose from sft, dpo, simpo"),
+        (("-p", "learning_rte=1"), "-p learning_rte=1: write it as NAME=VALUE, with a name of epochs"),
+        (("-p", "learning_rate=5e-7"), "-p learning_rate='5e-7': Input should be a valid number"),
+        (("-p", "loss_type=dpo"), "loss_type 'dpo' is not one of TRL's"),
+        (("--pairs", "nowhere"), "nowhere is no pair folder"),
+        (("--policy", "./nowhere"), "there is no such folder"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(pair_folder, policy, tmp_path, arguments, message):
+    given = {"--pairs": pair_folder, "--policy": policy, "--method": "dpo", "--out": tmp_path / "run"}
+    changed = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    words = [w for pair in ({**given, **changed} if arguments[0] != "-p" else given).items() for w in pair]
+    extra = arguments if arguments[0] == "-p" else ()
+    result = call(*words, *extra, ok=False)
+    assert isinstance(result.exception, InputError) and message in str(result.exception)
+    assert "\n" not in str(result.exception) and not (tmp_path / "run").exists()
