@@ -30,17 +30,22 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
     """
     own = ["mean_token_accuracy"] if method == "sft" else ["rewards/margins", "rewards/accuracies", "logps/chosen"]
     keys = [key for key in ("loss", *own, "learning_rate") if key in history]
-    _, axes = plt.subplots(1, len(keys), figsize=(PAGE_WIDTH_IN, 2.0), squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=True):
+    n_rows = -(-len(keys) // 3)
+    figure, grid = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH_IN, 2.2 * n_rows), layout="constrained", squeeze=False)
+    axes = grid.flatten()
+    for axis in axes[len(keys) :]:
+        figure.delaxes(axis)
+    axes = axes[: len(keys)]
+    for axis, key in zip(axes, keys, strict=True):
         _plot_curve(axis, history, key)
         if key == "logps/chosen":
             axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
             axis.legend(["chosen", "rejected"], fontsize=7)
     if method == "dpo":
-        axes[0][0].axhline(np.log(2), color="black", lw=1, ls=":")
+        axes[0].axhline(np.log(2), color="black", lw=1, ls=":")
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes[0][0].annotate("ln 2: policy = reference", (0.98, np.log(2)), fontsize=8, **where)
-    return axes[0]
+        axes[0].annotate("ln 2", (0.98, np.log(2)), fontsize=8, **where)
+    return axes
 
 
 def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:
