@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
 Method = Literal["sft", "dpo"]
+Arm = Literal["evolve_then_select", "select_then_evolve", "fresh"]
 Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -178,12 +179,43 @@ class Training(_Strict):
     lora: Lora | None
 
 
+class SelfPlay(_Strict):
+    """Pairs that a policy makes of its own answers, in rounds; off with rounds: 0."""
+
+    rounds: int = Field(ge=0)
+    arms: Annotated[list[Arm], Field(min_length=1), AfterValidator(_check_unique)]
+    method: Method
+    prompts: str
+    scorer: Literal["instructions", "judge", "reward_model"]
+    scorer_model: Name | None
+    base_prompts: Count
+    held_out_prompts: int = Field(ge=2)
+    fresh_prompts: Count
+    samples: int = Field(ge=2)
+    max_new_tokens: Count
+    temperature: float = Field(gt=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    batch_size: Count
+    length_factor: float = Field(ge=1)
+    select_ratio: float = Field(gt=0, le=1)
+    weight: float = Field(ge=0)
+    base_pairs: Count
+    added_pairs: Count
+    seed: int
+
+    @model_validator(mode="after")
+    def _check_scorer(self):
+        if (self.scorer == "instructions") == (self.scorer_model is not None):
+            raise ValueError("scorer_model: name a model for judge and reward_model, and none for instructions")
+        return self
+
+
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
     name: Name
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
-    strategies: Annotated[list[Strategy], Field(min_length=1), AfterValidator(_check_unique)]
+    strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
     models: dict[Name, ModelSpec]
     origin_models: Annotated[list[Name], AfterValidator(_check_unique)]
@@ -196,13 +228,18 @@ class Settings(_Strict):
     annotation: Annotation
     pairs: Pairs
     training: Training
+    self_play: SelfPlay
 
     @model_validator(mode="after")
     def _check_references(self):
+        if not self.strategies and not self.self_play.rounds:
+            raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
         known = ", ".join(self.models) or "none"
-        named = {"policies": self.policies}
+        named = {"policies": self.policies, "self_play.scorer_model": []}
+        if self.self_play.rounds and self.self_play.scorer_model:
+            named["self_play.scorer_model"] = [self.self_play.scorer_model]
         named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
-        if self.scores.table == "measured" or self.pool.source == "generate":
+        if self.strategies and (self.scores.table == "measured" or self.pool.source == "generate"):
             named["origin_models"] = self.origin_models
         for name, spec in self.models.items():
             named[f"models.{name}.perturbed"] = [spec.perturbed] if spec.perturbed else []
@@ -212,7 +249,7 @@ class Settings(_Strict):
             for name in names:
                 if name not in self.models:
                     raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
-        loaded = {"policies": self.policies, "annotation.judge": named["annotation.judge"]}
+        loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
         loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
         for key, names in loaded.items():
             for name in names:
@@ -228,6 +265,6 @@ class Settings(_Strict):
                     f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
                     f"{len(self.origin_models)} origin models"
                 )
-        if self.scores.table == "measured" and len(self.origin_models) < 2:
+        if self.strategies and self.scores.table == "measured" and len(self.origin_models) < 2:
             raise ValueError("origin_models: kinship needs at least two origin models to measure")
         return self
