@@ -122,8 +122,8 @@ def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
     if stage.per == _ROUND:
         rounds = [str(r + 1) for r in range(s.self_play.rounds)]
         yield from ({"policy": p, "arm": a, "round": r} for p in s.policies for a in s.self_play.arms for r in rounds)
-    elif not s.strategies and stage.name != "06_results":
-        return  # a study of self-play alone has no pool, no kinship and no runs
+    elif not s.strategies:
+        return  # a study of self-play alone has no pool, no kinship, no runs and so no tables; 08 shows its curves
     elif stage.per == ("origin_model",):
         yield from (p for _, p in _origins(s, {}))
     elif stage.per == ("strategy",):

@@ -80,10 +80,15 @@ def build_self_play_pairs(
 def _build_row(
     prompt: Prompt, texts: list[str], scores: list[float], found: tuple[int, int], policy: str, source: str
 ) -> dict[str, Any]:
-    completions = [{"model": policy, "response": text} for text in texts]
-    row: dict[str, Any] = {"row_id": compute_row_id({"source": source, "instruction": prompt.text, "completions": completions}),
-           "source": source, "prompt": [{"role": "user", "content": prompt.text}], "kinship": None,
-           "strategy": "self_play", "evolution": prompt.evolution, "parent": prompt.parent}  # fmt: skip
+    played = {
+        "source": source,
+        "instruction": prompt.text,
+        "completions": [{"model": policy, "response": t} for t in texts],
+    }
+    row: dict[str, Any] = {
+        "row_id": compute_row_id(played), "source": source, "prompt": [{"role": "user", "content": prompt.text}],
+        "kinship": None, "strategy": "self_play", "evolution": prompt.evolution, "parent": prompt.parent,
+    }  # fmt: skip
     for side, place in zip(("chosen", "rejected"), found, strict=True):
         row |= {side: [{"role": "assistant", "content": texts[place]}], f"{side}_model": policy,
                 f"{side}_score": scores[place], f"{side}_id": compute_response_id(policy, texts[place])}  # fmt: skip

@@ -17,7 +17,7 @@ from karma.self_play.prompts import Prompt
 
 UNITS = {
     "instructions": "share of instructions followed",
-    "judge": "the judge's rating (1 to 5)",
+    "judge": "the judge's rating, 1 to 5",
     "reward_model": "reward",
 }
 
