@@ -30,7 +30,7 @@ def choose_pair(answers: Sequence[str], scores: Sequence[float]) -> tuple[int, i
         answers: N texts. scores: of each, higher is better.
 
     Returns:
-        (chosen, rejected), or "empty_answer", "identical_answers", "equal_scores".
+        (chosen, rejected), or "empty_answer", "identical_answers", "equal_scores", "identical_responses".
 
     Example:
         >>> choose_pair(["a", "b", "c", "d", "e"], [0.5, 1.0, 0.0, 1.0, 0.0])
@@ -45,7 +45,8 @@ def choose_pair(answers: Sequence[str], scores: Sequence[float]) -> tuple[int, i
     if min(scores) == max(scores):
         return "equal_scores"
     places = range(len(scores))
-    return max(places, key=lambda k: scores[k]), min(places, key=lambda k: scores[k])
+    best, worst = max(places, key=lambda k: scores[k]), min(places, key=lambda k: scores[k])
+    return (best, worst) if answers[best] != answers[worst] else "identical_responses"  # a model's rounding
 
 
 def build_self_play_pairs(
