@@ -27,7 +27,7 @@ from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, 
 from karma.self_play.pairing import build_self_play_pairs, join_books
 from karma.self_play.prompts import Prompt, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers
-from karma.self_play.selection import MARGINS, add_margins, compute_token_margins, find_best, take_pairs
+from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
 
 Z = 1.96  # of a 95 % interval
 
@@ -242,10 +242,3 @@ def save_round(
     save_json(rows, this.folder / "evolution.json")
     save_json(record, this.folder / "self_play.json")
     return record
-
-
-def describe_margins(pairs: PairSet):
-    """Return a pool's margins as a table for people: topic, scores, margins and potential, best first."""
-    frame = pairs.table.select(["prompt", "chosen_score", "rejected_score", *MARGINS]).to_pandas()
-    frame["prompt"] = [turns[-1]["content"][:60] for turns in frame["prompt"]]
-    return frame.sort_values("potential", ascending=False).reset_index(drop=True)
