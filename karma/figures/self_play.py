@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from karma.figures import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
-from karma.self_play.scorers import UNITS
 
+UNITS = {"instructions": "share of instructions followed", "judge": "the judge's rating, 1 to 5",
+         "reward_model": "reward"}  # fmt: skip
 ARM_TITLES = {"evolve_then_select": "evolve, then select", "select_then_evolve": "select, then evolve",
               "fresh": "fresh prompts (control)"}  # fmt: skip
 _ARMS = list(ARM_TITLES)

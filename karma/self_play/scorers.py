@@ -15,12 +15,6 @@ from karma.models import Specs, choose_device, choose_dtype, compute_weights_dig
 from karma.self_play.answers import remember
 from karma.self_play.prompts import Prompt
 
-UNITS = {
-    "instructions": "share of instructions followed",
-    "judge": "the judge's rating, 1 to 5",
-    "reward_model": "reward",
-}
-
 
 def score_answers(
     prompts: list[Prompt], answers: list[list[str]], settings: Any, models: Specs, compute: Any, cache: Path
