@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
 Method = Literal["sft", "dpo"]
-Arm = Literal["evolve_then_select", "select_then_evolve", "fresh"]
 Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -177,6 +176,9 @@ class Training(_Strict):
     beta: float = Field(gt=0)
     loss_type: str
     lora: Lora | None
+
+
+Arm = Literal["evolve_then_select", "select_then_evolve", "fresh"]
 
 
 class SelfPlay(_Strict):
