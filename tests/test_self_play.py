@@ -453,6 +453,7 @@ def test_curves_hold_round_0_every_finished_round_and_name_the_others(study):
     assert frame.query("round == 0")["score"].nunique() == 1 and set(frame["n_prompts"]) == {5}
     assert (frame["score_low"] <= frame["score"]).all() and (frame["score"] <= frame["score_high"]).all()
     assert find_missing(experiment) == ["08_self_play.tiny.select_then_evolve.round2", "08_self_play.tiny.fresh.round2"]
+    assert set(frame.query("round == 0")["preference"]) == {0.5}
     record = study[1]["evolve_then_select", 2]
     gain = np.mean(record["after"]["by_prompt"]) - np.mean(record["start"]["by_prompt"])
     assert own["gain"].iloc[2] == pytest.approx(gain, abs=1e-5)

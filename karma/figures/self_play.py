@@ -52,7 +52,7 @@ def plot_rounds(rounds: pd.DataFrame) -> np.ndarray:
     arms = [arm for arm in _ARMS if arm in set(rounds["arm"])]
     unit = UNITS[rounds["scorer"].iloc[0]]
     panels = [("round", "score", f"{unit}\n(held-out prompts)"), ("n_pairs", "score", ""),
-              ("round", "preference", "held-out pairs ranked right\n(share)")]  # fmt: skip
+              ("round", "preference", "held-out pairs moved\ntowards chosen (share)")]  # fmt: skip
     for ax, (x, y, label) in zip(axes, panels, strict=True):
         width = 0.06 * max(float(rounds[x].max()), 1e-9)
         for k, arm in enumerate(arms):

@@ -13,10 +13,11 @@ from karma.self_play.curves import find_missing, list_rounds, load_rounds
 
 TEXT = """## Self-play: what the policy learnt from its own answers
 
-In each round the policy answers prompts several times, best is paired with worst, and it is trained on base pairs and
-on as many pairs of new prompts: prompts that it evolved itself, or, in the control arm, fresh ones. Score and
-preference are those of held-out prompts and pairs that nothing was made from; 95 % intervals over prompts or pairs,
-which hold no noise of training. Arms whose intervals overlap much cannot be told apart by these prompts.
+In each round the policy answers prompts several times, best is paired with worst, and it is trained on base pairs and,
+in every arm as many, pairs of new prompts: prompts that it evolved itself, or, in the control arm, fresh ones. Score
+and preference are those of held-out prompts and pairs that nothing was made from, with 95 % intervals over prompts or
+pairs, which hold no noise of training. Preference is the share of pairs that training moved towards the better answer;
+one half is a coin, and the untrained policy. Arms whose intervals overlap much cannot be told apart by these prompts.
 """
 
 

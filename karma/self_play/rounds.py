@@ -184,20 +184,19 @@ def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -
 
     Returns:
         score: the mean over prompts of the mean score of the answers, with its standard error over prompts, n prompts
-        and 95 % interval, and `by_prompt`; preference: the share of held-out pairs whose chosen answer the policy finds
-        likelier per token than the rejected one, with n and interval.
+        and 95 % interval, and `by_prompt`; preference: the share of held-out pairs on which the policy leans more
+        towards the chosen answer, per token, than the untrained policy does (ties count half), with n and interval.
     """
+    import torch
+
     from karma.training import summarise_margins
 
     held = replace(this, models=models)
     _, scores = answer(held, policy, held_out.prompts)
     by_prompt = np.array([np.mean(own) for own in scores])
-    margins = compute_token_margins(
-        held_out.pairs.table, models, policy, this.training.max_length, this.compute, this.cache
-    )
-    import torch
-
-    preference = summarise_margins(torch.tensor(margins))
+    pairs, how = held_out.pairs.table, (this.training.max_length, this.compute, this.cache)
+    change = compute_token_margins(pairs, models, policy, *how) - compute_token_margins(pairs, models, this.start, *how)
+    preference = summarise_margins(torch.tensor(change))
     return {"score": summarise_scores(by_prompt, this.settings.scorer == "instructions"),
             "preference": preference, "by_prompt": by_prompt.round(6).tolist()}  # fmt: skip
 
