@@ -71,7 +71,7 @@ def _execute(job: Job) -> None:
 
     source = job.experiment.root / "notebooks" / f"{job.stage.name}.ipynb"
     values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
-    values = {k: {"seed": int, "ratio": float}.get(k, str)(v) for k, v in values.items()}
+    values = {k: {"seed": int, "round": int, "ratio": float}.get(k, str)(v) for k, v in values.items()}
     check_parameters(source, values)
     job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
     try:

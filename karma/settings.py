@@ -210,12 +210,46 @@ class Potential(_Strict):
     seed: int
 
 
+Arm = Literal["evolve_then_select", "select_then_evolve", "fresh"]
+
+
+class SelfPlay(_Strict):
+    """Pairs that a policy makes of its own answers, in rounds; off with rounds: 0."""
+
+    rounds: int = Field(ge=0)
+    arms: Annotated[list[Arm], Field(min_length=1), AfterValidator(_check_unique)]
+    method: Method
+    prompts: str
+    scorer: Literal["instructions", "judge", "reward_model"]
+    scorer_model: Name | None
+    base_prompts: Count
+    held_out_prompts: int = Field(ge=2)
+    fresh_prompts: Count
+    samples: int = Field(ge=2)
+    max_new_tokens: Count
+    temperature: float = Field(gt=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    batch_size: Count
+    length_factor: float = Field(ge=1)
+    select_ratio: float = Field(gt=0, le=1)
+    weight: float = Field(ge=0)
+    base_pairs: Count
+    added_pairs: Count
+    seed: int
+
+    @model_validator(mode="after")
+    def _check_scorer(self):
+        if (self.scorer == "instructions") == (self.scorer_model is not None):
+            raise ValueError("scorer_model: name a model for judge and reward_model, and none for instructions")
+        return self
+
+
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
     name: Name
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
-    strategies: Annotated[list[Strategy], Field(min_length=1), AfterValidator(_check_unique)]
+    strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
     models: dict[Name, ModelSpec]
     origin_models: Annotated[list[Name], AfterValidator(_check_unique)]
@@ -229,6 +263,7 @@ class Settings(_Strict):
     pairs: Pairs
     training: Training
     potential: Potential
+    self_play: SelfPlay
 
     @property
     def has_annotations(self) -> bool:
@@ -237,10 +272,14 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _check_references(self):
+        if not self.strategies and not self.self_play.rounds:
+            raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
         known = ", ".join(self.models) or "none"
-        named = {"policies": self.policies}
+        named = {"policies": self.policies, "self_play.scorer_model": []}
+        if self.self_play.rounds and self.self_play.scorer_model:
+            named["self_play.scorer_model"] = [self.self_play.scorer_model]
         named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
-        if self.scores.table == "measured" or self.pool.source == "generate":
+        if self.strategies and (self.scores.table == "measured" or self.pool.source == "generate"):
             named["origin_models"] = self.origin_models
         for name, spec in self.models.items():
             named[f"models.{name}.perturbed"] = [spec.perturbed] if spec.perturbed else []
@@ -254,7 +293,7 @@ class Settings(_Strict):
             raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
         if self.potential.metrics and self.potential.explicit == "annotation" and not self.has_annotations:
             raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
-        loaded = {"policies": self.policies, "annotation.judge": named["annotation.judge"]}
+        loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
         loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
         for key, names in loaded.items():
             for name in names:
@@ -270,6 +309,6 @@ class Settings(_Strict):
                     f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
                     f"{len(self.origin_models)} origin models"
                 )
-        if self.scores.table == "measured" and len(self.origin_models) < 2:
+        if self.strategies and self.scores.table == "measured" and len(self.origin_models) < 2:
             raise ValueError("origin_models: kinship needs at least two origin models to measure")
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 from karma.errors import InputError
 from karma.files import compute_digest
 from karma.params import Experiment, View
-from karma.settings import Settings
+from karma.settings import SelfPlay, Settings
 
 START = "start"  # in place of a strategy: the policy before any training
 
@@ -69,13 +69,23 @@ def _evaluation_inputs(s: Settings, p: dict) -> list:
 def _results_inputs(s: Settings, p: dict) -> list:
     stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
               "07_alignment_potential")  # fmt: skip
-    return [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
+    jobs = [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
+    last = str(s.self_play.rounds)
+    return jobs + [("08_self_play", p) for p in compute_jobs(STAGES["08_self_play"], s) if p["round"] == last]
+
+
+def _self_play_inputs(s: Settings, p: dict) -> list:
+    return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
 
 
 _BENCHMARKS = ("folder", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
 _SELECTION = ("policy", "strategy", "metric", "ratio")
 _POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
+_ROUND = ("policy", "arm", "round")
+_SELF_PLAY = tuple(
+    f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
+)  # one more reruns none
 _EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
 _KINSHIP_FILES = ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json")
 
@@ -104,17 +114,26 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
-               "annotation", "potential"), _results_inputs),
+               "annotation", "potential", "self_play.rounds", "self_play.arms"), _results_inputs),
+        Stage("08_self_play", _ROUND, "self_play/{policy}/{arm}/round{round}",
+              ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
+              (*_SELF_PLAY, "training", "compute"), _self_play_inputs),
     )
 }  # fmt: skip
 
 _MODEL_PARAMETERS = {"01_origin_evaluation": "origin_model", "04_alignment_training": "policy",
-                     "05_policy_evaluation": "policy", "07_alignment_potential": "policy"}  # fmt: skip
+                     "05_policy_evaluation": "policy", "07_alignment_potential": "policy",
+                     "08_self_play": "policy"}  # fmt: skip
 
 
 def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
     """Yield the parameters of each of a stage's jobs."""
-    if stage.per == ("origin_model",):
+    if stage.per == _ROUND:
+        rounds = [str(r + 1) for r in range(s.self_play.rounds)]
+        yield from ({"policy": p, "arm": a, "round": r} for p in s.policies for a in s.self_play.arms for r in rounds)
+    elif not s.strategies:
+        return  # a study of self-play alone has no pool, no kinship, no runs and so no tables; 08 shows its curves
+    elif stage.per == ("origin_model",):
         yield from (p for _, p in _origins(s, {}))
     elif stage.per == ("strategy",):
         yield from ({"strategy": str(strategy)} for strategy in s.strategies)
@@ -150,7 +169,7 @@ class Job:
         return ".".join(
             [
                 self.stage.name,
-                *(f"seed{v}" if k == "seed" else v for k, v in zip(self.stage.per, values, strict=False)),
+                *(f"{k}{v}" if k in ("seed", "round") else v for k, v in zip(self.stage.per, values, strict=False)),
             ]
         )
 
@@ -192,6 +211,7 @@ class Job:
             names = [s.annotation.judge or "none"]
         else:
             names = [self.params[k] for k in [_MODEL_PARAMETERS.get(self.stage.name)] if k]
+            names += [s.self_play.scorer_model] if self.stage.per == _ROUND and s.self_play.scorer_model else []
         fathers = [father for name in names if (father := s.models[name].perturbed)]
         return {name: s.models[name].model_dump(mode="json") for name in dict.fromkeys([*names, *fathers])}
 

@@ -26,7 +26,7 @@ def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment
     assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play"])
 def test_shipped_experiments_load(name):
     assert load_experiment(name).settings.name == name
 

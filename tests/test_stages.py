@@ -75,9 +75,38 @@ def test_metrics_alone_switch_the_selection_study_on(tmp_path):
     assert len(jobs) == 8 and {job.params["ratio"] for job in jobs} == {"0.4", "1.0"}
 
 
+def test_rounds_of_self_play_wait_for_the_one_before_and_results_for_the_last():
+    smoke = load_experiment("smoke")
+    jobs = [job for job in list_jobs(smoke) if job.stage.name == "08_self_play"]
+    assert [job.label for job in jobs if job.params["arm"] == "fresh"] == [
+        f"08_self_play.tiny-a.fresh.round{r}" for r in (1, 2)
+    ]
+    for job in jobs:
+        earlier = [{**job.params, "round": "1"}] if job.params["round"] == "2" else []
+        assert [needed.params for needed in job.inputs] == earlier
+        place = f"self_play/tiny-a/{job.params['arm']}/round{job.params['round']}"
+        assert job.folder.relative_to(smoke.outputs).as_posix() == place
+        assert set(job.models) == {"tiny-a", "tiny-b"}  # the policy and the judge
+    waited = [job.params for job in find_job(smoke, "06_results", {}).inputs if job.stage.name == "08_self_play"]
+    assert waited == [{"policy": "tiny-a", "arm": arm, "round": "2"} for arm in ("select_then_evolve", "fresh")]
+
+
+def test_a_study_of_self_play_alone_has_no_other_job_and_another_round_reruns_none(tmp_path):
+    study = load_experiment("self_play")
+    assert {job.stage.name for job in list_jobs(study)} == {"08_self_play"} and len(list_jobs(study)) == 3 * 2
+    text = study.path.read_text().replace("rounds: 2", "rounds: 3")
+    (tmp_path / "more.yaml").write_text(text)
+    before, after = (
+        {job.label: job.settings.as_dict() for job in list_jobs(s)}
+        for s in (study, load_experiment(tmp_path / "more.yaml"))
+    )
+    assert before.items() <= after.items() and len(after) == 3 * 3
+
+
 @pytest.mark.parametrize(
     ("stage", "params", "message"),
     [
+        ("08_self_play", {"policy": "smollm2-135m", "arm": "fresh", "round": 1}, "no job of this stage there"),
         ("03_binarization", {"strategy": "k_sin"}, "choose from rlaif, k_score, k_sim, k_score_sim"),
         ("03_binarization", {}, "strategy=nothing is not in demo.yaml"),
         ("03_binarization", {"strategy": "k_sim", "tau": 1}, "takes no parameter 'tau'; it takes strategy"),

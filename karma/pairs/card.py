@@ -33,7 +33,9 @@ RULE = {
     "random": "two responses of eligible origin models, drawn at random (a control)",
     "least_kin": "the two responses whose origin models are least kin (a control)",
     "binarized": "taken as it is from a set that others made",
+    "self_play": "the best-scored and the worst-scored of several answers of the policy itself",
 }
+LABEL = {"rlaif": "its annotation", "binarized": "its annotation", "self_play": "what the scorer gave this answer"}
 N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
 
 
@@ -56,11 +58,7 @@ class CardFacts:
 def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> str:
     """Return README.md for a pair set."""
     s, strategy = accounting.settings, accounting.strategy
-    label = (
-        "its annotation"
-        if strategy in ("rlaif", "binarized")
-        else "the S_pref of its origin model (Eq. 2), not a judgement of the text"
-    )
+    label = LABEL.get(strategy, "the S_pref of its origin model (Eq. 2), not a judgement of the text")
     parts = [
         f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
         f"# {strategy}: {accounting.pairs_out:,} preference pairs",

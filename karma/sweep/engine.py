@@ -136,7 +136,8 @@ def fingerprint_settings(job: Job) -> dict[str, Any]:
     """Return what a job reads: settings, models, and the contents of files that its settings name."""
     values, root = job.settings.as_dict(), job.experiment.root
     named = [values.get("benchmarks", {}).get("folder"), values.get("pool", {}).get("instructions"),
-             values.get("scores", {}).get("table"), values.get("pool", {}).get("source")]  # fmt: skip
+             values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
+             values.get("self_play", {}).get("prompts")]  # fmt: skip
     named += [spec["path"] for spec in job.models.values()]
     digests = {name: compute_file_digest(root / name) for name in named if name and (root / name).exists()}
     return {"settings": values, "models": job.models, "files": digests}

@@ -1,0 +1,44 @@
+"""The report's section on self-play: what each arm gained, where a study has such rounds.
+
+Decision: a study without self-play gets no section at all, instead of an empty one.
+"""
+
+from pathlib import Path
+
+from karma.figures.results import save_axes
+from karma.figures.self_play import plot_rounds
+from karma.params import Experiment
+from karma.results.tables import build_plain
+from karma.self_play.curves import find_missing, list_rounds, load_rounds
+
+TEXT = """## Self-play: what the policy learnt from its own answers
+
+In each round the policy answers prompts several times, best is paired with worst, and it is trained on base pairs and,
+in every arm as many, pairs of new prompts: prompts that it evolved itself, or, in the control arm, fresh ones. Score
+and preference are those of held-out prompts and pairs that nothing was made from, with 95 % intervals over prompts or
+pairs, which hold no noise of training. Preference is the share of pairs that training moved towards the better answer;
+one half is a coin, and the untrained policy. Arms whose intervals overlap much cannot be told apart by these prompts.
+"""
+
+
+def show_self_play(experiment: Experiment, folder: Path) -> None:
+    """Show the section in a notebook, and save its table and one figure a policy.
+
+    Args:
+        experiment: the study.
+        folder: `tables/self_play.*` and `figures/self_play_<policy>.*` go below it.
+    """
+    from IPython.display import Markdown, display
+
+    if not list_rounds(experiment):
+        return
+    rounds, missing = load_rounds(experiment), find_missing(experiment)
+    display(Markdown(TEXT))
+    for policy, own in rounds.groupby("policy", sort=False):
+        save_axes(plot_rounds(own)[0], folder / "figures" / f"self_play_{policy}")
+    notes = (*(f"not there yet: {label}" for label in missing), *sorted(set(rounds["shortfalls"]) - {""}))
+    frame = rounds.drop(columns=["scorer", "shortfalls"]).set_index(["policy", "arm", "round"])
+    caption = "Self-play: held-out score, gain over the untrained policy and held-out preference, with 95 % intervals."
+    table = build_plain("self_play", caption, frame, decimals=3, notes=notes)
+    table.save(folder / "tables")
+    display(table)

@@ -1,0 +1,243 @@
+"""One round of self-play, step by step: play, propose prompts, select, train, evaluate.
+
+Every arm of a study trains on base pairs and on as many added ones; only where the added prompts come from differs:
+`evolve_then_select` rewrites all base prompts, `select_then_evolve` those of the base pairs with the largest potential,
+`fresh` (the control) takes further prompts of the file. A round begins with the policy that the same arm's round before
+trained. Whoever calls a step again gets the kept answers, scores and margins; only training and reading are repeated.
+Decision: held-out pairs are made once, of the untrained policy's answers, and serve every round and arm; so their
+numbers can be compared.
+
+Paper: the self-play data generation of arXiv 2503.01864.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from karma.errors import KarmaError
+from karma.evaluation.compare import compute_interval
+from karma.files import save_json
+from karma.models import Specs, add_trained
+from karma.pairs import PairSet, save_pairs
+from karma.self_play.answers import sample_answers
+from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, evolve_prompts
+from karma.self_play.pairing import build_self_play_pairs, join_books
+from karma.self_play.prompts import Prompt, load_prompts, split_prompts
+from karma.self_play.scorers import score_answers
+from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
+
+Z = 1.96  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round starts from.
+
+    Attributes:
+        settings: the experiment's `self_play`; training, compute: its other two sections.
+        models: name -> specification, the trained policies of earlier rounds included.
+        start: the untrained policy's name. policy: the name of the one that plays and is trained.
+        arm, number: which arm, which round (1, 2, ...).
+        prompts: "base", "held_out" and "fresh". known: every prompt of the file.
+        cache: folder of answers, scores and margins. folder: where the round's files go. code: digest of the code.
+    """
+
+    settings: Any
+    training: Any
+    compute: Any
+    models: Specs
+    start: str
+    policy: str
+    arm: str
+    number: int
+    prompts: dict[str, list[Prompt]]
+    known: list[Prompt]
+    cache: Path
+    folder: Path
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Played:
+    """Prompts with the policy's answers, their scores, and the pairs made of them (with margins and potential)."""
+
+    prompts: list[Prompt]
+    answers: list[list[str]]
+    scores: list[list[float]]
+    pairs: PairSet
+
+
+def open_round(job: Any) -> Round:
+    """Return what one job of stage 08 starts from.
+
+    Args:
+        job: `karma.notebooks.open_stage("08_self_play", ...)`.
+    """
+    settings, number, root = job.settings.self_play, int(job.params["round"]), job.experiment.root
+    file = load_prompts(root / settings.prompts, settings.scorer == "instructions")
+    counts = settings.base_prompts, settings.held_out_prompts, settings.fresh_prompts
+    models, policy = job.models, job.params["policy"]
+    for earlier in range(1, number):
+        models, policy = add_trained(models, policy, job.folder.parent / f"round{earlier}" / "model")
+    return Round(settings, job.settings.training, job.settings.compute, models, job.params["policy"], policy,
+                 job.params["arm"], number, split_prompts(file, *counts, number, settings.seed), file,
+                 job.experiment.outputs / "answers", job.folder, job.code)  # fmt: skip
+
+
+def answer(this: Round, policy: str, prompts: list[Prompt]) -> tuple[list[list[str]], list[list[float]]]:
+    """Let a policy answer each prompt `samples` times, and score the answers."""
+    texts, s = [prompt.text for prompt in prompts], this.settings
+    answers = sample_answers(this.models, policy, texts, s.samples, s, this.compute, this.cache)
+    return answers, score_answers(prompts, answers, s, this.models, this.compute, this.cache)
+
+
+def play(this: Round, prompts: list[Prompt], policy: str = "") -> Played:
+    """Answer, score and pair prompts, with each pair's margins and alignment potential under the policy.
+
+    Args:
+        this: the round. prompts: what to ask.
+        policy: who answers; the round's own policy where not given.
+    """
+    name = policy or this.policy
+    answers, scores = answer(this, name, prompts)
+    source = Path(this.settings.prompts).stem
+    pairs = build_self_play_pairs(prompts, answers, scores, this.start, source)
+    margins = compute_token_margins(pairs.table, this.models, name, this.training.max_length, this.compute, this.cache)
+    return Played(prompts, answers, scores, add_margins(pairs, margins, this.settings.weight))
+
+
+def propose_prompts(this: Round, base: Played) -> tuple[list[Prompt], list[Attempt]]:
+    """Return the prompts an arm adds to its base prompts, and the rewritings they came from (the control: none)."""
+    if this.arm == "fresh":
+        return this.prompts["fresh"], []
+    parents = base.prompts if this.arm == "evolve_then_select" else find_promising(base, this.settings.select_ratio)
+
+    def ask(requests: list[str]) -> list[str]:
+        drawn = sample_answers(this.models, this.policy, requests, 1, this.settings, this.compute, this.cache)
+        return [answers[0] for answers in drawn]
+
+    attempts = evolve_prompts(parents, ask, this.known, this.settings.length_factor)
+    return collect_prompts(attempts), attempts
+
+
+def find_promising(base: Played, ratio: float) -> list[Prompt]:
+    """Return the prompts of the pairs with the largest potential, floor(ratio * pairs) of them, at least one."""
+    best = base.pairs.table.take(pa.array(find_best(base.pairs, max(int(ratio * len(base.pairs) + 1e-9), 1))))
+    texts = {row[-1]["content"] for row in best["prompt"].to_pylist()}
+    return [prompt for prompt in base.prompts if prompt.text in texts]
+
+
+def build_training_set(this: Round, base: Played, more: Played) -> PairSet:
+    """Put the first base pairs and the most promising added ones together, as many of each as the budget says.
+
+    Returns:
+        The pairs, with a column `part` ("base" or "added"); their books count every prompt that was asked.
+
+    Raises:
+        KarmaError: no pair came out.
+    """
+    kept = [
+        take_pairs(base.pairs, np.arange(min(this.settings.base_pairs, len(base.pairs)))),
+        take_pairs(more.pairs, find_best(more.pairs, this.settings.added_pairs)),
+    ]
+    books = join_books(kept)
+    if not books.pairs_out:
+        raise KarmaError(f"no prompt gave a pair ({dict(books.dropped)}): raise self_play.samples or temperature")
+    books.settings = {key: this.settings.as_dict()[key] for key in _RECORDED} | {"arm": this.arm, "round": this.number}
+    tables = [
+        part.table.append_column("part", pa.repeat(pa.scalar(name), len(part)))
+        for name, part in zip(("base", "added"), kept, strict=True)
+    ]
+    return PairSet(pa.concat_tables(tables), books)
+
+
+_RECORDED = ("prompts", "scorer", "scorer_model", "samples", "temperature", "top_p", "weight", "seed")
+
+
+def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
+    """Say where a part of the training set is smaller than its budget, so that arms would not be equal."""
+    parts = pairs.table["part"].to_pylist()
+    wanted = {"base": this.settings.base_pairs, "added": this.settings.added_pairs}
+    return [f"{parts.count(part)} {part} pairs, but self_play.{part}_pairs is {n}: other arms may train on more"
+            for part, n in wanted.items() if parts.count(part) < n]  # fmt: skip
+
+
+def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
+    """Save the pairs, train the round's policy on them, and return what training.json holds."""
+    from karma.training import train
+
+    command = f"karma notebook 08_self_play EXPERIMENT -p policy={this.start} -p arm={this.arm} -p round={this.number}"
+    save_pairs(pairs, this.folder, command)
+    shared = (this.models, this.policy, this.settings.method, this.settings.seed, this.training, this.compute)
+    return train(pairs.table, held_out.pairs.table, *shared, this.folder, siblings=[this.folder], code=this.code)
+
+
+def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -> dict[str, Any]:
+    """Measure a policy on held-out prompts, which no round trains on or evolves from.
+
+    Args:
+        this: the round. policy, models: who is measured.
+        held_out: the untrained policy's play on the held-out prompts.
+
+    Returns:
+        score: the mean over prompts of the mean score of the answers, with its standard error over prompts, n prompts
+        and 95 % interval, and `by_prompt`; preference: the share of held-out pairs on which the policy leans more
+        towards the chosen answer, per token, than the untrained policy does (ties count half), with n and interval.
+    """
+    import torch
+
+    from karma.training import summarise_margins
+
+    held = replace(this, models=models)
+    _, scores = answer(held, policy, held_out.prompts)
+    by_prompt = np.array([np.mean(own) for own in scores])
+    pairs, how = held_out.pairs.table, (this.training.max_length, this.compute, this.cache)
+    change = compute_token_margins(pairs, models, policy, *how) - compute_token_margins(pairs, models, this.start, *how)
+    preference = summarise_margins(torch.tensor(change))
+    return {"score": summarise_scores(by_prompt, this.settings.scorer == "instructions"),
+            "preference": preference, "by_prompt": by_prompt.round(6).tolist()}  # fmt: skip
+
+
+def summarise_scores(by_prompt: np.ndarray, is_share: bool = False) -> dict[str, Any]:
+    """Average over prompts, with the standard error of that mean and a 95 % interval (a share's stays in 0 to 1).
+
+    Example:
+        >>> found = summarise_scores(np.array([0.0, 0.5, 1.0, 0.5]))
+        >>> found["value"], found["n"], round(found["standard_error"], 3)
+        (0.5, 4, 0.204)
+    """
+    n, value = len(by_prompt), float(by_prompt.mean())
+    error = float(by_prompt.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    low, high = compute_interval(value, n, error) if is_share else (value - Z * error, value + Z * error)
+    return {"value": value, "standard_error": error, "n": n, "interval": [low, high]}
+
+
+def save_round(
+    this: Round, pairs: PairSet, attempts: list[Attempt], start: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Write self_play.json (the round in numbers) and evolution.json (every rewriting with its verdict).
+
+    Args:
+        this: the round. pairs: trained on. attempts: of prompt evolution.
+        start, after: `evaluate_policy` of the untrained policy, and of the one this round trained.
+
+    Returns:
+        What self_play.json holds.
+    """
+    difference = np.array(after["by_prompt"]) - np.array(start["by_prompt"])
+    parts = pairs.table["part"].to_pylist()
+    record = {
+        "policy": this.start, "arm": this.arm, "round": this.number, "scorer": this.settings.scorer,
+        "method": this.settings.method, "n_base_pairs": parts.count("base"), "n_added_pairs": parts.count("added"),
+        "shortfalls": find_shortfalls(this, pairs), "evolution": count_attempts(attempts), "start": start,
+        "after": after, "difference": summarise_scores(difference),
+    }  # fmt: skip
+    rows = [
+        {"strategy": a.strategy, "before": a.prompt.topic, "after": a.topic, "verdict": a.verdict} for a in attempts
+    ]
+    save_json(rows, this.folder / "evolution.json")
+    save_json(record, this.folder / "self_play.json")
+    return record

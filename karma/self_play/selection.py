@@ -1,0 +1,74 @@
+"""Which pairs are kept: those of the largest alignment potential, as many as the budget says.
+
+The explicit margin is the distance of the two scores; the implicit one how much likelier, per token, the policy that
+is about to be trained finds one answer than the other. A pair is worth training on where the first is large and the
+second small:  M_AP = z(M_r) - w z(M_pi), z over all candidate pairs (population standard deviation).
+
+Paper: arXiv 2503.01864, M_AP.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from karma.errors import InputError
+from karma.margins import measure_logps
+from karma.models import Specs
+from karma.pairs import PairSet
+from karma.potential import compute_potential
+
+MARGINS = ("explicit_margin", "implicit_margin", "potential")
+BATCH_TOKENS = 1024  # a forward pass
+
+
+def compute_token_margins(
+    pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Any, cache: Path
+) -> np.ndarray:
+    """Compute mean log pi(chosen) - mean log pi(rejected), means over tokens, of each pair.
+
+    Args:
+        pairs: with prompt, chosen and rejected. models, policy: whose log-probabilities.
+        max_length: tokens of prompt and answer kept. compute: the experiment's `compute`.
+        cache: folder where margins are kept, by the weights' digest.
+
+    Returns:
+        Signed margins (n,), in nats a token.
+    """
+    if not len(pairs):
+        return np.array([], float)
+    found = measure_logps(pairs, models, policy, compute, max_length, BATCH_TOKENS, cache / "margins")
+    if not found.lengths.all():
+        n_full = int((found.lengths == 0).any(axis=1).sum())
+        raise InputError(f"{n_full} prompts fill training.max_length={max_length}: raise it")
+    means = found.logps / found.lengths
+    return means[:, 0] - means[:, 1]
+
+
+def add_margins(pairs: PairSet, token_margins: np.ndarray, weight: float) -> PairSet:
+    """Add the columns explicit_margin, implicit_margin (nats a token) and potential to a pool of pairs."""
+    scores = [pairs.table[f"{side}_score"].to_numpy() for side in ("chosen", "rejected")]
+    explicit, implicit = np.abs(scores[0] - scores[1]), np.abs(token_margins)
+    table = pairs.table
+    for name, values in zip(
+        MARGINS, (explicit, implicit, compute_potential(explicit, implicit, weight) if len(pairs) else []), strict=True
+    ):
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    return replace(pairs, table=table)
+
+
+def find_best(pairs: PairSet, k: int) -> np.ndarray:
+    """Return the places of the (at most) k pairs of largest potential, ascending; ties go by row_id."""
+    potential, ids = pairs.table["potential"].to_numpy().round(9), pairs.table["row_id"].to_pylist()
+    order = sorted(range(len(pairs)), key=lambda i: (-potential[i], ids[i]))
+    return np.array(sorted(order[:k]), dtype=np.int64)
+
+
+def take_pairs(pairs: PairSet, places: np.ndarray) -> PairSet:
+    """Keep the pairs at these places; the books count the others as not selected."""
+    table = pairs.table.take(pa.array(places, pa.int64()))
+    dropped = pairs.accounting.dropped + Counter({"not_selected": len(pairs) - table.num_rows})
+    return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
