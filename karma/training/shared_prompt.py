@@ -27,8 +27,9 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
-from karma.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps
+from karma.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps, plan_batches
 
+PASS_TOKENS = 1024  # of a forward pass on a CPU: pairs of like width go together, so that little is padding
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
 _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -167,9 +168,11 @@ def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torc
         Log-probabilities in nats (2n, length - 1), 0 where the next token is not the response's.
     """
     rows = _find_pairs(ids.tolist(), mask.sum(1).tolist(), (labels != -100).int().argmax(1).tolist())
-    parts = compute_token_logps(rows, model, pad=0)
-    sides = [side for row in rows for side in row.sides]
-    numbers = [k + len(rows) * side for k in range(len(rows)) for side in (0, 1)]  # TRL's row of each response
+    budget = PASS_TOKENS if ids.device.type == "cpu" else 2**62
+    groups = plan_batches([row.width for row in rows], budget)
+    parts = [part for group in groups for part in compute_token_logps([rows[k] for k in group], model, pad=0)]
+    sides = [side for group in groups for k in group for side in rows[k].sides]
+    numbers = [k + len(rows) * side for group in groups for k in group for side in (0, 1)]  # TRL's row of each
     targets = [number * (ids.shape[1] - 1) + place for number, side in zip(numbers, sides, strict=True)
                for place in range(side.start - 1, len(side.ids) - 1)]  # fmt: skip
     scored = torch.cat(parts)
