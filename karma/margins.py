@@ -27,7 +27,6 @@ from karma.files import compute_digest, load_json, save_json
 from karma.logprobs import PairRow, compute_row_logps, count_tokens, tokenize_pair
 from karma.models import (
     Specs,
-    add_trained,
     choose_device,
     choose_dtype,
     compute_weights_digest,
@@ -137,25 +136,3 @@ def _load(folder: Path | None, key: str) -> list[list[float | None]] | None:
 
 def _plain(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def measure_held_out(
-    held_out: pa.Table, models: Specs, policy: str, model_folder: Path, compute: Any, max_length: int,
-    batch_tokens: int, cache: Path | None = None,
-) -> pa.Table:  # fmt: skip
-    """Measure how far training moved the policy towards the chosen response of each held-out pair.
-
-    Args:
-        held_out: pairs that training did not see.
-        models, policy, compute, max_length, batch_tokens, cache: as for `measure_logps`; the policy before training.
-        model_folder: the weights (or the adapter) after it.
-
-    Returns:
-        row_id and margin: the log-ratio of chosen over rejected after training less that before, in nats.
-    """
-    how = (compute, max_length, batch_tokens, cache)
-    before = measure_logps(held_out, models, policy, *how).logps
-    trained, name = add_trained(models, policy, model_folder)
-    after = measure_logps(held_out, trained, name, *how).logps
-    margins = (after - before)[:, 0] - (after - before)[:, 1]
-    return pa.table({"row_id": held_out["row_id"], "margin": pa.array(margins, pa.float64())})
