@@ -87,6 +87,8 @@ class LiveView:
         self.update()
         if self.bar is not None:
             self.bar.close()
+        if self._display is not None:
+            self._plot()
 
     def _add(self, entry: dict[str, Any]) -> None:
         if "n_updates" in entry:
