@@ -44,15 +44,25 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     made = [build_selection_table(compared), *filter(None, [build_agreement_table(experiment)])]
     for table in made:
         table.save(tables)
+    compared.to_csv(tables / "selection_intervals.csv", index=False)
     return [Markdown(TEXT), axes[0].figure, *made]
 
 
 def build_selection_table(compared: pd.DataFrame) -> Table:
     """Return the comparison of all selections as a table, from `compare_selections`."""
-    keys = ["policy", "strategy", "method", "ratio", "metric"]
-    frame = compared.sort_values(keys, kind="stable").set_index(keys)
-    caption = "Held-out accuracy after training on each selection (share), and its difference from `random`."
+    rows = compared.sort_values(["policy", "strategy", "method", "ratio", "metric"], kind="stable")
+    names = [f"{r.strategy}+{r.metric}-{r.ratio:g}" for r in rows.itertuples()]
+    columns = {"policy": rows["policy"], "selection": names, "method": rows["method"], "pairs": rows["n_pairs"],
+               "n": rows["n"], "accuracy": rows["accuracy"], "95 %": _join(rows["low"], rows["high"]),
+               "difference": rows["difference"],
+               "95 % of it": _join(rows["difference_low"], rows["difference_high"])}  # fmt: skip
+    frame = pd.DataFrame(columns).set_index(["policy", "selection", "method"])
+    caption = "Held-out accuracy (share of n pairs) after training on each selection, and its difference from `random`."
     return build_plain("selections", caption, frame, notes=(NOTE,) if (compared["n_seeds"] == 1).all() else ())
+
+
+def _join(low: pd.Series, high: pd.Series) -> list[str]:
+    return ["n/a" if pd.isna(a) else f"{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)]
 
 
 def build_agreement_table(experiment: Experiment) -> Table | None:
