@@ -22,7 +22,7 @@ from karma.params import View
 from karma.settings import ModelSpec
 from karma.training import check_folder, check_pairs, train
 from karma.training.checks import check_memory, estimate_memory
-from karma.training.health import compare_lengths, find_alarms
+from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
 from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
 from tests.conftest import ROOT
@@ -63,6 +63,8 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     assert weights_digest(folder) == weights_digest(tmp_path / "whole")
     losses = [[entry["loss"] for entry in record["history"]] for record in (killed, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == killed["n_updates"] == 40
+    counted = [[entry["num_tokens"] for entry in record["history"]] for record in (killed, whole)]
+    assert counted[0] == counted[1] and killed["tokens"] == whole["tokens"]
     assert not (folder / "checkpoints").exists()  # nothing unfinished is left
 
 
@@ -211,6 +213,10 @@ def test_pairs_that_trl_would_drop_are_counted():
         load_model(MODELS, "tiny"), tokenizer, table, "dpo", 0, settings(), device="cpu", dtype="float32"
     )
     assert len(trainer.train_dataset) == 1  # TRL does what was said
+    simpo = build_trainer(
+        load_model(MODELS, "tiny"), tokenizer, table, "simpo", 0, settings(), device="cpu", dtype="float32"
+    )
+    assert len(simpo.train_dataset) == 1  # and what its experimental trainer would not do is done for it
     with pytest.raises(InputError, match="every prompt is at least max_length=16 tokens long"):
         check_pairs(table, tokenizer, "dpo", settings(max_length=16))
 
@@ -230,7 +236,7 @@ def history(**curves):
         ({"rewards/accuracies": [0.0] + [1.0] * 11}, "reward accuracy is 1.0 from the start to update 4"),
         ({"rewards/margins": [0.0] * 12}, "the reward margin moved by 0.0000 nats only"),
         ({"rewards/chosen": [-0.1 * k for k in range(12)], "rewards/rejected": [-0.3 * k for k in range(12)]},
-         "both log-probabilities fell (chosen -10.0, rejected -30.0 nats a response): likelihood displacement"),
+         "both log-probabilities fell (chosen -10.00, rejected -30.00 nats a response): likelihood displacement"),
     ],
 )  # fmt: skip
 def test_each_alarm_rings_with_advice_and_only_then(curves, message):
@@ -251,9 +257,35 @@ def test_a_training_that_is_not_a_number_stops_with_advice(tmp_path):
     broken.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
     models = {"broken": ModelSpec(path=str(tmp_path / "broken")).model_dump()}
-    with pytest.raises(KarmaError, match=r"update 1: the loss is nan: lower training\.learning_rate"):
-        train(make_pairs(40), make_pairs(2), models, "broken", "dpo", 0, settings(), COMPUTE, tmp_path / "run")
-    assert not (tmp_path / "run" / "training.json").exists()
+    for n in (40, 2):  # at the first of many updates, and at the only one
+        with pytest.raises(KarmaError, match=r"update 1: the loss is nan: lower training\.learning_rate"):
+            train(make_pairs(n), make_pairs(2), models, "broken", "dpo", 0, settings(), COMPUTE, tmp_path / "run")
+        assert not (tmp_path / "run" / "training.json").exists() and not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_training_that_changes_nothing_measures_nothing(tmp_path, method):
+    """In bfloat16 too, before and after are measured alike: a rate of nothing gives margins of exactly 0."""
+    compute = SimpleNamespace(device="cpu", dtype="bfloat16", threads=1)
+    own = settings(learning_rate=1e-30, scheduler="constant")
+    record = train(make_pairs(6), make_pairs(6), MODELS, "tiny", method, 0, own, compute, tmp_path)
+    assert record["held_out"]["margin_mean"] == 0.0 and record["held_out"]["accuracy"] == 0.5
+    assert method == "sft" or not {"entropy", "logits/chosen", "mean_token_accuracy"} & set(record["history"][0])
+
+
+def test_a_model_with_several_ends_is_sampled():
+    model, tokenizer = load_model(MODELS, "tiny"), load_tokenizer(MODELS, "tiny")
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    answers = sample_answers(model, tokenizer, make_pairs(2)["prompt"].to_pylist(), 4)
+    assert len(answers) == 2 and all(answer["tokens"] <= 4 for answer in answers)
+
+
+def test_simpo_s_alarm_is_per_token():
+    falls = {side: [-2.5 * 0.01 * k for k in range(12)] for side in ("rewards/chosen", "rewards/rejected")}
+    rules = {"n_updates": 12, "pairs_an_update": 8, "beta": 2.5}
+    (alarm,) = find_alarms(history(**falls), **rules, per_token=True)
+    assert "chosen -0.10, rejected -0.10 nats a token" in alarm
+    assert find_alarms(history(**falls), **rules) == []  # a tenth of a nat a response would be nothing
 
 
 def test_ten_answers_before_and_after_are_kept(tmp_path):
@@ -328,7 +360,7 @@ def test_lora_s_parameters_are_counted_as_peft_counts_them():
 
 def test_the_view_follows_the_progress_file(tmp_path, capsys):
     path = tmp_path / "progress.jsonl"
-    view = LiveView(path, "dpo", 8, 0.1)
+    view = LiveView(path, "dpo", 8, {"beta": 0.1, "per_token": False})
     view.update()  # nothing there yet
     path.write_text(
         json.dumps({"n_updates": 12, "done": 0})

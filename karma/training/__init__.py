@@ -34,15 +34,15 @@ from karma.models import (
     load_tokenizer,
 )
 from karma.training.card import build_model_card
-from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory, find_memory
+from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory, find_memory, find_state
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.held_out import build_margins, describe_held_out, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
 from karma.training.trainers import build_dataset, choose_weights_dtype
-from karma.training.tuning import Run, clean_up, save_outcome, tune
+from karma.training.tuning import Run, clean_up, prepare_checkpoints, save_outcome, tune
 
 __all__ = ["build_dataset", "check_folder", "check_pairs", "compute_identity", "describe_held_out",
-           "describe_memory", "summarise_margins", "train"]  # fmt: skip
+           "describe_memory", "find_state", "summarise_margins", "train"]  # fmt: skip
 
 
 def train(
@@ -77,18 +77,19 @@ def train(
     with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
         measure = _Measure(run, tokenizer, held_out, train_pairs)
-        model = None
+        model, start = None, (models, policy, run.dtype, run.device)  # before and after are measured in one precision
+        prepare_checkpoints(run)
         if twin:
-            measure.before(_load(run))
+            measure.before(load_model(*start))
             outcome = _take_over(twin, folder)
         elif settings.accelerate:  # no model is loaded here while the processes have the devices
             from karma.training.launch import launch
 
             outcome = launch(run, train_pairs, settings.accelerate)
-            measure.before(_load(run))
+            measure.before(load_model(*start))
         else:
-            model = _load(run)
-            measure.before(model)
+            measure.before(load_model(*start))
+            model = load_model(models, policy, choose_weights_dtype(settings, run.dtype), run.device)
             model, outcome = _tune_here(run, model, tokenizer, train_pairs)
         _finish_weights(run, tokenizer, model, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
@@ -119,13 +120,10 @@ def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed
     data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
     shared = settings.as_dict()
     identity = compute_digest([data, shared, seed, code, method, weights, dtype, device, compute.threads])
-    reference = compute_digest([texts, weights, dtype, device, settings.max_length, code])
+    kept_in = choose_weights_dtype(settings, dtype)
+    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
     return Run(models, policy, method, seed, shared, device, dtype, compute.threads, str(folder), identity,
                str(reference_folder / f"reference-{reference}.parquet"), texts)  # fmt: skip
-
-
-def _load(run: Run) -> Any:
-    return load_model(run.models, run.policy, choose_weights_dtype(run.view, run.dtype), run.device)
 
 
 def _tune_here(run: Run, model: Any, tokenizer: Any, pairs: pa.Table) -> tuple[Any, dict[str, Any]]:
@@ -172,7 +170,7 @@ class _Measure:
 
 
 def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, settings: Any, seconds: float) -> dict:
-    alarms = find_alarms(outcome["history"], outcome["n_updates"], run.pairs_an_update, settings.beta)
+    alarms = find_alarms(outcome["history"], outcome["n_updates"], run.pairs_an_update, **run.rewards)
     alarms += [measured["length_alarm"]] if measured["length_alarm"] else []
     adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
     return {"policy": run.policy, "method": run.method, "seed": run.seed, "n_train_pairs": len(pairs),
@@ -199,7 +197,7 @@ def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
     with atomic_path(folder / "model") as temporary:
         shutil.copytree(twin / "model", temporary)
     kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history")}
-    return {**kept, "same_data_as": done["same_data_as"] or os.path.relpath(twin, folder)}
+    return {**kept, "same_data_as": os.path.relpath(twin, folder)}
 
 
 def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:

@@ -7,6 +7,7 @@ activations a rule of thumb. Limit: the estimate knows Llama-like models, and no
 Paper: Appendix A for the settings; the rule of thumb for activations follows arXiv 2205.05198, section 4.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.files import load_json
 from karma.logprobs import HEAD_CHUNK, tokenize_response
-from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum
+from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum, is_sharded
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -52,7 +53,7 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> 
     if dropped == len(rows):
         raise InputError(f"every prompt is at least max_length={limit} tokens long: raise training.max_length")
     per_update = settings.per_device_batch_size * count_accumulation(settings, 1)
-    n_updates = max(int(-(-(len(rows) - dropped) // per_update) * settings.epochs), 1)
+    n_updates = math.ceil(-(-(len(rows) - dropped) // per_update) * settings.epochs)
     return {"pairs": len(pairs), "updates": n_updates, "pairs_an_update": per_update,
             "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": truncated,
             "dropped_pairs": dropped,
@@ -76,7 +77,9 @@ def _measure(row: dict[str, Any], tokenizer: Any, method: str) -> list[tuple[int
 def _check_messages(row: dict[str, Any], side: str) -> None:
     turns = [(row["prompt"], "user"), (row[side], "assistant")]
     for messages, role in turns:
-        if not isinstance(messages, list) or not messages or messages[-1].get("role") != role:
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise InputError(f"pair {row['row_id']}: {side} must be a list of role/content messages")
+        if not messages or messages[-1].get("role") != role:
             raise InputError(
                 f"pair {row['row_id']}: {side} must be messages ending with role '{role}', as stage 03 writes"
             )
@@ -113,8 +116,9 @@ def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, m
         n_layers = min(settings.lora.last_layers, config.num_hidden_layers)
         trained = settings.lora.rank * n_layers * _sum_widths(config)
         weights += 4 * trained
-    shared_out = settings.accelerate is not None and not str(settings.accelerate).endswith("ddp.yaml")
-    states = (weights + 12 * trained) / (settings.devices if shared_out else 1)  # float32 gradient and two moments
+    states = (weights + 12 * trained) / (
+        settings.devices if is_sharded(settings.accelerate) else 1
+    )  # float32 gradient and two moments
     rows = settings.per_device_batch_size * (1 if method == "sft" else 2)
     tokens, layers = rows * min(longest, settings.max_length), config.num_hidden_layers
     a_layer = tokens * (16 * config.hidden_size + 6 * config.intermediate_size) * _BYTES[dtype] / 2
@@ -168,20 +172,25 @@ def check_memory(estimate: dict[str, int], free: int, device: str) -> list[str]:
     return []
 
 
-def check_folder(folder: Path, identity: str) -> str:
-    """Tell what a run folder is for a training: "free", "resumable" (a checkpoint of this training) or "done".
+def find_state(folder: Path, identity: str) -> str:
+    """Tell what a run folder is for a training: "free", "resumable" (a checkpoint of it), "done", or "another's".
 
     Args:
-        folder: where the training writes. identity: what the training is made of (`karma.training.train`).
+        folder: where the training writes. identity: what it is made of (`karma.training.compute_identity`).
+    """
+    record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
+    if record.is_file() and (folder / "model").is_dir():
+        return "done" if load_json(record).get("identity") == identity else "another's"
+    return "resumable" if marker.is_file() and load_json(marker) == identity else "free"
+
+
+def check_folder(folder: Path, identity: str) -> str:
+    """Return the folder's state, as `find_state`.
 
     Raises:
         InputError: another training's results lie there.
     """
-    record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
-    if record.is_file() and (folder / "model").is_dir():
-        if load_json(record).get("identity") == identity:
-            return "done"
+    state = find_state(folder, identity)
+    if state == "another's":
         raise InputError(f"{folder} holds another training: give a new folder, or remove it")
-    if marker.is_file() and load_json(marker) == identity:
-        return "resumable"
-    return "free"
+    return state

@@ -16,30 +16,34 @@ import torch
 LEAST_LOSS = 1e-4  # nats
 EARLY_SHARE, EARLY_PAIRS = 0.25, 32  # of the updates, and pairs seen
 LEAST_MARGIN = 0.005  # nats, beta included
-FALLING = 1.0  # nats a response
+FALLING, FALLING_PER_TOKEN = 1.0, 0.05  # nats a response (DPO), nats a token (SimPO)
 LONGER = 1.5  # times
 N_ANSWERS = 10
 
 
-def find_alarms(history: list[dict[str, Any]], n_updates: int, pairs_an_update: int, beta: float) -> list[str]:
+def find_alarms(
+    history: list[dict[str, Any]], n_updates: int, pairs_an_update: int, beta: float, per_token: bool = False
+) -> list[str]:
     """Return what is wrong with a training so far, each alarm a sentence with advice.
 
     Args:
         history: one entry a logged update, with TRL's keys (loss, rewards/margins, rewards/accuracies, ...).
-        n_updates: of the whole training. pairs_an_update: pairs. beta: DPO's.
+        n_updates: of the whole training. pairs_an_update: pairs. beta: of the rewards.
+        per_token: rewards are of mean log-probabilities (SimPO).
 
     Example:
         >>> find_alarms([{"step": 1, "loss": float("nan")}], n_updates=9, pairs_an_update=4, beta=0.1)
         ['update 1: the loss is nan: lower training.learning_rate, or set compute.dtype to float32']
     """
-    rules = (_alarm_not_a_number, _alarm_no_loss_left, _alarm_early_accuracy)
+    rules = (alarm_not_a_number, _alarm_no_loss_left, _alarm_early_accuracy)
     alarms = [rule(history, n_updates, pairs_an_update) for rule in rules]
     if history and len(history) >= max(n_updates, 8):  # the whole training, long enough to have quarters
-        alarms += [_alarm_flat_margin(history), _alarm_displacement(history, beta)]
+        alarms += [_alarm_flat_margin(history), _alarm_displacement(history, beta, per_token)]
     return [alarm for alarm in alarms if alarm]
 
 
-def _alarm_not_a_number(history: list[dict[str, Any]], *_: int) -> str | None:
+def alarm_not_a_number(history: list[dict[str, Any]], *_: int) -> str | None:
+    """Return the alarm of the first update whose loss or gradient is not finite, or None."""
     for entry in history:
         if not math.isfinite(entry.get("loss", 0.0)) or not math.isfinite(entry.get("grad_norm", 0.0)):
             what = "loss" if not math.isfinite(entry.get("loss", 0.0)) else "gradient"
@@ -75,13 +79,14 @@ def _alarm_flat_margin(history: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _alarm_displacement(history: list[dict[str, Any]], beta: float) -> str | None:
+def _alarm_displacement(history: list[dict[str, Any]], beta: float, per_token: bool) -> str | None:
     if "rewards/chosen" not in history[0]:
         return None
     fall = [(_last_quarter([e[f"rewards/{side}"] for e in history]) - history[0][f"rewards/{side}"]) / beta
             for side in ("chosen", "rejected")]  # fmt: skip
-    if max(fall) < -FALLING:
-        return (f"both log-probabilities fell (chosen {fall[0]:.1f}, rejected {fall[1]:.1f} nats a response): "
+    if max(fall) < -(FALLING_PER_TOKEN if per_token else FALLING):
+        unit = "token" if per_token else "response"
+        return (f"both log-probabilities fell (chosen {fall[0]:.2f}, rejected {fall[1]:.2f} nats a {unit}): "
                 "likelihood displacement; lower training.learning_rate, or raise training.beta")  # fmt: skip
     return None
 
@@ -110,7 +115,8 @@ def sample_answers(model: Any, tokenizer: Any, prompts: list[list[dict[str, str]
     tokenizer.padding_side = side
     made = model.generate(**inputs, do_sample=False, max_new_tokens=n_tokens, pad_token_id=tokenizer.pad_token_id,
                           temperature=None, top_p=None, top_k=None)[:, inputs["input_ids"].shape[1] :]  # fmt: skip
-    ends = {model.generation_config.eos_token_id, tokenizer.eos_token_id} - {None}
+    own = model.generation_config.eos_token_id  # an id, several, or none
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
     return [_describe_answer(row.tolist(), tokenizer, ends) for row in made]
 
 

@@ -87,15 +87,16 @@ def main(path: str) -> None:
     import torch
 
     from karma.models import load_model, load_tokenizer
-    from karma.training.trainers import choose_weights_dtype
+    from karma.training.trainers import choose_weights_dtype, is_sharded
 
     written = load_json(path)
-    sharded = "ddp" not in Path(written.pop("accelerate")).stem
+    sharded = is_sharded(written.pop("accelerate"))
     run = Run(**written)
     torch.set_num_threads(run.threads)
     weights = choose_weights_dtype(run.view, run.dtype)
     model = load_model(run.models, run.policy, weights)
-    second = sharded and run.method == "dpo" and not run.view.lora
+    known = Path(run.reference_file).is_file()
+    second = sharded and run.method == "dpo" and not run.view.lora and not known
     tokenizer = load_tokenizer(run.models, run.policy)
     tokenizer.padding_side = "right"
     trainer = tune(run, model, tokenizer, pq.read_table(Path(run.folder) / "train.parquet"), [],

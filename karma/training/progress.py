@@ -60,11 +60,12 @@ class LiveView:
     """A line (in a terminal) or a line and a plot (in a notebook) of a training, fed from its progress file.
 
     Args:
-        path: the progress file. method: "sft", "dpo" or "simpo". pairs_an_update: pairs. beta: DPO's.
+        path: the progress file. method: "sft", "dpo" or "simpo". pairs_an_update: pairs.
+        rewards: how rewards are scaled: beta and per_token (`Run.rewards`).
     """
 
-    def __init__(self, path: Path, method: str, pairs_an_update: int, beta: float):
-        self.path, self.method, self.pairs_an_update, self.beta = path, method, pairs_an_update, beta
+    def __init__(self, path: Path, method: str, pairs_an_update: int, rewards: dict[str, Any]):
+        self.path, self.method, self.pairs_an_update, self.rewards = path, method, pairs_an_update, rewards
         self.history: list[dict[str, Any]] = []
         self.alarms: list[str] = []
         self.bar: tqdm | None = None
@@ -96,7 +97,7 @@ class LiveView:
             self.bar = self.bar or tqdm(total=self.n_updates, initial=entry["done"], unit="update", desc=self.method)
             return
         self.history.append(entry)
-        for alarm in find_alarms(self.history, self.n_updates, self.pairs_an_update, self.beta):
+        for alarm in find_alarms(self.history, self.n_updates, self.pairs_an_update, **self.rewards):
             if alarm not in self.alarms:
                 self.alarms.append(alarm)
                 tqdm.write(f"ALARM: {alarm}")

@@ -5,8 +5,9 @@ off CUDA scores every position with the vocabulary head. Here a pair is one row,
 the rejected response does not see the chosen one and takes up the positions after the prompt; only positions that
 predict a response token meet the head. Losses, metrics, saving and all else stay TRL's: only what
 `model(..., fused_lm_head=True)` computes is replaced, and it returns the same log-probabilities.
-Decisions: pairs of an update are sorted by length among its micro-batches, which changes their padding and nothing
-else; the reference's log-probabilities are kept in a file, so that a killed run or another seed does not repeat them.
+Decisions: pairs of an update are sorted by length among its micro-batches, which changes their padding, not the sum of
+their losses (in a last, partial update micro-batches may differ in size, and weigh the same); the reference's
+log-probabilities are kept in a file, so that a killed run or another seed does not repeat them.
 Limit: models with sliding windows, recurrent layers or a scaled head go TRL's own way.
 
 Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
@@ -21,6 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch.utils.data import Sampler
 from trl import DPOTrainer
@@ -31,6 +33,7 @@ from karma.logprobs import PairRow, TokenizedResponse, can_share_prompts, comput
 
 PASS_TOKENS = 1024  # of a forward pass on a CPU: pairs of like width go together, so that little is padding
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
+_SHARES = "karma_shares_prompts"  # set on a model whose forward pass was replaced
 _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -40,18 +43,22 @@ class SharedPromptDPOTrainer(DPOTrainer):
     Args:
         reference_file: parquet of the reference's log-probabilities, read if it is there, written if not; None keeps
             none.
+        scratch: a folder of this run that all its processes see, needed with several.
         **options: DPOTrainer's.
     """
 
-    def __init__(self, *args: Any, reference_file: Path | None = None, **options: Any):
-        self.reference_file = reference_file
+    def __init__(self, *args: Any, reference_file: Path | None = None, scratch: Path | None = None, **options: Any):
+        self.reference_file, self.scratch = reference_file, scratch
         super().__init__(*args, **options)
+        self.ref_model = None  # its log-probabilities are known
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Compute the reference's log-probabilities in order of length, or read them."""
         for model in filter(None, (self.model, self.ref_model)):
             share_prompts(_unwrap(model))
-        if self.reference_file and self.reference_file.is_file():
+        known = [self.reference_file is not None and self.reference_file.is_file()]
+        broadcast_object_list(known)  # what the main process sees: all go the same way
+        if known[0] and self.reference_file:
             return concatenate_datasets([dataset, Dataset(pq.read_table(self.reference_file))], axis=1)
         lengths = _count_tokens(dataset)
         order = sorted(range(len(dataset)), key=lambda i: -lengths[i])
@@ -62,29 +69,31 @@ class SharedPromptDPOTrainer(DPOTrainer):
         if self.reference_file and self.accelerator.is_main_process:
             with atomic_path(self.reference_file) as temporary:
                 pq.write_table(reference.data.table, temporary)
-            shutil.rmtree(self.reference_file.with_suffix(""), ignore_errors=True)
+        if self.scratch and self.accelerator.is_main_process:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return concatenate_datasets([dataset, reference], axis=1)
 
     def _share_out(self, dataset: Dataset) -> Dataset:
         """Let several processes see one data set on disk: TRL's own cache of the pass lies beside it."""
-        if self.accelerator.num_processes == 1 or self.reference_file is None:
+        if self.accelerator.num_processes == 1 or self.scratch is None:
             return dataset
-        folder = self.reference_file.with_suffix("")
         if self.accelerator.is_main_process:
-            dataset.save_to_disk(str(folder))
+            dataset.save_to_disk(str(self.scratch))
         self.accelerator.wait_for_everyone()
-        return load_from_disk(str(folder))
+        return load_from_disk(str(self.scratch))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Draw the pairs of each update at random (or take them in order), then sort them by length."""
         dataset, args = train_dataset if train_dataset is not None else self.train_dataset, self.args
         per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if any(name.startswith("aot") for name in self.loss_types):
+            per_update = 1  # these losses depend on which pairs share a micro-batch: leave it to chance
         seed = None if args.train_sampling_strategy == "sequential" else args.seed
         return UpdateSampler(_count_tokens(dataset), per_update, seed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what was computed: TRL's entropy, mean logits and token accuracy need a pass that is saved here."""
-        if _unwrap(self.model).forward.__name__ == "forward_pairs":
+        if getattr(_unwrap(self.model), _SHARES, False):
             for key in _UNSCORED:
                 self._metrics["train"].pop(key, None)
         super().log(logs, start_time)
@@ -146,7 +155,7 @@ def share_prompts(model: Any) -> None:
         model: a causal language model that TRL has given its fused head.
     """
     before = model.forward
-    if not can_share(model) or before.__name__ == "forward_pairs":
+    if not can_share(model) or getattr(model, _SHARES, False):
         return
 
     @functools.wraps(type(model).forward)  # generation checks its arguments against the signature
@@ -157,8 +166,8 @@ def share_prompts(model: Any) -> None:
         blank = torch.zeros_like(scored)
         return FusedCausalLMOutput(log_probs=scored, entropy=blank, mean_logits=blank, is_top1=blank.bool())
 
-    forward_pairs.__name__ = "forward_pairs"
     model.forward = types.MethodType(forward_pairs, model)
+    setattr(model, _SHARES, True)
 
 
 def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,7 @@ def choose_weights_dtype(settings: Any, dtype: str) -> str:
 def build_trainer(
     model: Any, tokenizer: Any, pairs: pa.Table, method: str, seed: int, settings: Any, *, device: str, dtype: str,
     n_processes: int = 1, reference_model: Any = None, reference_file: Path | None = None, output: Path | None = None,
+    scratch: Path | None = None,
 ):  # fmt: skip
     """Build TRL's trainer of a method.
 
@@ -76,7 +77,7 @@ def build_trainer(
             so that an update always has the same number of pairs.
         reference_model: DPO's, where it must be a second model (FSDP, full fine-tuning).
         reference_file: where DPO's reference log-probabilities are kept.
-        output: folder of checkpoints.
+        output: folder of checkpoints. scratch: a folder that all processes see, for the reference's pass.
     """
     shared: dict[str, Any] = {
         "output_dir": str(output or "unused"), "report_to": "none", "seed": seed, "logging_steps": 1,
@@ -105,7 +106,8 @@ def build_trainer(
 
     config = DPOConfig(beta=settings.beta, loss_type=[settings.loss_type], label_smoothing=settings.label_smoothing,
                        precompute_ref_log_probs=True, **shared)  # fmt: skip
-    return SharedPromptDPOTrainer(model, reference_model, args=config, reference_file=reference_file, **options)
+    return SharedPromptDPOTrainer(model, reference_model, args=config, reference_file=reference_file,
+                                  scratch=scratch, **options)  # fmt: skip
 
 
 def _build_simpo(model: Any, settings: Any, shared: dict[str, Any], options: dict[str, Any]):
@@ -115,10 +117,24 @@ def _build_simpo(model: Any, settings: Any, shared: dict[str, Any], options: dic
     except ImportError as error:
         raise KarmaError(f"SimPO is an experimental trainer of TRL, and this TRL has moved it ({error}): "
                          "install trl==1.16") from error  # fmt: skip
-    beta = settings.simpo.beta
+    beta, tokenizer, data = settings.simpo.beta, options["processing_class"], options["train_dataset"]
+    lengths = [len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False))
+               for prompt in data["prompt"]]  # fmt: skip
+    fit = [k for k, length in enumerate(lengths) if length < settings.max_length]  # as TRL's stable trainers do
+    options = {**options, "train_dataset": data.select(fit)}
     config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=settings.simpo.gamma_ratio * beta,
                        **shared)  # fmt: skip
     return CPOTrainer(model, args=config, **options)
+
+
+def is_sharded(accelerate: str | None) -> bool:
+    """Tell whether a configuration shares weights out among processes (FSDP, ZeRO-3), rather than copying them.
+
+    Example:
+        >>> is_sharded("params/accelerate/fsdp.yaml"), is_sharded("params/accelerate/ddp.yaml"), is_sharded(None)
+        (True, False, False)
+    """
+    return accelerate is not None and "ddp" not in Path(accelerate).stem
 
 
 def count_accumulation(settings: Any, n_processes: int) -> int:

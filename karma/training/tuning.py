@@ -20,7 +20,7 @@ from transformers import PrinterCallback
 from karma.errors import KarmaError
 from karma.files import atomic_path, load_json, save_json
 from karma.params import View
-from karma.training.health import find_alarms
+from karma.training.health import alarm_not_a_number
 from karma.training.progress import LiveView, ProgressFile
 from karma.training.trainers import build_trainer, count_accumulation
 
@@ -62,13 +62,19 @@ class Run:
         """Pairs whose gradients are summed before the weights change."""
         return self.view.per_device_batch_size * count_accumulation(self.view, 1)
 
+    @property
+    def rewards(self) -> dict[str, Any]:
+        """How the trainer's rewards are scaled: of summed log-probabilities, or of their means (SimPO)."""
+        simpo = self.method == "simpo"
+        return {"beta": self.view.simpo.beta if simpo else self.view.beta, "per_token": simpo}
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
         return asdict(self)
 
     def open_view(self) -> LiveView:
         """Return what shows its progress."""
-        return LiveView(Path(self.folder) / "progress.jsonl", self.method, self.pairs_an_update, self.view.beta)
+        return LiveView(Path(self.folder) / "progress.jsonl", self.method, self.pairs_an_update, self.rewards)
 
 
 def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[Any], n_processes: int = 1,
@@ -85,30 +91,33 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
         KarmaError: the loss became NaN or infinite.
     """
     folder, settings = Path(run.folder), run.view
-    checkpoints = _prepare_checkpoints(folder / "checkpoints", run.identity) if settings.checkpoint_steps else None
+    checkpoints = folder / "checkpoints" if settings.checkpoint_steps else None
     trainer = build_trainer(
         model, tokenizer, pairs, run.method, run.seed, settings, device=run.device, dtype=run.dtype,
         n_processes=n_processes, reference_model=reference_model, reference_file=Path(run.reference_file),
-        output=checkpoints,
+        output=checkpoints, scratch=folder / "reference",
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=find_checkpoint(checkpoints))
-    alarms = find_alarms(_list_updates(trainer.state.log_history), 2**31, run.pairs_an_update, settings.beta)
-    if trainer.state.global_step < trainer.state.max_steps:  # the progress file's callback stopped it
-        raise KarmaError(alarms[0] if alarms else f"training stopped at update {trainer.state.global_step}")
+    checkpoint = find_checkpoint(checkpoints)
+    if checkpoint and hasattr(trainer, "_total_train_tokens"):  # TRL's count, which it does not restore itself
+        done = _list_updates(load_json(Path(checkpoint) / "trainer_state.json")["log_history"])
+        trainer._total_train_tokens = int(done[-1].get("num_tokens", 0)) if done else 0
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if alarm := alarm_not_a_number(_list_updates(trainer.state.log_history)):
+        raise KarmaError(alarm)
     return trainer
 
 
-def _prepare_checkpoints(folder: Path, identity: str) -> Path:
-    """Return the folder of checkpoints, without those of another training."""
+def prepare_checkpoints(run: Run) -> None:
+    """Remove checkpoints of another training, before any process looks for its own."""
+    folder, identity = Path(run.folder) / "checkpoints", run.identity
     marker = folder / "identity.json"
     if folder.is_dir() and not (marker.is_file() and load_json(marker) == identity):
         shutil.rmtree(folder, ignore_errors=True)
-    if not marker.is_file():
+    if run.view.checkpoint_steps and not marker.is_file():
         save_json(identity, marker)
-    return folder
 
 
 def find_checkpoint(folder: Path | None) -> str | None:
