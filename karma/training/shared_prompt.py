@@ -14,7 +14,6 @@ Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
 """
 
 import functools
-import shutil
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +68,6 @@ class SharedPromptDPOTrainer(DPOTrainer):
         if self.reference_file and self.accelerator.is_main_process:
             with atomic_path(self.reference_file) as temporary:
                 pq.write_table(reference.data.table, temporary)
-        if self.scratch and self.accelerator.is_main_process:
-            shutil.rmtree(self.scratch, ignore_errors=True)
         return concatenate_datasets([dataset, reference], axis=1)
 
     def _share_out(self, dataset: Dataset) -> Dataset:

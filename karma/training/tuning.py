@@ -158,8 +158,9 @@ def _find_start(folder: Path) -> int | None:
 
 def clean_up(folder: Path) -> None:
     """Remove what only an unfinished training needs."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "reference"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("progress.jsonl", "launch.json", "launch.log", "train.parquet", "outcome.json"):
         (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("reference-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob("reference-*.parquet"):
+        path.unlink()
