@@ -123,7 +123,7 @@ def test_a_failed_process_shows_its_last_lines(tmp_path):
 
 @pytest.mark.parametrize("loss_type", DPO_LOSSES)
 def test_every_dpo_loss_of_trl_trains_by_name(tmp_path, loss_type):
-    """And in the shared-prompt layout its first loss is that of TRL's own layout."""
+    """And in the shared-prompt layout its first loss, log-probabilities and gradient are those of TRL's own layout."""
     from trl import DPOConfig, DPOTrainer
 
     smoothing = {"label_smoothing": 0.1 if loss_type in ("exo_pair", "robust") else 0.0}
@@ -136,11 +136,12 @@ def test_every_dpo_loss_of_trl_trains_by_name(tmp_path, loss_type):
                        num_train_epochs=1, logging_steps=1, save_strategy="no", **smoothing)  # fmt: skip
     theirs = DPOTrainer(load_model(MODELS, "tiny"), args=config, train_dataset=build_dataset(pairs, "dpo"),
                         processing_class=tokenizer)  # fmt: skip
-    losses = []
+    first = []
     for each in (trainer, theirs):
         each.train()
-        losses.append(next(entry["loss"] for entry in each.state.log_history if "loss" in entry))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5) and math.isfinite(losses[0])
+        entry = next(entry for entry in each.state.log_history if "loss" in entry)
+        first.append([entry[key] for key in ("loss", "logps/chosen", "logps/rejected", "grad_norm")])
+    assert first[0] == pytest.approx(first[1], rel=1e-3, abs=1e-5) and math.isfinite(first[0][0])
 
 
 def test_the_list_of_losses_is_trl_s():
