@@ -91,7 +91,7 @@ def train(
             measure.before(load_model(*start))
             model = load_model(models, policy, choose_weights_dtype(settings, run.dtype), run.device)
             model, outcome = _tune_here(run, model, tokenizer, train_pairs)
-        _finish_weights(run, tokenizer, model, merge=settings.merge_adapter and not twin,
+        _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
         measured = measure.after(
             model or load_model(*add_trained(models, policy, folder / "model"), run.dtype, run.device)
@@ -180,7 +180,7 @@ def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, sett
             "seconds": round(seconds, 3)}  # fmt: skip
 
 
-def _finish_weights(run: Run, tokenizer: Any, model: Any, merge: bool, convert: bool) -> None:
+def _finish_weights(run: Run, tokenizer: Any, merge: bool, convert: bool) -> None:
     """Write whole weights in the precision they compute in, where an adapter is merged or processes saved float32."""
     folder = Path(run.folder) / "model"
     if not merge and not (convert and not (folder / "adapter_config.json").is_file()):

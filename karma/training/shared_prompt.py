@@ -100,7 +100,7 @@ class UpdateSampler(Sampler):
     """Every pair once an epoch, the pairs of each update sorted by length, longest first.
 
     What an update holds is drawn from (seed, epoch) alone, so every process and every resumed run draws alike; sorting
-    changes which pairs share a micro-batch, and so their padding, but not the update's gradient.
+    changes which pairs share a micro-batch, and so their padding, not the gradient of a full update.
 
     Args:
         lengths: tokens of each pair. per_update: pairs an update. seed: of the draw; None takes them in their order.
