@@ -24,9 +24,10 @@ MAX_LENGTH = 1024  # TRL's default
 NAME = "smollm2-135m"
 
 
-def load_rows(n: int) -> tuple[str, list[dict[str, list]]]:
-    """Return where the pairs are from, and n of them as messages."""
+def load_rows(n: int, tokenizer) -> tuple[str, list[dict[str, list]]]:
+    """Return where the pairs are from, and n of them as messages; no prompt fills MAX_LENGTH, which TRL would drop."""
     from karma.files import find_project_root
+    from karma.logprobs import count_tokens, tokenize_pair
     from karma.pairs.binarized import load_binarized
     from karma.selection import find_unusable
 
@@ -37,8 +38,9 @@ def load_rows(n: int) -> tuple[str, list[dict[str, list]]]:
     if path.is_file():
         table = load_binarized(path).table
         fit = [reason == "" for reason in find_unusable(table)]
-        rows = table.select(["prompt", "chosen", "rejected"]).filter(fit).slice(0, n).to_pylist()
-        return "UltraFeedback's pairs", rows
+        rows = table.select(["prompt", "chosen", "rejected"]).filter(fit).to_pylist()
+        lengths = count_tokens([tokenize_pair(tokenizer, *row.values(), MAX_LENGTH) for row in rows])
+        return "UltraFeedback's pairs", [row for row, kept in zip(rows, lengths.all(1), strict=True) if kept][:n]
     lines = (root / "karma/data/demo/instructions.jsonl").read_text("utf-8").splitlines()
     texts = [json.loads(line)["instruction"] for line in lines]
     answers = ["\n".join(texts[k : k + size]) for k in range(len(texts)) for size in (2 + k % 9, 2 + k % 5)]
@@ -107,7 +109,7 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     models, picked = {NAME: ModelSpec(packaged=NAME).model_dump()}, choose_dtype("auto", "cpu")
-    where, rows = load_rows(options.pairs)
+    where, rows = load_rows(options.pairs, load_tokenizer(models, NAME))
     print(f"{len(rows)} pairs, {where}; {options.threads} threads")
     ways = {"TRL float32": Trl(load_model(models, NAME), load_tokenizer(models, NAME), rows)}
     for dtype in dict.fromkeys(("float32", picked)):

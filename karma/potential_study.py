@@ -12,15 +12,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
 
+from karma.errors import InputError
 from karma.files import load_json
 from karma.intervals import compute_wilson
 from karma.params import Experiment
-from karma.potential import METRICS, Candidates, select
+from karma.potential import METRICS as RULES
+from karma.potential import Candidates, select
+from karma.selection import gather_candidates
 from karma.stages import STAGES, Job, compute_jobs
 
+METRICS = {**RULES, "m_ap_annotated": "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"}
 CELL = ["policy", "strategy", "metric", "ratio", "method"]
 RUN_COLUMNS = [*CELL, "seed", "n_pairs", "n_candidates", "same_data_as"]
 COLUMNS = [
@@ -37,17 +42,68 @@ COLUMNS = [
 ]
 
 
-def choose_by_each(pools: Mapping[bool, Candidates], k: int, seed: int) -> dict[str, np.ndarray]:
+def gather_pools(
+    pairs: pa.Table, scores: np.ndarray, annotated: np.ndarray, logps: np.ndarray, lengths: np.ndarray, weight: float,
+    form: str,
+) -> dict[str, Candidates]:  # fmt: skip
+    """Build the pools that a study's metrics choose from, all over the same pairs.
+
+    Args:
+        pairs: the set's table. scores, annotated: (n, 2) from `karma.selection.find_scores`, the study's explicit
+            source and the annotations. logps, lengths: (n, 2) from `karma.margins.measure_logps`.
+        weight: w of the potential. form: of the implicit margin.
+
+    Returns:
+        "plain" for most metrics; "signed" for m_ap_signed; "annotated" for m_ap_annotated (no candidates if none is).
+    """
+    return {
+        "plain": gather_candidates(pairs, scores, logps, lengths, weight=weight, form=form),
+        "signed": gather_candidates(pairs, scores, logps, lengths, weight=weight, signed=True),
+        "annotated": gather_candidates(pairs, annotated, logps, lengths, weight=weight, form=form),
+    }
+
+
+def find_pool(metric: str) -> str:
+    """Return the name of the pool that a metric chooses from.
+
+    Example:
+        >>> [find_pool(metric) for metric in ("random", "m_ap", "m_ap_signed", "m_ap_annotated")]
+        ['plain', 'plain', 'signed', 'annotated']
+    """
+    kind = metric.removeprefix("m_ap_")
+    return kind if kind in ("signed", "annotated") else "plain"
+
+
+def choose(pools: Mapping[str, Candidates], metric: str, seed: int, **size: Any) -> np.ndarray:
+    """Select by a metric of METRICS from its own pool.
+
+    Args:
+        pools: from `gather_pools`. metric: a key of METRICS. seed: of `random`. **size: ratio or k.
+
+    Returns:
+        Positions, ascending, as `karma.potential.select`.
+
+    Raises:
+        InputError: no pair has what the metric reads, or an impossible size.
+    """
+    name = find_pool(metric)
+    if not pools[name].fit.any():
+        raise InputError(
+            f"{metric}: of {len(pools[name].reasons)} pairs none is a candidate ({dict(pools[name].counts)})"
+        )
+    return select(pools[name], "m_ap" if name == "annotated" else metric, seed=seed, **size)
+
+
+def choose_by_each(pools: Mapping[str, Candidates], k: int, seed: int) -> dict[str, np.ndarray]:
     """Return what every metric would keep.
 
     Args:
-        pools: False: candidates with absolute margins; True: the same with signed ones, for `m_ap_signed`.
-        k: pairs kept. seed: of `random`.
+        pools: from `gather_pools`. k: pairs kept. seed: of `random`.
 
     Returns:
-        metric -> positions (k,).
+        metric -> positions (k,), without metrics whose pool has fewer than k candidates.
     """
-    return {metric: select(pools[metric.endswith("_signed")], metric, k=k, seed=seed) for metric in METRICS}
+    return {m: choose(pools, m, seed, k=k) for m in METRICS if pools[find_pool(m)].fit.sum() >= k}
 
 
 def compute_overlap(choices: Mapping[str, np.ndarray]) -> pd.DataFrame:

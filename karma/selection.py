@@ -15,7 +15,7 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.pairs import PairSet
 from karma.pool.recorded import AnnotationTable
-from karma.potential import METRICS, Candidates, build_candidates, compute_explicit_margin, compute_implicit_margin
+from karma.potential import Candidates, build_candidates, compute_explicit_margin, compute_implicit_margin
 from karma.scores import canonical_model_name
 
 COLUMNS = ("explicit_margin", "implicit_margin", "potential")
@@ -113,12 +113,12 @@ def build_selection(pairs: PairSet, candidates: Candidates, places: np.ndarray, 
     return PairSet(table.take(pa.array(places)), books)
 
 
-def describe_selection(metric: str, n_kept: int, candidates: Candidates) -> str:
+def describe_selection(metric: str, rule: str, n_kept: int, candidates: Candidates) -> str:
     """Say in one sentence what a metric kept.
 
     Example:
         >>> pool = build_candidates(["a", "b"], np.array([1.0, 2.0]), np.array([0.3, 0.1]), 1.0)
-        >>> describe_selection("explicit_large", 1, pool)
-        'explicit_large: 1 of 2 candidate pairs, the largest explicit margins (a rival in arXiv 2503.01864)'
+        >>> describe_selection("explicit_large", "the largest explicit margins", 1, pool)
+        'explicit_large: 1 of 2 candidate pairs, the largest explicit margins'
     """
-    return f"{metric}: {n_kept:,} of {int(candidates.fit.sum()):,} candidate pairs, {METRICS[metric]}"
+    return f"{metric}: {n_kept:,} of {int(candidates.fit.sum()):,} candidate pairs, {rule}"

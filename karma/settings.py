@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
 Method = Literal["sft", "dpo", "simpo"]
 Metric = Literal[
-    "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed"
-]
+    "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed",
+    "m_ap_annotated",
+]  # fmt: skip
 Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
@@ -293,6 +294,8 @@ class Settings(_Strict):
             raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
         if self.potential.metrics and self.potential.explicit == "annotation" and not self.has_annotations:
             raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
+        if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
+            raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
         loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
         loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
         for key, names in loaded.items():

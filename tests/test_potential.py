@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,39 @@ def test_units_of_scores_and_scale_of_logps_change_nothing(margins, weight, scal
         compute_explicit_margin(scale * scores + shift), compute_implicit_margin(factor * logps, lengths), weight
     )
     assert one == pytest.approx(other, abs=1e-9)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=8), st.sampled_from([0.05, 0.5, 2.0]))
+def test_at_the_kl_regularised_optimum_nothing_is_left_to_learn(answers, beta):
+    """pi* = pi_ref exp(r / beta) / Z: the implicit margin of any pair, in DPO's form, is the explicit one."""
+    rewards, logits = np.array(answers).T / 25
+    reference = logits - np.logaddexp.reduce(logits)
+    optimum = reference + rewards / beta - np.logaddexp.reduce(reference + rewards / beta)
+    pairs = np.array([(i, j) for i in range(len(rewards)) for j in range(len(rewards))])
+    ones = np.ones(pairs.shape)
+    implicit = compute_implicit_margin(optimum[pairs], ones, "dpo", reference[pairs], beta)
+    assert implicit == pytest.approx(compute_explicit_margin(rewards[pairs]), abs=1e-9)
+
+
+@given(POOLS)
+def test_the_gap_bounds_what_a_soft_label_can_still_teach(margins):
+    """Soft Bradley-Terry: the gradient is at most a quarter of the gap, the excess loss an eighth of its square.
+
+    With w = std(M_pi) / std(M_r) the potential is that gap, but for its mean and unit.
+    """
+    if not spread(margins):
+        return
+    explicit, implicit = margins.T
+    potential = compute_potential(explicit, implicit, implicit.std() / explicit.std())
+    gap = potential * explicit.std() + (explicit - implicit).mean()
+    m = torch.tensor(implicit, requires_grad=True)
+    label = torch.sigmoid(torch.tensor(explicit))
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    loss = cross_entropy(m, label, reduction="none")
+    least = cross_entropy(torch.tensor(explicit), label, reduction="none")
+    loss.sum().backward()
+    assert (np.abs(m.grad.numpy()) <= np.abs(gap) / 4 + 1e-7).all()
+    assert ((loss - least).detach().numpy() <= gap**2 / 8 + 1e-7).all()
 
 
 @given(POOLS, st.data())

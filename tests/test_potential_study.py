@@ -4,11 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from karma.errors import InputError
 from karma.figures.potential import plot_choices
 from karma.params import load_experiment
-from karma.potential import METRICS, build_candidates
+from karma.potential import build_candidates
 from karma.potential_study import (
     CELL,
+    METRICS,
+    choose,
     choose_by_each,
     collect_selections,
     compare_potentials,
@@ -21,10 +24,13 @@ from karma.results.selections import show_selections
 from tests.study_files import make_experiment, write_study
 
 
-def pools(n=40, seed=0):
+def pools(n=40, seed=0, annotated=40):
     margins = np.random.default_rng(seed).normal(size=(n, 2))
+    judged = np.where(np.arange(n) < annotated, np.random.default_rng(seed + 1).random(n), np.nan)
     ids = [f"{i:03}" for i in range(n)]
-    return {True: build_candidates(ids, *margins.T, 1.0), False: build_candidates(ids, *np.abs(margins).T, 1.0)}
+    explicit, implicit = np.abs(margins).T
+    return {"signed": build_candidates(ids, *margins.T, 1.0), "plain": build_candidates(ids, explicit, implicit, 1.0),
+            "annotated": build_candidates(ids, judged, implicit, 1.0)}  # fmt: skip
 
 
 def test_every_metric_keeps_equally_many_and_agrees_with_itself():
@@ -33,6 +39,19 @@ def test_every_metric_keeps_equally_many_and_agrees_with_itself():
     overlap = compute_overlap(choices)
     assert (np.diag(overlap) == 1).all() and (overlap.to_numpy() == overlap.to_numpy().T).all()
     assert overlap.loc["implicit_small", "implicit_large"] == 0
+
+
+def test_annotations_rank_the_same_pairs_by_their_own_margin():
+    """The eighth metric is m_ap with another M_r, not another rule; pairs without annotation are no candidates."""
+    found = pools(annotated=30)
+    chosen = choose(found, "m_ap_annotated", 0, ratio=0.4)
+    assert len(chosen) == 12 and chosen.max() < 30
+    z = [(x[:30] - x[:30].mean()) / x[:30].std() for x in (found["annotated"].explicit, found["annotated"].implicit)]
+    assert chosen.tolist() == sorted(np.argsort(z[1] - z[0])[:12].tolist())
+    assert choose(found, "m_ap", 0, k=12).tolist() != chosen.tolist()
+    assert "m_ap_annotated" not in choose_by_each(found, 31, seed=0)
+    with pytest.raises(InputError, match="m_ap_annotated: of 40 pairs none is a candidate"):
+        choose(pools(annotated=0), "m_ap_annotated", 0, ratio=0.4)
 
 
 def test_every_metric_has_its_panel_and_the_overlap_its_own():
@@ -49,7 +68,7 @@ def test_contradictions_by_eye():
 
 
 def test_a_potential_agrees_with_itself_and_with_lots_only_through_the_implicit_margin():
-    own = pools()[False]
+    own = pools()["plain"]
     same = compare_potentials(own, own, 0.4)
     assert same["overlap"] == 1 and same["correlation"] == pytest.approx(1) and same["n"] == 40
     other = build_candidates(own.row_ids, np.random.default_rng(9).random(40), own.implicit, 1.0)
@@ -59,7 +78,7 @@ def test_a_potential_agrees_with_itself_and_with_lots_only_through_the_implicit_
 
 
 def test_too_few_shared_pairs_give_no_number():
-    own = pools()[False]
+    own = pools()["plain"]
     none = build_candidates(own.row_ids, np.full(40, np.nan), own.implicit, 1.0)
     assert compare_potentials(own, none, 0.4) == {"n": 0, "correlation": None, "low": None, "high": None, "overlap": None,
                                                   "overlap_by_chance": None}  # fmt: skip

@@ -18,6 +18,7 @@ from karma.pairs import build_pairs, load_pairs, save_pairs
 from karma.pairs.binarized import load_binarized
 from karma.pool import load_pool
 from karma.potential import METRICS, compute_potential
+from karma.potential_study import METRICS as STUDY_METRICS
 from karma.scores import compute_s_pref, load_score_table
 from karma.settings import Metric, ModelSpec
 from tests.conftest import ROOT
@@ -248,7 +249,7 @@ def test_a_selection_is_not_selected_from_again(pair_folder, policy, tmp_path):
 
 
 def test_settings_and_package_name_the_same_metrics():
-    assert set(Metric.__args__) == set(METRICS)
+    assert set(Metric.__args__) == set(STUDY_METRICS) == {*METRICS, "m_ap_annotated"}
 
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path):

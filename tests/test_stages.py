@@ -62,9 +62,9 @@ def test_selections_of_one_policy_may_share_a_training():
     """All of any metric is the same data, so a job looks for its twin among the policy's other selections."""
     study = load_experiment("potential")
     jobs = {(j.params["metric"], j.params["ratio"]): j for j in list_jobs(study) if j.stage.name.startswith("07")}
-    assert len(jobs) == 16
+    assert len(jobs) == 20
     siblings = find_siblings(jobs["m_ap", "1.0"])
-    assert len(siblings) == 15 and jobs["random", "1.0"].folder in siblings
+    assert len(siblings) == 19 and jobs["random", "1.0"].folder in siblings
 
 
 def test_metrics_alone_switch_the_selection_study_on(tmp_path):

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from karma.figures import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
-from karma.potential import METRICS, Candidates
+from karma.potential import Candidates
+from karma.potential_study import METRICS, find_pool
 
 _ORDER = list(METRICS)
 _METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
@@ -20,24 +21,26 @@ _METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
 def metric_style(metric: str) -> dict[str, Any]:
     """Return the colour and marker of a metric, the same in every figure; `random` is black."""
     index = [*_ORDER[1:], _ORDER[0]].index(metric)
-    index = 7 if metric == "random" else index
+    index = {1: 6, 6: 1}.get(index, index)  # yellow is the hardest to see: for the metric that is least drawn
     return {"color": PALETTE[index], "marker": MARKERS[index], "hatch": HATCHES[index]}
 
 
-def plot_choices(pools: Mapping[bool, Candidates], choices: Mapping[str, np.ndarray], overlap: pd.DataFrame) -> Figure:
+def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarray], overlap: pd.DataFrame) -> Figure:
     """Draw the two margins of all candidates, once a metric with what it keeps, and how far the metrics agree.
 
     Args:
-        pools: False: candidates with absolute margins; True: with signed ones.
+        pools: from `karma.potential_study.gather_pools`.
         choices: metric -> positions kept. overlap: square table of shares.
 
     Returns:
         The figure: one panel a metric, and a heat map.
     """
-    figure, axes = plt.subplot_mosaic("ABC;DEF;HHG", figsize=(PAGE_WIDTH_IN, 6.2))
-    for ax, (metric, places) in zip([axes[name] for name in "ABCDEFG"], choices.items(), strict=True):
-        _plot_choice(ax, pools[metric.endswith("_signed")], metric, places)
-    shown = axes["H"]
+    figure, axes = plt.subplot_mosaic("ABCD;EFGH;ZZZZ", figsize=(PAGE_WIDTH_IN, 6.6), height_ratios=[1, 1, 1.4])
+    for ax, (metric, places) in zip([axes[name] for name in "ABCDEFGH"], choices.items(), strict=False):
+        _plot_choice(ax, pools[find_pool(metric)], metric, places)
+    for name in "ABCDEFGH"[len(choices) :]:
+        axes[name].remove()
+    shown = axes["Z"]
     sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
                 annot_kws={"size": 8})  # fmt: skip
     shown.set_title("share of pairs kept by both")

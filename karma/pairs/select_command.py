@@ -75,7 +75,7 @@ def run_select(
     yield from (f"note: {n} pairs are no candidates: {DROPPED[reason]}" for reason, n in sorted(pool.counts.items()))
     if n_equal := int((pool.explicit[pool.fit] == 0).sum()):
         yield f"note: {n_equal} candidates have an explicit margin of 0: equal scores are no preference"
-    yield f"{describe_selection(metric, len(places), pool)}; written: {out}"
+    yield f"{describe_selection(metric, METRICS[metric], len(places), pool)}; written: {out}"
 
 
 def _measure(source: PairSet, policy: str, asking: dict[str, Any], out: Path) -> Any:
