@@ -125,7 +125,7 @@ def test_the_gap_bounds_what_a_soft_label_can_still_teach(margins):
     """
     if not spread(margins):
         return
-    explicit, implicit = margins.T
+    explicit, implicit = margins.T / 50  # near 0, where the bounds are tight
     potential = compute_potential(explicit, implicit, implicit.std() / explicit.std())
     gap = potential * explicit.std() + (explicit - implicit).mean()
     m = torch.tensor(implicit, requires_grad=True)
