@@ -219,8 +219,28 @@ def compare_selections(runs: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFram
         low, high = compute_wilson(float(right.mean()), len(right))
         rows.append({**key, "n_pairs": int(runs.loc[same, "n_pairs"].iloc[0]), "n_seeds": int(same.sum()),
                      "accuracy": float(right.mean()), "low": low, "high": high, "n": len(right),
-                     **_compare(right, _find_random(margins, key, part))})  # fmt: skip
+                     **_compare(right, _find_outcomes(margins, {**key, "metric": "random"}, part))})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def compare_metrics(margins: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Return how two metrics' trainings differ on the same held-out pairs, where both have the same seeds.
+
+    Args:
+        margins: from `collect_selections`. first, second: metrics.
+
+    Returns:
+        One row a (policy, strategy, ratio, method): held-out accuracy of each, n pairs, and first minus second with its
+        95 % interval (t, paired over the pairs).
+    """
+    rows: list[dict[str, Any]] = []
+    for cell, part in margins[margins["metric"] == first].groupby(CELL, sort=False):
+        key = dict(zip(CELL, cell, strict=True))
+        right, other = compute_outcomes(part), _find_outcomes(margins, {**key, "metric": second}, part)
+        if other is not None:
+            rows.append({**{k: v for k, v in key.items() if k != "metric"}, first: float(right.mean()),
+                         second: float(other.mean()), "n": len(right), **_compare(right, other)})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def compute_outcomes(part: pd.DataFrame) -> pd.Series:
@@ -229,12 +249,11 @@ def compute_outcomes(part: pd.DataFrame) -> pd.Series:
     return right.groupby(part["row_id"]).mean()
 
 
-def _find_random(margins: pd.DataFrame, key: dict[str, Any], part: pd.DataFrame) -> pd.Series | None:
-    """Return the outcomes of `random` in the same cell and seeds; None for `random` itself, or where there is none."""
-    if key["metric"] == "random":
+def _find_outcomes(margins: pd.DataFrame, key: dict[str, Any], part: pd.DataFrame) -> pd.Series | None:
+    """Return the outcomes of another cell in the same seeds; None for the cell itself, or where seeds are missing."""
+    if key["metric"] == part["metric"].iloc[0]:
         return None
-    same = (margins[CELL] == pd.Series({**key, "metric": "random"})).all(axis=1) & margins["seed"].isin(part["seed"])
-    others = margins[same]
+    others = margins[(margins[CELL] == pd.Series(key)).all(axis=1) & margins["seed"].isin(part["seed"])]
     return compute_outcomes(others) if set(others["seed"]) == set(part["seed"]) else None
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from karma.files import load_json
 from karma.params import Experiment
-from karma.potential_study import collect_selections, compare_selections
+from karma.potential_study import collect_selections, compare_metrics, compare_selections
 from karma.results.tables import Table, build_plain
 from karma.stages import STAGES, Job, compute_jobs
 
@@ -29,7 +29,8 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     Args:
         experiment: the study. tables, figures: folders to write to.
     """
-    compared = compare_selections(*collect_selections(experiment))
+    runs, margins = collect_selections(experiment)
+    compared = compare_selections(runs, margins)
     if compared.empty:
         return []
     import matplotlib.pyplot as plt
@@ -41,7 +42,10 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     axes = plot_curve(compared)
     save_axes(axes[0], figures / "selections")
     plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
-    made = [build_selection_table(compared), *filter(None, [build_agreement_table(experiment)])]
+    made = [
+        build_selection_table(compared),
+        *filter(None, [build_agreement_table(experiment), build_union_table(margins)]),
+    ]
     for table in made:
         table.save(tables)
     compared.to_csv(tables / "selection_intervals.csv", index=False)
@@ -63,6 +67,20 @@ def build_selection_table(compared: pd.DataFrame) -> Table:
 
 def _join(low: pd.Series, high: pd.Series) -> list[str]:
     return ["n/a" if pd.isna(a) else f"{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)]
+
+
+def build_union_table(margins: pd.DataFrame) -> Table | None:
+    """Return what training on M_AP gave with annotations and without; None where not both were trained."""
+    frame = compare_metrics(margins, "m_ap", "m_ap_annotated")
+    if frame.empty:
+        return None
+    frame = frame.sort_values(["policy", "strategy", "method", "ratio"], kind="stable")
+    low, high = frame.pop("difference_low"), frame.pop("difference_high")
+    frame = frame.assign(**{"95 % of it": _join(low, high)}).set_index(["policy", "strategy", "ratio", "method"])
+    caption = (
+        "Held-out accuracy after training on M_AP over the pairs' own scores, and over annotations of single responses."
+    )
+    return build_plain("selection_union", caption, frame, notes=("the pairs and their labels are the same for both",))
 
 
 def build_agreement_table(experiment: Experiment) -> Table | None:
