@@ -27,7 +27,7 @@ smoke: setup  ## the same graph with tiny random models
 	$(BIN)/karma run params/smoke.yaml
 
 test: setup  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 check: setup  ## style, types, stripped notebooks
 	$(BIN)/ruff check .

@@ -8,8 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: pytest's processes and the jobs they start share the cores
+
+
+class _Together(LoadFileScheduling):
+    """Keeps a file's tests in one of pytest's processes, and the files that share the smoke study in the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "smoke" if file.endswith(("test_notebooks.py", "test_readme.py", "test_sweep.py")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """Tell pytest-xdist how to share out the tests (its own groups do nothing under pytest 9.2)."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")
