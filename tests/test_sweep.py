@@ -121,6 +121,7 @@ def test_a_second_run_does_nothing_and_says_so(smoke):
     started = time.perf_counter()
     result = run_karma(smoke, "run", "params/smoke.yaml")
     assert result.returncode == 0 and "everything is up to date" in result.stdout
+    assert f"{STUDY}/report.html" in result.stdout and f"{STUDY}/self_play/tiny-a/" in result.stdout
     assert time.perf_counter() - started < 30  # seconds; it takes three
 
 

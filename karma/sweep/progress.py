@@ -152,8 +152,10 @@ def find_last_line(path: Path) -> str:
 
 
 def show_where(experiment: Experiment) -> None:
-    """Print where tables, figures and report lie."""
-    for name in ("tables", "figures", "report.html"):
-        path = experiment.outputs / name
+    """Print where tables, figures, report and the newest curves of self-play lie."""
+    curves = experiment.outputs.glob("self_play/*/*/*/figures/rounds.png")
+    found = {name: experiment.outputs / name for name in ("tables", "figures", "report.html")}
+    found["self-play"] = max(curves, key=lambda path: path.stat().st_mtime, default=experiment.outputs / "self-play")
+    for name, path in found.items():
         if path.exists():
             console.print(f"  {name:<12} {os.path.relpath(path)}", soft_wrap=True)
