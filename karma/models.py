@@ -181,7 +181,8 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     if spec.get("adapter"):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(load_model(models, spec["base"], dtype), spec["adapter"]).merge_and_unload()
+        base = load_model(models, spec["base"], "float32")  # merged, then rounded: an adapter changes weights little
+        model = PeftModel.from_pretrained(base, spec["adapter"]).merge_and_unload()
     elif spec["perturbed"]:
         model = load_model(models, spec["perturbed"], "float32")
         _drop_layers(model, spec["drop_layers"], name)

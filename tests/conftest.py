@@ -11,7 +11,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: pytest's processes and the jobs they start share the cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: pytest's processes and the jobs they start share the cores
 
 
 class _Together(LoadFileScheduling):

@@ -59,7 +59,7 @@ def test_every_metric_has_its_panel_and_the_overlap_its_own():
     choices = choose_by_each(pools(), 16, seed=0)
     figure = plot_choices(pools(), choices, compute_overlap(choices))
     titles = sorted(ax.get_title() for ax in figure.axes)
-    assert titles == sorted([*(f"{metric}: 16 of 40" for metric in METRICS), "share of pairs kept by both"])
+    assert titles == sorted([*(f"{metric}\n16 of 40" for metric in METRICS), "share of pairs kept by both"])
 
 
 def test_contradictions_by_eye():

@@ -4,12 +4,13 @@ import math
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.logprobs import compute_logps, tokenize_response
+from karma.logprobs import compute_logps, compute_pair_logps, tokenize_response
 from karma.models import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.params import View
 from karma.settings import ModelSpec
@@ -153,6 +154,25 @@ def test_the_same_training_set_is_trained_once(dpo_run, tmp_path):
     assert record["same_data_as"] and record["history"] == first["history"]
     assert record["held_out"]["margin_mean"] == pytest.approx(first["held_out"]["margin_mean"], rel=1e-6)
     assert train(*args, siblings=[folder], code="other code")["same_data_as"] is None
+
+
+def test_a_twin_s_held_out_margins_are_the_first_s_though_bfloat16_rounds_them(tmp_path):
+    """What was learnt is small beside bfloat16's rounding: both runs must measure the weights as saved, finely."""
+    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04").as_dict()
+    compute, values = SimpleNamespace(device="cpu", dtype="bfloat16", threads=1), {**SETTINGS, "lora": lora}
+    args = (make_pairs(8), make_pairs(6), MODELS, "tiny", "dpo", 0, View(values, "", "04"), compute)
+    first = train(*args, tmp_path / "a", code="x")
+    twin = train(*args, tmp_path / "b", siblings=[tmp_path / "a"], code="x")
+    margins = [pq.read_table(tmp_path / name / "held_out.parquet")["margin"].to_pylist() for name in "ab"]
+    assert twin["same_data_as"] and margins[0] == margins[1] and len(set(margins[0])) > 1
+    merged, name = add_trained(MODELS, "tiny", tmp_path / "a" / "model")
+    texts = [make_pairs(6)[side].to_pylist() for side in ("prompt", "chosen", "rejected")]
+    logps = [compute_pair_logps(load_model(models, policy), load_tokenizer(MODELS, "tiny"), *texts, max_length=128)[0]
+             for models, policy in ((MODELS, "tiny"), (merged, name))]  # fmt: skip
+    change = (logps[1] - logps[0]).diff(dim=1)[:, 0]
+    assert first["held_out"]["dtype"] == "float32" and (-0.1 * change).tolist() == pytest.approx(
+        margins[0], rel=1e-3, abs=1e-7
+    )
 
 
 def test_sft_masks_the_prompt(tmp_path, tiny):

@@ -35,18 +35,21 @@ def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarr
     Returns:
         The figure: one panel a metric, and a heat map.
     """
-    figure, axes = plt.subplot_mosaic("ABCD;EFGH;ZZZZ", figsize=(PAGE_WIDTH_IN, 6.6), height_ratios=[1, 1, 1.4])
-    for ax, (metric, places) in zip([axes[name] for name in "ABCDEFGH"], choices.items(), strict=False):
+    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 7.2))
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.5, 1])
+    above, below = parts
+    axes = list(above.subplots(2, 4).flat)
+    for ax, (metric, places) in zip(axes, choices.items(), strict=False):
         _plot_choice(ax, pools[find_pool(metric)], metric, places)
-    for name in "ABCDEFGH"[len(choices) :]:
-        axes[name].remove()
-    shown = axes["Z"]
+    for ax in axes[len(choices) :]:
+        ax.remove()
+    shown = below.subplots()
     sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
                 annot_kws={"size": 8})  # fmt: skip
     shown.set_title("share of pairs kept by both")
     shown.set_xticklabels(overlap.columns, rotation=30, ha="right")
-    figure.supxlabel("explicit margin (units of the scores)", fontsize=9)
-    figure.supylabel("implicit margin (nats a token)", fontsize=9)
+    above.supxlabel("explicit margin (units of the scores)", fontsize=9)
+    above.supylabel("implicit margin (nats a token)", fontsize=9)
     return figure
 
 
@@ -56,8 +59,8 @@ def _plot_choice(ax: Axes, pool: Candidates, metric: str, places: np.ndarray) ->
     style, rest = metric_style(metric), pool.fit & ~kept
     ax.scatter(pool.explicit[rest], pool.implicit[rest], s=8, facecolors="none", edgecolors="0.6", lw=0.6)
     ax.scatter(pool.explicit[kept], pool.implicit[kept], s=10, color=style["color"], marker=style["marker"], lw=0)
-    ax.set_title(f"{metric}: {kept.sum()} of {pool.fit.sum()}", fontsize=9)
-    ax.locator_params(nbins=4)
+    ax.set_title(f"{metric}\n{kept.sum()} of {pool.fit.sum()}", fontsize=8)
+    ax.locator_params(nbins=3)
 
 
 def plot_curve(compared: pd.DataFrame) -> np.ndarray:
@@ -90,5 +93,6 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
         ax.set_ylabel("held-out accuracy (share)")
     for ax in list(axes.flat)[len(panels) :]:
         ax.remove()
-    axes[0, 0].legend(frameon=False, loc="lower right")
+    lines = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].figure.legend(*lines, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return np.array(list(axes.flat)[: len(panels)])

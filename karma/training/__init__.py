@@ -10,6 +10,7 @@ responses, so their SFT sets are the same); the second takes over the first's we
 Paper: section 4.1 and Appendix A.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -76,26 +77,18 @@ def train(
     tokenizer.padding_side = "right"
     with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
-        measure = _Measure(run, tokenizer, held_out, train_pairs)
-        model, start = None, (models, policy, run.dtype, run.device)  # before and after are measured in one precision
         prepare_checkpoints(run)
         if twin:
-            measure.before(load_model(*start))
             outcome = _take_over(twin, folder)
         elif settings.accelerate:  # no model is loaded here while the processes have the devices
             from karma.training.launch import launch
 
             outcome = launch(run, train_pairs, settings.accelerate)
-            measure.before(load_model(*start))
         else:
-            measure.before(load_model(*start))
-            model = load_model(models, policy, choose_weights_dtype(settings, run.dtype), run.device)
-            model, outcome = _tune_here(run, model, tokenizer, train_pairs)
+            outcome = _tune_here(run, tokenizer, train_pairs)
         _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
-        measured = measure.after(
-            model or load_model(*add_trained(models, policy, folder / "model"), run.dtype, run.device)
-        )
+        measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"])
         record = _build_record(run, train_pairs, outcome, measured, settings, time.perf_counter() - started)
         strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
         (folder / "model" / "README.md").write_text(build_model_card(record, models[policy], strategy), "utf-8")
@@ -126,47 +119,43 @@ def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed
                str(reference_folder / f"reference-{reference}.parquet"), texts)  # fmt: skip
 
 
-def _tune_here(run: Run, model: Any, tokenizer: Any, pairs: pa.Table) -> tuple[Any, dict[str, Any]]:
-    """Train in this process; return the tuned model in the precision it computes in, and the outcome."""
+def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
+    """Train in this process, save the weights in the precision they are to compute in, and return the outcome."""
+    model = load_model(run.models, run.policy, choose_weights_dtype(run.view, run.dtype), run.device)
     view = run.open_view()
     try:
         trainer = tune(run, model, tokenizer, pairs, [ShowProgress(view)])
     finally:
         view.close()
     if not run.view.lora:
-        trainer.model.to(getattr(torch, run.dtype))  # as it is saved, so it is measured
-    return trainer.model.eval(), save_outcome(trainer, tokenizer, run)
+        trainer.model.to(getattr(torch, run.dtype))
+    return save_outcome(trainer, tokenizer, run)
 
 
-class _Measure:
-    """What is measured of the policy before and after: held-out log-probabilities, ten answers."""
+def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray) -> dict[str, Any]:
+    """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary.
 
-    def __init__(self, run: Run, tokenizer: Any, held_out: pa.Table, train_pairs: pa.Table):
-        self.run, self.tokenizer, self.held_out = run, tokenizer, held_out
-        self.prompts = (held_out if len(held_out) else train_pairs)["prompt"].slice(0, 10).to_pylist()
-
-    def _measure(self, model: Any, when: str) -> tuple[torch.Tensor, list[dict]]:
-        settings, cast = self.run.view, getattr(torch, self.run.dtype)
-        model.eval()
-        with torch.autocast(self.run.device, cast, enabled=cast != torch.float32):
-            logps = measure_pairs(model, self.tokenizer, self.held_out, settings, f"held-out pairs {when}")
-            return logps, sample_answers(model, self.tokenizer, self.prompts, settings.sample_tokens)
-
-    def before(self, model: Any) -> None:
-        """Measure the untrained policy."""
-        self.logps, self.answers = self._measure(model, "before")
-
-    def after(self, model: Any) -> dict[str, Any]:
-        """Measure the tuned policy; write each held-out pair's margin, and return the summary."""
-        logps, answers = self._measure(model, "after")
-        folder, beta = Path(self.run.folder), self.run.view.beta
-        margins = build_margins(self.held_out, self.logps, logps, beta)
-        with atomic_path(folder / "held_out.parquet") as temporary:
-            pq.write_table(margins, temporary)
-        texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
-                 for prompt, old, new in zip(self.prompts, self.answers, answers, strict=False)]  # fmt: skip
-        return {"held_out": summarise_margins(torch.tensor(margins["margin"].to_pylist())), "answers": texts,
-                "length_alarm": compare_lengths(self.answers, answers)}  # fmt: skip
+    Decision: on a CPU in float32, whatever was trained in: after a short training bfloat16's rounding of two
+    log-probabilities is as large as what the pair's margin learnt, and decided its sign.
+    """
+    folder, dtype = Path(run.folder), "float32" if run.device == "cpu" else run.dtype
+    trained = add_trained(run.models, run.policy, folder / "model")
+    is_adapter = (folder / "model" / "adapter_config.json").is_file()
+    weights = dtype if is_adapter else run.dtype  # whole weights were rounded when they were saved: so is the start
+    asked, logps, answers = prompts.slice(0, 10).to_pylist(), {}, {}
+    for when, (models, name) in (("before", (run.models, run.policy)), ("after", trained)):
+        gc.collect()  # the trained model is in a cycle with its trainer
+        model = load_model(models, name, weights, run.device).to(getattr(torch, dtype))
+        logps[when] = measure_pairs(model, tokenizer, held_out, run.view, f"held-out pairs {when}")
+        answers[when] = sample_answers(model, tokenizer, asked, run.view.sample_tokens)
+        del model
+    margins = build_margins(held_out, logps["before"], logps["after"], run.view.beta)
+    with atomic_path(folder / "held_out.parquet") as temporary:
+        pq.write_table(margins, temporary)
+    texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
+             for prompt, old, new in zip(asked, *answers.values(), strict=False)]  # fmt: skip
+    return {"held_out": {**summarise_margins(torch.tensor(margins["margin"].to_pylist())), "dtype": dtype},
+            "answers": texts, "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
 
 
 def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, settings: Any, seconds: float) -> dict:
