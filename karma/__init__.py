@@ -5,8 +5,11 @@ The package follows the paper's method section, one module a step: `scores` (ori
 `training` (SFT and DPO), `evaluation`, `results`. Importing it is light: torch is loaded by the steps that need it.
 """
 
+import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars are drawn as text, in JupyterLab too
 
 try:
     __version__ = version("karma-kit")

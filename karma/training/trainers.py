@@ -8,6 +8,7 @@ learning rates an update is smaller than bfloat16's rounding of the weight it ch
 Paper: section 4.1 and Appendix A; SimPO is arXiv 2405.14734.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from karma.errors import InputError, KarmaError
 
+warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DPO_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
