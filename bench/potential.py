@@ -5,9 +5,9 @@
 TRL's pass is DPOTrainer with precompute_ref_log_probs at its defaults (float32, batches of 8 pairs in the order given,
 1,024 tokens); its seconds are those of the pass alone, tokenisation aside, while ours include it. Ours shares a pair's
 prompt, batches by length and applies the vocabulary head to responses only. In float32 both must agree within 1e-3
-nats a token. Rounds take turns, so that a busy machine hurts all alike; medians count, CPU seconds are printed too. The
-pairs are UltraFeedback's from $KARMA_REAL_DATA (or ../shared/data); where it is absent, the demo's own instructions
-with made-up answers stand in, and the first line says so.
+nats a token. Rounds take turns, so that a busy machine hurts all alike; medians count, CPU seconds are printed too. It
+takes about twenty minutes on two cores. The pairs are UltraFeedback's from $KARMA_REAL_DATA (or ../shared/data); where
+it is absent, the demo's own instructions with made-up answers stand in, and the first line says so.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from karma.errors import InputError
@@ -19,6 +20,7 @@ from karma.potential_study import (
     compare_selections,
     compute_overlap,
     count_contradictions,
+    gather_pools,
 )
 from karma.results import collect
 from karma.results.selections import build_union_table, show_selections
@@ -40,6 +42,19 @@ def test_every_metric_keeps_equally_many_and_agrees_with_itself():
     overlap = compute_overlap(choices)
     assert (np.diag(overlap) == 1).all() and (overlap.to_numpy() == overlap.to_numpy().T).all()
     assert overlap.loc["implicit_small", "implicit_large"] == 0
+
+
+def test_each_pool_reads_its_own_scores():
+    """Three pairs whose own scores and annotations disagree, and whose third is not annotated."""
+    chosen, rejected = ([[{"role": "assistant", "content": text}]] * 3 for text in ("yes", "no"))
+    pairs = pa.table({"row_id": list("xyz"), "chosen": chosen, "rejected": rejected})
+    scores, annotated = np.array([[3.0, 1], [1, 4], [2, 1]]), np.array([[1.0, 2], [9, 4], [np.nan, 1]])
+    logps, lengths = np.array([[-4.0, -2], [-2.0, -8], [-1, -1]]), np.full((3, 2), 2)
+    found = gather_pools(pairs, scores, annotated, logps, lengths, 1.0, "absolute")
+    assert found["plain"].explicit.tolist() == [2, 3, 1] and found["signed"].explicit.tolist() == [2, -3, 1]
+    assert found["plain"].implicit.tolist() == [1, 3, 0] and found["signed"].implicit.tolist() == [-1, 3, 0]
+    assert found["annotated"].explicit[:2].tolist() == [1, 5] and found["annotated"].fit.tolist() == [True, True, False]
+    assert found["annotated"].implicit.tolist() == [1, 3, 0]
 
 
 def test_annotations_rank_the_same_pairs_by_their_own_margin():
