@@ -17,10 +17,10 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _LAZY = {
-    "build_pairs": "karma.pairs",
-    "load_pool": "karma.pool",
-    "load_score_table": "karma.scores",
-    "load_experiment": "karma.params",
+    "build_pairs": "karma.pairs.build",
+    "load_pool": "karma.pool.pool",
+    "load_score_table": "karma.scores.read",
+    "load_experiment": "karma.study.experiment",
 }
 __all__ = ["__version__", *sorted(_LAZY)]
 

@@ -36,9 +36,9 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. 03_binarization.")] = None,
 ) -> None:
     """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
-    from karma.params import load_experiment
-    from karma.stages import STAGES
-    from karma.sweep import engine
+    from karma.study import sweep as engine
+    from karma.study.experiment import load_experiment
+    from karma.study.stages import STAGES
 
     if until and until not in STAGES:
         raise InputError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
@@ -52,8 +52,8 @@ def run(
 @app.command()
 def status(experiment: Experiment) -> None:
     """Show how far a study is: of the sweep at work now, or of what lies in its folder."""
-    from karma.params import load_experiment
-    from karma.sweep import engine
+    from karma.study import sweep as engine
+    from karma.study.experiment import load_experiment
 
     engine.show_status(load_experiment(experiment))
 
@@ -84,7 +84,7 @@ def annotation(experiment: Experiment) -> None:
 
 
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:
-    from karma.headless import run_stage
+    from karma.study.execute import run_stage
 
     params = {}
     for assignment in assignments or []:
@@ -103,8 +103,8 @@ def models(experiment: Experiment) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from karma.models import describe_model
-    from karma.params import load_experiment
+    from karma.models.load import describe_model
+    from karma.study.experiment import load_experiment
 
     settings = load_experiment(experiment).settings
     specs = {name: spec.model_dump(mode="json") for name, spec in settings.models.items()}
@@ -118,7 +118,7 @@ def models(experiment: Experiment) -> None:
 
 def _default(group: str, key: str) -> Any:
     """Return base.yaml's value, the only place where it stands."""
-    from karma.params import load_base
+    from karma.study.experiment import load_base
 
     return getattr(getattr(load_base(), group), key)
 
@@ -181,7 +181,7 @@ def binarize(
 
     Several strategies go to one folder each below --out, in one pass over the pool.
     """
-    from karma.pairs.command import run_binarize
+    from karma.commands.binarize import run_binarize
 
     options = locals()
     del options["run_binarize"]
@@ -232,7 +232,7 @@ def select(
     cache: Annotated[Path | None, typer.Option(help="Folder of kept log-probabilities; default: OUT/cache.")] = None,
 ) -> None:
     """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
-    from karma.pairs.select_command import run_select
+    from karma.commands.select import run_select
 
     options = locals()
     del options["run_select"]
@@ -272,7 +272,7 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Folder of kept answers; default: OUT/cache.")] = None,
 ) -> None:
     """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""
-    from karma.evaluation.command import run_evaluate
+    from karma.commands.evaluate import run_evaluate
 
     options = locals()
     del options["run_evaluate"]
@@ -303,7 +303,7 @@ def train(
 
     The defaults are the paper's; the same command goes on where it was killed.
     """
-    from karma.training.command import run_train
+    from karma.commands.train import run_train
 
     for line in run_train(pairs, policy, method, out, revision, held_out, seed, p or [], device, dtype, threads):
         typer.echo(line)
@@ -328,7 +328,7 @@ def kinship(
     seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
 ) -> None:
     """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
-    from karma.kinship.study import run_kinship
+    from karma.commands.kinship import run_kinship
 
     for line in run_kinship(
         scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed
@@ -344,7 +344,7 @@ def report(
     price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
 ) -> None:
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
-    from karma.results.report import write_report
+    from karma.results.page import write_report
 
     typer.echo(f"written: {write_report(study, other, out, price)}")
 

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from karma.models import add_trained
-from karma.params import load_experiment
+from karma.models.load import add_trained
 from karma.self_play import rounds
 from karma.self_play.rounds import Round
-from karma.stages import find_job
+from karma.study.experiment import load_experiment
+from karma.study.stages import find_job
 
 STUDY = """
 name: tiny_self_play

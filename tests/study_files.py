@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.files import find_project_root
-from karma.params import Experiment, load_experiment
-from karma.scores import build_score_table, save_score_table
-from karma.stages import STAGES, Job, compute_jobs
+from karma.scores.measured import build_score_table
+from karma.scores.read import save_score_table
+from karma.study.experiment import Experiment, load_experiment
+from karma.study.stages import STAGES, Job, compute_jobs
 
 CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}
 N_ITEMS = 40

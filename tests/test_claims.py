@@ -11,15 +11,16 @@ import pytest
 from scipy import stats
 
 from karma.errors import InputError
-from karma.figures import set_style
 from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
+from karma.figures.style import set_style
 from karma.kinship.mantel import adjust_holm
-from karma.results import collect, load_published
 from karma.results.claims import SMALLEST, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
 from karma.results.estimates import Estimate, compute_difference, compute_needed_items
 from karma.results.ledger import build_ledger, compute_break_even
+from karma.results.published import load_published
+from karma.results.study import collect
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -87,7 +88,7 @@ def test_two_sizes_answer_rq3(tmp_path):
     path = experiment.path
     path.write_text(path.read_text().replace("policies: [smollm2-135m]", text.strip()).replace(
         "models:\n", "models:\n  smollm2-7b: {packaged: smollm2-135m}\n", 1))  # fmt: skip
-    from karma.params import load_experiment
+    from karma.study.experiment import load_experiment
 
     experiment = load_experiment(path)
     experiment.outputs = tmp_path / "outputs"

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from karma.annotation import annotate
 from karma.errors import InputError
 from karma.evaluation.compare import build_score_frame, compare_answers, compute_interval
 from karma.evaluation.items import HUB, load_items
@@ -13,9 +12,11 @@ from karma.evaluation.protocol import write_choice_prompt
 from karma.evaluation.runner import evaluate
 from karma.evaluation.scoring import compute_standard_error, list_warnings
 from karma.files import compute_digest, find_project_root
-from karma.generation import CachedModel, run, sample_responses
-from karma.models import PLAIN_TEMPLATE, load_model, load_tokenizer
-from karma.settings import ModelSpec
+from karma.models.ask import CachedModel, sample_responses
+from karma.pool.generate import run
+from karma.models.judge import annotate
+from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
+from karma.study.settings import ModelSpec
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -230,7 +231,7 @@ def test_standard_errors_count_a_prompt_once():
 
 
 def test_a_given_pool_is_copied_row_by_row(tmp_path):
-    from karma.pool import load_pool, save_pool
+    from karma.pool.pool import load_pool, save_pool
 
     rows = [{"instruction": "Hi", "completions": [{"model": m, "response": m} for m in "ab"]}]
     save_pool(rows, tmp_path / "given.parquet")

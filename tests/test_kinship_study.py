@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 from karma.cli import app
 from karma.errors import InputError
 from karma.files import save_json
-from karma.headless import run_stage
-from karma.kinship import compute_kinship
 from karma.kinship.clusters import compute_clusters, compute_pca, compute_trees
+from karma.kinship.similarity import compute_kinship
 from karma.kinship.study import analyse, build_study, describe_study, save_study, summarize
-from karma.params import load_experiment
-from karma.scores import compute_normalized, compute_s_pref, load_origin_models, load_score_table
-from karma.scores.origins import load_example_answers, load_study_table
-from karma.stages import STAGES, find_job
+from karma.scores.measured import load_example_answers, load_study_table
+from karma.scores.normalise import compute_normalized, compute_s_pref
+from karma.scores.read import load_origin_models, load_score_table
+from karma.study.execute import run_stage
+from karma.study.experiment import load_experiment
+from karma.study.stages import STAGES, find_job
 
 SETTINGS = {"tau": 0.1, "distance": "rmsd", "linkage": "average", "cut": 0.4}
 ROOT = Path(__file__).resolve().parents[1]

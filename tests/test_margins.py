@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.logprobs import (
+from karma.models.load import load_model, load_tokenizer
+from karma.models.logprobs import (
     PairRow,
     TokenizedResponse,
     build_pair_batch,
@@ -27,10 +28,9 @@ from karma.logprobs import (
     plan_batches,
     tokenize_pair,
 )
-from karma.margins import SHARD_PAIRS, measure_logps, plan_shards
-from karma.models import load_model, load_tokenizer
-from karma.potential import compute_implicit_margin
-from karma.settings import ModelSpec
+from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
+from karma.potential.margins import compute_implicit_margin
+from karma.study.settings import ModelSpec
 from tests.conftest import ROOT
 
 MODELS = {
@@ -157,7 +157,7 @@ def test_measured_once_whatever_the_order(tmp_path, monkeypatch):
     pairs = make_pairs(40)
     first = measure_logps(pairs, MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
     assert (first.n_asked, first.n_kept, first.n_truncated) == (40, 0, 0) and (first.logps < 0).all()
-    monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("karma.potential.logps.load_model", lambda *a: pytest.fail("a model was loaded"))
     order = np.random.default_rng(0).permutation(40)
     again = measure_logps(pairs.take(order), MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
     assert (again.n_asked, again.n_kept) == (0, 40)
@@ -181,7 +181,7 @@ def test_impossible_sizes_are_refused(max_length, tokens, message):
 
 SLOW = """
 import sys, time
-import karma.margins as margins
+import karma.potential.logps as margins
 from tests.test_margins import COMPUTE, MODELS, make_pairs
 real = margins.compute_row_logps
 def slow(*args):

@@ -11,8 +11,8 @@ import papermill
 import pytest
 
 from karma.errors import InputError
-from karma.headless import check_parameters
-from karma.stages import STAGES
+from karma.study.execute import check_parameters
+from karma.study.stages import STAGES
 from tests.conftest import ROOT, project_environment, run_karma
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

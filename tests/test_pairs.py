@@ -17,22 +17,17 @@ from hypothesis import strategies as st
 
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
-from karma.kinship import compute_kinship
-from karma.pairs import (
-    build_pair_sets,
-    build_pairs,
-    load_pairs,
-    order_pairs,
-    save_pair_sets,
-    save_pairs,
-    split_pairs,
-)
-from karma.pairs.exports import push_pairs, save_binarized, save_dataset
-from karma.pairs.strategies import Candidates, choose_by_kinship
-from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.pool.recorded import load_annotations
-from karma.scores import canonical_model_name, load_score_table
-from karma.settings import STRATEGIES
+from karma.kinship.similarity import compute_kinship
+from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
+from karma.pairs.pairs import load_pairs, order_pairs, save_pairs, split_pairs
+from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
+from karma.pool.annotations import load_annotations
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import compute_response_id, compute_row_id
+from karma.scores.read import load_score_table
+from karma.strategies import Candidates, choose_by_kinship
+from karma.study.settings import STRATEGIES
+from karma.vocabulary import canonical_model_name
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from karma.errors import InputError
-from karma.params import load_base, load_experiment
+from karma.study.experiment import load_base, load_experiment
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.pool.recorded import load_annotations
-from karma.pool.responses import to_hex
+from karma.pool.annotations import load_annotations
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import compute_response_id, compute_row_id, to_hex
 
 
 def completion(model, response, **more):
@@ -118,7 +118,7 @@ class TestWhereItLies:
     def test_hub(self, monkeypatch):
         import datasets
 
-        from karma.params import load_base
+        from karma.study.experiment import load_base
 
         asked = {}
         monkeypatch.setattr(

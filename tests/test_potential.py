@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from karma.errors import InputError
-from karma.potential import (
+from karma.potential.margins import (
     METRICS,
     build_candidates,
     compute_explicit_margin,

@@ -7,9 +7,8 @@ import pytest
 
 from karma.errors import InputError
 from karma.figures.potential import plot_choices
-from karma.params import load_experiment
-from karma.potential import build_candidates
-from karma.potential_study import (
+from karma.potential.margins import build_candidates
+from karma.potential.study import (
     CELL,
     METRICS,
     choose,
@@ -22,8 +21,9 @@ from karma.potential_study import (
     count_contradictions,
     gather_pools,
 )
-from karma.results import collect
 from karma.results.selections import build_union_table, show_selections
+from karma.results.study import collect
+from karma.study.experiment import load_experiment
 from tests.study_files import make_experiment, write_study
 
 

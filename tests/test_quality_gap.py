@@ -11,12 +11,13 @@ from scipy import stats
 
 from karma.errors import InputError
 from karma.figures.pairs import plot_agreement, plot_gaps, plot_model_pairs, plot_overlap
-from karma.pairs import build_pair_sets, build_pairs
 from karma.pairs.agreement import compute_agreement, compute_cost_saved, compute_overlap, compute_wilson
-from karma.pool import compute_response_id, compute_row_id, load_pool
-from karma.pool.recorded import collect_annotations, load_annotations
-from karma.quality_gap import UNITS, compare_gaps, compute_gaps, has_readability, sample_rows
-from karma.scores import load_score_table
+from karma.pairs.build import build_pair_sets, build_pairs
+from karma.pairs.quality_gap import UNITS, compare_gaps, compute_gaps, has_readability, sample_rows
+from karma.pool.annotations import collect_annotations, load_annotations
+from karma.pool.pool import load_pool
+from karma.pool.responses import compute_response_id, compute_row_id
+from karma.scores.read import load_score_table
 
 PAPER = load_score_table("paper")
 

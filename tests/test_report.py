@@ -15,8 +15,8 @@ from bs4 import BeautifulSoup
 
 from karma.errors import InputError
 from karma.files import find_project_root
-from karma.params import load_experiment
-from karma.results.report import export_html, render_page, write_report
+from karma.results.page import export_html, render_page, write_report
+from karma.study.experiment import load_experiment
 from tests.study_files import write_study
 
 BEFORE = """<script>window.seen = [];

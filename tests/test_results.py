@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
-from karma.intervals import compute_wilson
-from karma.params import Experiment
-from karma.results import collect, compute_size, load_published, open_results
 from karma.results.estimates import compute_difference, compute_mean
+from karma.results.page import open_results
+from karma.results.published import compute_size, load_published
+from karma.results.study import collect
 from karma.results.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
+from karma.statistics import compute_wilson
+from karma.study.experiment import Experiment
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 

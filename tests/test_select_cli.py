@@ -13,14 +13,16 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
-from karma.models import load_model, load_tokenizer
-from karma.pairs import build_pairs, load_pairs, save_pairs
-from karma.pairs.binarized import load_binarized
-from karma.pool import load_pool
-from karma.potential import METRICS, compute_potential
-from karma.potential_study import METRICS as STUDY_METRICS
-from karma.scores import compute_s_pref, load_score_table
-from karma.settings import Metric, ModelSpec
+from karma.models.load import load_model, load_tokenizer
+from karma.pairs.build import build_pairs
+from karma.pairs.pairs import load_pairs, save_pairs
+from karma.pairs.public_shape import load_binarized
+from karma.pool.pool import load_pool
+from karma.potential.margins import METRICS, compute_potential
+from karma.potential.study import METRICS as STUDY_METRICS
+from karma.scores.normalise import compute_s_pref
+from karma.scores.read import load_score_table
+from karma.study.settings import Metric, ModelSpec
 from tests.conftest import ROOT
 
 WRITERS = ["gpt-4", "bard", "alpaca-7b", "starchat"]
@@ -182,7 +184,7 @@ def test_the_public_shape_with_every_flaw(policy, tmp_path):
 
 
 def test_what_karma_writes_in_the_public_shape_reads_back(pair_folder, tmp_path):
-    from karma.pairs.exports import build_binarized
+    from karma.pairs.public_shape import build_binarized
 
     pairs = load_pairs(pair_folder).table
     pq.write_table(build_binarized(pairs), tmp_path / "b.parquet")
@@ -217,7 +219,7 @@ FILE = ("--pairs", "FILE")
     ],
 )  # fmt: skip
 def test_bad_options_end_before_a_model_loads(policy, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("karma.potential.logps.load_model", lambda *a: pytest.fail("a model was loaded"))
     (tmp_path / "out").mkdir()
     places = {"POLICY": policy, "OUT": tmp_path / "out", "FILE": write_rows(tmp_path / "rows.jsonl", public_rows())}
     with pytest.raises(InputError, match=message):

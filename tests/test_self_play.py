@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from karma.errors import InputError, KarmaError
 from karma.evaluation.ifeval import check_instructions
 from karma.files import load_json
-from karma.logprobs import compute_logps
-from karma.models import add_trained, build_tokenizer, load_model, load_tokenizer
-from karma.pairs import load_pairs, save_pairs
-from karma.params import load_experiment
+from karma.models.load import add_trained, build_tokenizer, load_model, load_tokenizer
+from karma.models.logprobs import compute_logps
+from karma.pairs.pairs import load_pairs, save_pairs
+from karma.potential.margins import compute_potential
 from karma.self_play import rounds
 from karma.self_play.answers import sample_answers
 from karma.self_play.curves import find_missing, load_rounds
@@ -39,8 +39,9 @@ from karma.self_play.evolution import (
 from karma.self_play.pairing import build_self_play_pairs, choose_pair, join_books
 from karma.self_play.prompts import build_prompt, describe_instructions, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers, score_by_instructions
-from karma.self_play.selection import add_margins, compute_potential, compute_token_margins, find_best, take_pairs
-from karma.settings import ModelSpec
+from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
+from karma.study.experiment import load_experiment
+from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
 from tests.conftest import ROOT
 from tests.self_play_round import open_tiny, play_round
@@ -462,8 +463,8 @@ def test_curves_hold_round_0_every_finished_round_and_name_the_others(study):
 def test_the_figures_are_pictures(study, tmp_path):
     from matplotlib.image import imread
 
-    from karma.figures import save_figure
     from karma.figures.self_play import plot_margins, plot_rounds
+    from karma.figures.style import save_figure
 
     experiment = load_experiment(study[0] / "tiny_self_play.yaml")
     experiment.outputs = study[0] / "outputs"

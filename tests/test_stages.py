@@ -3,9 +3,9 @@
 import pytest
 
 from karma.errors import InputError
-from karma.notebooks import find_siblings
-from karma.params import load_experiment
-from karma.stages import STAGES, find_job, list_jobs
+from karma.study.experiment import load_experiment
+from karma.study.open import find_siblings
+from karma.study.stages import STAGES, find_job, list_jobs
 
 
 @pytest.fixture(scope="module")

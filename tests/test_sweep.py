@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from karma.sweep.code import compute_modules, read_code
+from karma.study.fingerprint import compute_modules, read_code
 from tests.conftest import copy_project, project_environment, run_karma
 
 STUDY = "outputs/smoke"
@@ -22,7 +22,7 @@ STUDY = "outputs/smoke"
 
 def planned(project: Path, experiment: str = "params/smoke.yaml") -> dict[str, str]:
     """Return the jobs a run would do now: label -> reason."""
-    script = ("import json; from karma.params import load_experiment as l; from karma.sweep.engine import plan_sweep as p;"
+    script = ("import json; from karma.study.experiment import load_experiment as l; from karma.study.sweep import plan_sweep as p;"
               f"print(json.dumps({{s['label']: str(s['reason']) for s in p(l('{experiment}'))}}))")  # fmt: skip
     result = subprocess.run([sys.executable, "-c", script], cwd=project, env=project_environment(project), text=True,
                             capture_output=True, check=True)  # fmt: skip
@@ -197,11 +197,11 @@ def test_a_module_is_found_through_every_form_of_import():
         "karma.pairs",
         "karma.scores",
         "karma.training",
-        "karma.logprobs",
+        "karma.models.logprobs",
         "karma.models",
         "karma.errors",
     } <= set(reached)
-    assert "karma.sweep.engine" not in compute_modules("from karma.pairs import build_pairs")
+    assert "karma.study.sweep" not in compute_modules("from karma.pairs import build_pairs")
 
 
 def test_magic_lines_are_not_python(tmp_path):

@@ -10,11 +10,13 @@ import torch
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.logprobs import compute_logps, compute_pair_logps, tokenize_response
-from karma.models import add_trained, compute_weights_digest, load_model, load_tokenizer
-from karma.params import View
-from karma.settings import ModelSpec
-from karma.training import build_dataset, check_pairs, train
+from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
+from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
+from karma.study.experiment import View
+from karma.study.settings import ModelSpec
+from karma.training.checks import check_pairs
+from karma.training.train import train
+from karma.training.trainers import build_dataset
 
 MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
 COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)

@@ -17,13 +17,13 @@ import torch
 
 from karma.errors import InputError, KarmaError
 from karma.files import load_json
-from karma.models import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
-from karma.params import View
-from karma.settings import ModelSpec
-from karma.training import check_folder, check_pairs, train
-from karma.training.checks import check_memory, estimate_memory
+from karma.models.load import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
+from karma.study.experiment import View
+from karma.study.settings import ModelSpec
+from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
+from karma.training.train import train
 from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
 from tests.conftest import ROOT
 from tests.test_training import COMPUTE, MODELS, SETTINGS, make_pairs, settings
@@ -36,7 +36,7 @@ def weights_digest(folder):
 SCRIPT = """
 import sys
 from tests.test_training import COMPUTE, MODELS, make_pairs, settings
-from karma.training import train
+from karma.training.train import train
 from pathlib import Path
 method = sys.argv[2]
 train(make_pairs(40), make_pairs(3), MODELS, "tiny", method, 0, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),

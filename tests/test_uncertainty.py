@@ -9,19 +9,20 @@ import pytest
 from scipy.stats import binom
 
 from karma.errors import InputError
-from karma.kinship import compute_choices, compute_kinship
 from karma.kinship.clusters import compute_distance
 from karma.kinship.mantel import build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
 from karma.kinship.sensitivity import compute_sensitivity, match_tau, sweep_tau
-from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
+from karma.kinship.similarity import compute_choices, compute_kinship
 from karma.kinship.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
 )
-from karma.pairs.strategies import Candidates, choose_by_kinship
-from karma.scores import ScoreTable, compute_s_pref, load_benchmarks, load_score_table
+from karma.scores.normalise import compute_s_pref
+from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable, load_benchmarks
+from karma.strategies import STRATEGIES, Candidates, build_sets, choose_by_kinship, choose_in_sets
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from karma.evaluation.scoring import (
     compute_template_hash,
 )
 from karma.files import atomic_path, save_json
-from karma.generation import CachedModel
+from karma.models.ask import CachedModel
 
 PROTOCOLS = ("answer", "logprob")
 

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.results import STRATEGY_TITLES, Study
+from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.results.ledger import build_ledger
+from karma.results.study import STRATEGY_TITLES, Study
 
 UNKNOWN = "not recorded"
 PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}

@@ -16,11 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
-from karma.kinship import compute_kinship
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
 from karma.kinship.clusters import group_benchmarks
-from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
-from karma.scores import ScoreTable, compute_below_chance, compute_normalized, compute_s_pref
+from karma.kinship.similarity import compute_kinship
+from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.strategies import STRATEGIES, build_sets, choose_in_sets
 
 if TYPE_CHECKING:
     from karma.kinship.study import KinshipStudy
@@ -138,7 +139,7 @@ def mark_names(table: ScoreTable, benchmarks: list[str] | None = None) -> pd.Ser
     """Return each model's name, with a dagger where a score of it (on `benchmarks`) is at or below chance.
 
     Example:
-        >>> from karma.scores import load_score_table
+        >>> from karma.scores.read import load_score_table
         >>> mark_names(load_score_table("paper"), ["arc_easy"])[["GPT-4", "Starchat"]].tolist()
         ['GPT-4', 'Starchat †']
     """

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.figures.kinship import LABELS, mark_names
-from karma.kinship.strategy_sets import STRATEGIES
+from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.kinship.uncertainty import COIN_FLIP
+from karma.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from karma.kinship.study import KinshipStudy

@@ -10,9 +10,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from karma.figures import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
-from karma.potential import Candidates
-from karma.potential_study import METRICS, find_pool
+from karma.figures.style import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.potential.margins import Candidates
+from karma.potential.study import METRICS, find_pool
 
 _ORDER = list(METRICS)
 _METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
@@ -29,7 +29,7 @@ def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarr
     """Draw the two margins of all candidates, once a metric with what it keeps, and how far the metrics agree.
 
     Args:
-        pools: from `karma.potential_study.gather_pools`.
+        pools: from `karma.potential.study.gather_pools`.
         choices: metric -> positions kept. overlap: square table of shares.
 
     Returns:
@@ -67,7 +67,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
     """Draw the data-size curve: held-out preference accuracy over the share of pairs kept, one line a metric.
 
     Args:
-        compared: from `karma.potential_study.compare_selections`.
+        compared: from `karma.potential.study.compare_selections`.
 
     Returns:
         Axes, one a (policy, strategy, method).

@@ -14,12 +14,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from karma.errors import InputError
-from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, save_figure, strategy_style
-from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, save_figure, strategy_style
 from karma.results.estimates import compute_mean
+from karma.results.study import METHOD_TITLES, STRATEGY_TITLES, Study
 from karma.results.tables import TABLE2_ORDER
-from karma.scores import ScoreTable, compute_normalized, load_benchmarks
-from karma.stages import START
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable, load_benchmarks
+from karma.study.stages import START
 
 CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from karma.figures import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
 
 UNITS = {"instructions": "share of instructions followed", "judge": "the judge's rating, 1 to 5",
          "reward_model": "reward"}  # fmt: skip

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from karma.kinship.clusters import compute_distance, group_benchmarks
-from karma.scores import ScoreTable, compute_normalized
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
 ALPHA = 0.05

@@ -1,17 +1,18 @@
 """What the choices hang on: tau, the normalisation, each benchmark, the similarity measure.
 
 Each variant changes one thing and repeats all choices: among all models, and in all sets of four
-(`karma.kinship.strategy_sets`). For measures on another scale than the cosine, tau is moved so that as many pairs are
+(`karma.strategies`). For measures on another scale than the cosine, tau is moved so that as many pairs are
 dropped as before; the variant is then the measure alone. Limit: variants are not combined.
 """
 
 import numpy as np
 import pandas as pd
 
-from karma.kinship import compute_cosine
 from karma.kinship.clusters import compute_distance
-from karma.kinship.strategy_sets import STRATEGIES, choose_in_sets
-from karma.scores import ScoreTable, compute_normalized
+from karma.kinship.similarity import compute_cosine
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+from karma.strategies import STRATEGIES, choose_in_sets
 
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 

@@ -6,9 +6,7 @@ gigabyte. Limit: uncertainty needs the number of items behind each score; where 
 None.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,20 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path, save_json
-from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.kinship.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
 from karma.kinship.mantel import compute_kin_agreement, compute_mantel_table
 from karma.kinship.sensitivity import compute_sensitivity, sweep_tau
-from karma.kinship.strategy_sets import STRATEGIES, build_sets
+from karma.kinship.similarity import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.kinship.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
 )
-from karma.scores import (
-    ScoreTable,
-    compute_below_chance,
-    compute_normalized,
-    compute_s_pref,
-    load_score_table,
-    merge_score_tables,
-    save_score_table,
-)
+from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
+from karma.scores.read import save_score_table
+from karma.scores.table import ScoreTable
+from karma.strategies import STRATEGIES, build_sets
 
 MAX_LISTED = 20
 MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
@@ -112,8 +104,8 @@ def analyse(
     Raises:
         InputError: a setting out of range.
     """
-    from karma.figures import set_style
     from karma.figures.kinship import save_study_figures
+    from karma.figures.style import set_style
 
     study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
     save_study(study, folder)
@@ -244,22 +236,6 @@ def summarize(study: KinshipStudy) -> list[str]:
         lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
                      f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip
     return lines
-
-
-def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
-    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
-    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
-    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
-    table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
-    yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
-    study = analyse(table, out, **settings)
-    yield from summarize(study)
-    if with_paper:
-        kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
-        for model, row in kin.iterrows():
-            kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
-            yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
-    yield f"written to {out}"
 
 
 def _describe_pick(pairs: pd.DataFrame, pick: tuple[str, str] | None) -> dict[str, Any] | None:

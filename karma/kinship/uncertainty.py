@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
-from karma.kinship.strategy_sets import STRATEGIES, choose_in_sets
-from karma.scores import ScoreTable, compute_s_pref
+from karma.kinship.similarity import compute_kinship, compute_unit_rows, list_pairs
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.strategies import STRATEGIES, choose_in_sets
 
 COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
 

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from karma.pool import ResponsePool
-from karma.pool.recorded import AnnotationTable
+from karma.pool.annotations import AnnotationTable
+from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, count_bytes
 
 _Z = 1.959964
@@ -28,7 +28,7 @@ def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: 
     """Count agreement of the kinship label with the annotations.
 
     Args:
-        pairs: in the shape of `karma.pairs.binarization.PAIR_SCHEMA`.
+        pairs: in the shape of `karma.pairs.binarizer.PAIR_SCHEMA`.
         annotations: scores of single responses.
         by_models: one row for each (chosen_model, rejected_model), else one row in all.
 

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from karma.errors import InputError, KarmaError
 from karma.files import save_json
 from karma.pairs.accounting import Accounting
-from karma.pairs.binarization import PAIR_SCHEMA
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
+from karma.pairs.schema import PAIR_SCHEMA
 
 _PLAIN_COLUMNS = [
     n

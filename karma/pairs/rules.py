@@ -13,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from karma.errors import InputError
-from karma.kinship import compute_kinship
-from karma.pool.recorded import AnnotationTable
+from karma.kinship.similarity import compute_kinship
+from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
-from karma.scores import ScoreTable, canonical_model_name, compute_s_pref
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.vocabulary import canonical_model_name
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.kinship import compute_choices, compute_cosine, list_pairs
 from karma.kinship.clusters import compute_clusters, compute_trees
 from karma.kinship.mantel import compute_mantel_table
-from karma.params import load_base
-from karma.results import (
-    STRATEGY_TITLES,
-    Study,
-    load_printed,
-    load_published,
-)
+from karma.kinship.similarity import compute_choices, compute_cosine, list_pairs
 from karma.results.estimates import Estimate, compute_difference
 from karma.results.noise_floor import Row, audit_noise, build_row
+from karma.results.published import load_printed, load_published
+from karma.results.study import STRATEGY_TITLES, Study
 from karma.results.tables import TOTAL, build_table2
-from karma.scores import ScoreTable, compute_below_chance, compute_s_pref, load_score_table
+from karma.scores.normalise import compute_below_chance, compute_s_pref
+from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable
+from karma.study.experiment import load_base
 
 KINSHIP = ["k_score", "k_sim", "k_score_sim"]
 

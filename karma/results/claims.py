@@ -15,18 +15,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.intervals import compute_wilson
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.kinship.mantel import adjust_holm, compute_mantel
-from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study, compute_size
 from karma.results.estimates import (
     Estimate,
     compute_difference,
     compute_needed_items,
     compute_weighted,
 )
-from karma.scores import ScoreTable, compute_normalized
-from karma.stages import START
+from karma.results.published import compute_size
+from karma.results.study import METHOD_TITLES, STRATEGY_TITLES, Study
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+from karma.statistics import compute_wilson
+from karma.study.stages import START
 
 SMALLEST = 0.02  # share; the smallest gain in accuracy worth claiming; ours
 ALPHA = 0.05

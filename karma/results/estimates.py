@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import stats
 
 from karma.errors import InputError
-from karma.intervals import LEVEL
-from karma.results import Study
-from karma.stages import START
+from karma.results.study import Study
+from karma.statistics import LEVEL
+from karma.study.stages import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
 POWER = 0.8  # of the test whose size `compute_needed_items` asks for

@@ -11,7 +11,7 @@ annotation's cost is not known.
 import pandas as pd
 
 from karma.errors import InputError
-from karma.results import Study
+from karma.results.study import Study
 
 COLUMNS = ["what", "jobs", "calls", "prompt_tokens", "new_tokens", "seconds", "device"]
 

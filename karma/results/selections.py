@@ -1,6 +1,6 @@
 """The selection study in the report: the data-size curve, every selection beside `random`, and kinship beside a judge.
 
-The numbers come from `karma.potential_study`, as the notebooks of stage 07 show them; here they are the comparison of
+The numbers come from `karma.potential.study`, as the notebooks of stage 07 show them; here they are the comparison of
 record, since 06 waits for every selection. A study without selections gets nothing, not even a heading.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from karma.files import load_json
-from karma.params import Experiment
-from karma.potential_study import collect_selections, compare_metrics, compare_selections
+from karma.potential.study import collect_selections, compare_metrics, compare_selections
 from karma.results.tables import Table, build_plain
-from karma.stages import STAGES, Job, compute_jobs
+from karma.study.experiment import Experiment
+from karma.study.stages import STAGES, Job, compute_jobs
 
 TEXT = """## The selection study: alignment potential against the lot
 

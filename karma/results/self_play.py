@@ -7,9 +7,9 @@ from pathlib import Path
 
 from karma.figures.results import save_axes
 from karma.figures.self_play import plot_rounds
-from karma.params import Experiment
 from karma.results.tables import build_plain
 from karma.self_play.curves import find_missing, list_rounds, load_rounds
+from karma.study.experiment import Experiment
 
 TEXT = """## Self-play: what the policy learnt from its own answers
 

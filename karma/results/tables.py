@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path
-from karma.intervals import compute_wilson
-from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
-from karma.scores import compute_s_pref, load_benchmarks
-from karma.stages import START
+from karma.results.study import METHOD_TITLES, STRATEGY_TITLES, Study
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import load_benchmarks
+from karma.statistics import compute_wilson
+from karma.study.stages import START
 
 BASELINE = "rlaif"
 TOTAL, HELD_OUT = "Total", "Held-out pairs"

@@ -11,8 +11,8 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.params import Experiment
-from karma.stages import STAGES, Job, compute_jobs
+from karma.study.experiment import Experiment
+from karma.study.stages import STAGES, Job, compute_jobs
 
 COLUMNS = [
     "policy", "arm", "round", "scorer", "n_pairs", "score", "score_low", "score_high", "n_prompts", "gain", "gain_low",

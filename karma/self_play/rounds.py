@@ -20,8 +20,8 @@ import pyarrow as pa
 from karma.errors import KarmaError
 from karma.evaluation.compare import compute_interval
 from karma.files import save_json
-from karma.models import Specs, add_trained
-from karma.pairs import PairSet, save_pairs
+from karma.models.load import Specs, add_trained
+from karma.pairs.pairs import PairSet, save_pairs
 from karma.self_play.answers import sample_answers
 from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, evolve_prompts
 from karma.self_play.pairing import build_self_play_pairs, join_books
@@ -74,7 +74,7 @@ def open_round(job: Any) -> Round:
     """Return what one job of stage 08 starts from.
 
     Args:
-        job: `karma.notebooks.open_stage("08_self_play", ...)`.
+        job: `karma.study.open.open_stage("08_self_play", ...)`.
     """
     settings, number, root = job.settings.self_play, int(job.params["round"]), job.experiment.root
     file = load_prompts(root / settings.prompts, settings.scorer == "instructions")
@@ -167,7 +167,7 @@ def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
 
 def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
     """Save the pairs, train the round's policy on them, and return what training.json holds."""
-    from karma.training import train
+    from karma.training.train import train
 
     command = f"karma notebook 08_self_play EXPERIMENT -p policy={this.start} -p arm={this.arm} -p round={this.number}"
     save_pairs(pairs, this.folder, command)
@@ -189,7 +189,7 @@ def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -
     """
     import torch
 
-    from karma.training import summarise_margins
+    from karma.training.held_out import summarise_margins
 
     held = replace(this, models=models)
     _, scores = answer(held, policy, held_out.prompts)

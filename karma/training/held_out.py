@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from scipy.stats import binomtest
 
-from karma.logprobs import compute_pair_logps
+from karma.models.logprobs import compute_pair_logps
 
 
 def measure_pairs(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:

@@ -1,0 +1,52 @@
+"""One style for every figure, and one way to save them.
+
+Colours are the Okabe-Ito set, which colour-blind readers can tell apart; series also differ in hatch or marker, so
+that a grey print can be read. Sizes are inches at a journal's column (3.5) or page (7.0) width, text at least 8 pt.
+Figures are split by the stage they belong to: `kinship`, `pairs`, `training`, `results`.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from karma.files import atomic_path
+
+COLUMN_WIDTH_IN, PAGE_WIDTH_IN = 3.5, 7.0
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
+HATCHES = ["", "//", "..", "xx", "--", "\\\\", "oo", "++"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+STRATEGY_ORDER = ["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
+
+
+def set_style() -> None:
+    """Apply the kit's style to every figure made after this call."""
+    sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, font="DejaVu Sans")
+    plt.rcParams.update({
+        "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 10, "xtick.labelsize": 8, "ytick.labelsize": 8,
+        "legend.fontsize": 8, "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
+        "svg.hashsalt": "karma", "svg.fonttype": "path",
+    })  # fmt: skip
+
+
+def strategy_style(strategy: str) -> dict[str, str]:
+    """Return the colour, hatch and marker of a strategy, the same in every figure."""
+    index = STRATEGY_ORDER.index(strategy) if strategy in STRATEGY_ORDER else len(STRATEGY_ORDER)
+    return {"color": PALETTE[index], "hatch": HATCHES[index], "marker": MARKERS[index]}
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Save a figure as PNG and SVG under `path` (its suffix is ignored), atomically and reproducibly.
+
+    Returns:
+        The two paths written.
+    """
+    path = Path(path)
+    written = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": "karma"})):
+        target = path.with_suffix(suffix)
+        with atomic_path(target) as temporary:
+            figure.savefig(temporary, metadata=metadata)
+        written.append(target)
+    return written

@@ -1,0 +1,262 @@
+"""The stages of a study: what each runs for, which settings it reads, which files it needs and makes.
+
+This table is the only place that knows the graph. The sweep turns it into Snakemake rules, a notebook asks it where
+its files lie and which notebook makes a missing one, and `karma notebook` checks parameters against it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from karma.errors import InputError
+from karma.files import compute_digest
+from karma.study.experiment import Experiment, View
+from karma.study.settings import SelfPlay, Settings
+
+START = "start"  # in place of a strategy: the policy before any training
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of job.
+
+    Attributes:
+        name: the notebook's name, or the command's for stages without a notebook.
+        per: the parameters that tell one job from another, in the order of the folders.
+        folder: where its files lie below outputs/<experiment>/, with the parameters in braces.
+        products: file names (or folders, with a slash) in that folder that later stages may need.
+        reads: dotted settings the stage may read; nothing else reruns it.
+        module: for stages without a notebook, the module of `karma` whose `run(job)` does the work.
+        inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
+    """
+
+    name: str
+    per: tuple[str, ...]
+    folder: str
+    products: tuple[str, ...]
+    reads: tuple[str, ...]
+    inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
+    module: str = ""
+
+    @property
+    def has_notebook(self) -> bool:
+        """Tell whether the stage is a numbered notebook (pool and annotation are commands)."""
+        return self.name[:2].isdigit()
+
+
+def _needs_annotations(settings: Settings) -> bool:
+    return settings.annotation.source == "judge" and "rlaif" in settings.strategies
+
+
+def _origins(s: Settings, p: dict) -> list:
+    return [("01_origin_evaluation", {"origin_model": m}) for m in s.origin_models if s.scores.table == "measured"]
+
+
+def _pairs_inputs(s: Settings, p: dict) -> list:
+    return [
+        ("pool", {}),
+        ("02_kinship_analysis", {}),
+        *([("annotation", {})] if _needs_annotations(s) else []),
+    ]
+
+
+def _evaluation_inputs(s: Settings, p: dict) -> list:
+    start = {"policy": p["policy"], "strategy": START, "method": START, "seed": "0"}
+    return [] if p["strategy"] == START else [("04_alignment_training", p), ("05_policy_evaluation", start)]
+
+
+def _results_inputs(s: Settings, p: dict) -> list:
+    stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
+              "07_alignment_potential")  # fmt: skip
+    jobs = [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
+    last = str(s.self_play.rounds)
+    return jobs + [("08_self_play", p) for p in compute_jobs(STAGES["08_self_play"], s) if p["round"] == last]
+
+
+def _self_play_inputs(s: Settings, p: dict) -> list:
+    return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
+
+
+_BENCHMARKS = ("folder", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
+_RUN = ("policy", "strategy", "method", "seed")
+_SELECTION = ("policy", "strategy", "metric", "ratio")
+_POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
+_ROUND = ("policy", "arm", "round")
+_SELF_PLAY = tuple(
+    f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
+)  # one more reruns none
+_EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
+_KINSHIP_FILES = ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json")
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("01_origin_evaluation", ("origin_model",), "origins/{origin_model}", ("scores.json", "answers.parquet"),
+              (*_EVALUATION, "benchmarks.origin")),
+        Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _origins),
+        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"),
+              module="pool.generate"),
+        Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
+              lambda s, p: [("pool", {})], module="pool.rate"),
+        Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
+              ("pairs", "kinship.tau", "annotation.source", "annotation.field",
+               "pool.excluded_origin_models"), _pairs_inputs),
+        Stage("04_alignment_training", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
+              ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"),
+              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
+        Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
+              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _evaluation_inputs),
+        Stage("07_alignment_potential", _SELECTION, "selections/{policy}/{strategy}+{metric}-{ratio}",
+              ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
+              (*(f"potential.{k}" for k in _POTENTIAL), "seeds", "training", "pairs.held_out", "pairs.seed", "compute",
+               "annotation.source", "annotation.field"),
+              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
+        Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
+              ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
+               "annotation", "potential", "self_play.rounds", "self_play.arms"), _results_inputs),
+        Stage("08_self_play", _ROUND, "self_play/{policy}/{arm}/round{round}",
+              ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
+              (*_SELF_PLAY, "training", "compute"), _self_play_inputs),
+    )
+}  # fmt: skip
+
+_MODEL_PARAMETERS = {"01_origin_evaluation": "origin_model", "04_alignment_training": "policy",
+                     "05_policy_evaluation": "policy", "07_alignment_potential": "policy",
+                     "08_self_play": "policy"}  # fmt: skip
+
+
+def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
+    """Yield the parameters of each of a stage's jobs."""
+    if stage.per == _ROUND:
+        rounds = [str(r + 1) for r in range(s.self_play.rounds)]
+        yield from ({"policy": p, "arm": a, "round": r} for p in s.policies for a in s.self_play.arms for r in rounds)
+    elif not s.strategies:
+        return  # a study of self-play alone has no pool, no kinship, no runs and so no tables; 08 shows its curves
+    elif stage.per == ("origin_model",):
+        yield from (p for _, p in _origins(s, {}))
+    elif stage.per == ("strategy",):
+        yield from ({"strategy": str(strategy)} for strategy in s.strategies)
+    elif stage.per == _RUN:
+        for policy in s.policies:
+            if stage.name == "05_policy_evaluation":
+                yield {"policy": policy, "strategy": START, "method": START, "seed": "0"}
+            for strategy in s.strategies:
+                for method in s.methods:
+                    yield from ({"policy": policy, "strategy": strategy, "method": method, "seed": str(k)}
+                                for k in s.seeds)  # fmt: skip
+    elif stage.per == _SELECTION:
+        yield from ({"policy": policy, "strategy": str(strategy), "metric": str(metric), "ratio": str(float(ratio))}
+                    for policy in s.policies for strategy in s.potential.strategies or s.strategies
+                    for metric in s.potential.metrics for ratio in s.potential.ratios)  # fmt: skip
+    elif stage.name != "annotation" or _needs_annotations(s):
+        yield {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with its parameters, in one experiment."""
+
+    experiment: Experiment
+    stage: Stage
+    params: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """Name the job for people and for file names: stage, then the parameters."""
+        run = START if self.params.get("strategy") == START else None
+        values = [self.params["policy"], run] if run else [self.params[k] for k in self.stage.per]
+        return ".".join(
+            [
+                self.stage.name,
+                *(f"{k}{v}" if k in ("seed", "round") else v for k, v in zip(self.stage.per, values, strict=False)),
+            ]
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        if self.params.get("strategy") == START:
+            return self.experiment.outputs / "runs" / self.params["policy"] / START
+        return self.experiment.outputs / self.stage.folder.format(**self.params)
+
+    @property
+    def executed_notebook(self) -> Path:
+        """Where papermill writes the executed notebook."""
+        return self.experiment.outputs / "notebooks" / f"{self.label}.ipynb"
+
+    @property
+    def products(self) -> list[Path]:
+        """The files (folders end without their slash) that later stages may need."""
+        return [self.folder / name.rstrip("/") for name in self.stage.products]
+
+    @property
+    def inputs(self) -> list["Job"]:
+        """The jobs it waits for."""
+        needed = self.stage.inputs(self.experiment.settings, self.params)
+        return [Job(self.experiment, STAGES[name], params) for name, params in needed]
+
+    @property
+    def settings(self) -> View:
+        """The settings this job may read."""
+        return self.experiment.select(self.stage.reads, self.stage.name)
+
+    @property
+    def models(self) -> dict[str, dict]:
+        """The models this job loads, each with its father where it is a perturbed copy."""
+        s = self.experiment.settings
+        if self.stage.name == "pool":
+            names = s.origin_models if s.pool.source == "generate" else []
+        elif self.stage.name == "annotation":
+            names = [s.annotation.judge or "none"]
+        else:
+            names = [self.params[k] for k in [_MODEL_PARAMETERS.get(self.stage.name)] if k]
+            names += [s.self_play.scorer_model] if self.stage.per == _ROUND and s.self_play.scorer_model else []
+        fathers = [father for name in names if (father := s.models[name].perturbed)]
+        return {name: s.models[name].model_dump(mode="json") for name in dict.fromkeys([*names, *fathers])}
+
+    @property
+    def code(self) -> str:
+        """A digest of the code this job is made of: its notebook's cells and the modules they reach."""
+        from karma.study.fingerprint import compute_stage_code
+
+        return compute_digest(compute_stage_code(self.stage, self.experiment.root))
+
+    def check_inputs(self) -> None:
+        """Raise an InputError that names the notebook to run first, where a needed file is missing."""
+        for job in self.inputs:
+            for path in job.products:
+                if not path.exists():
+                    what = f"notebooks/{job.stage.name}.ipynb" if job.stage.has_notebook else f"karma {job.stage.name}"
+                    params = "".join(f" {k}={v}" for k, v in job.params.items())
+                    root = self.experiment.root
+                    raise InputError(
+                        f"{os.path.relpath(path, root)} is missing: run {what}{params} first, "
+                        f"or `karma run {os.path.relpath(self.experiment.path, root)}`"
+                    )
+
+
+def find_job(experiment: Experiment, stage_name: str, params: dict[str, object]) -> Job:
+    """Return the job with these parameters, or raise an InputError with what is valid."""
+    if stage_name not in STAGES:
+        raise InputError(f"no stage '{stage_name}'; there are {', '.join(STAGES)}")
+    stage, given = STAGES[stage_name], {k: str(v) for k, v in params.items()}
+    if given.get("strategy") == START and stage.name == "05_policy_evaluation":
+        given |= {"method": START, "seed": "0"}
+    jobs = list(compute_jobs(stage, experiment.settings))
+    for key in stage.per:
+        valid = list(dict.fromkeys(job[key] for job in jobs))
+        if given.get(key) not in valid:
+            raise InputError(
+                f"{stage_name}: {key}={given.get(key, 'nothing')} is not in {experiment.path.name}; "
+                f"choose from {', '.join(valid) or 'nothing (no job of this stage there)'}"
+            )
+    unknown = sorted(set(given) - set(stage.per))
+    if unknown:
+        raise InputError(f"{stage_name} takes no parameter '{unknown[0]}'; it takes {', '.join(stage.per) or 'none'}")
+    return Job(experiment, stage, {k: given[k] for k in stage.per})
+
+
+def list_jobs(experiment: Experiment) -> list[Job]:
+    """Return every job of an experiment, in the order of the stages."""
+    return [Job(experiment, s, p) for s in STAGES.values() for p in compute_jobs(s, experiment.settings)]
