@@ -13,9 +13,9 @@ from karma.evaluation.runner import evaluate
 from karma.evaluation.scoring import compute_standard_error, list_warnings
 from karma.files import compute_digest, find_project_root
 from karma.models.ask import CachedModel, sample_responses
-from karma.pool.generate import run
 from karma.models.judge import annotate
 from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
+from karma.pool.generate import run
 from karma.study.settings import ModelSpec
 
 ROOT = find_project_root()

@@ -5,12 +5,15 @@ The work is in `karma.pairs`; here are only the combinations of options that a l
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
@@ -22,6 +25,68 @@ from karma.scores.read import load_score_table
 from karma.study.settings import STRATEGIES
 
 _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
+
+
+def binarize(
+    out: Out,
+    pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
+    strategy: Annotated[
+        list[str],
+        typer.Option(help="rlaif, k_score, k_sim, k_score_sim, random, least_kin; may repeat, or `all`."),
+    ],
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
+    revision: Annotated[
+        str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = default("pairs", "seed"),
+    annotation: Annotated[str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")] = default(
+        "annotation", "field"
+    ),
+    annotations: Annotated[
+        Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")
+    ] = None,
+    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = default("pairs", "rejected"),
+    exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = default(
+        "pool", "excluded_origin_models"
+    ),
+    exclude_licence: Annotated[
+        list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")
+    ] = None,
+    match_rows: Annotated[
+        bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")
+    ] = False,
+    order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
+    stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
+    drop_truthfulqa: Annotated[bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")] = False,
+    contaminated: Annotated[
+        Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
+    ] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens of 4 bytes.")] = None,
+    same_system_prompt: Annotated[
+        bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
+    ] = False,
+    near_identical: Annotated[
+        float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
+    ] = False,
+    expect: Annotated[list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Write besides: binarized (public shape), datasets; may repeat.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Upload to this data-set repository (private if new).")
+    ] = None,
+) -> None:
+    """Build preference pairs: `karma binarize --pool pool.jsonl --strategy k_sim --out pairs`.
+
+    Several strategies go to one folder each below --out, in one pass over the pool.
+    """
+    options = locals()
+    for line in run_binarize(**options, command=" ".join(["karma", *sys.argv[1:]])):
+        typer.echo(line)
 
 
 def run_binarize(

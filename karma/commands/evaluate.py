@@ -6,13 +6,52 @@ Answers are kept below --out (or --cache), so that the same command goes on wher
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.items import HUB
 from karma.evaluation.scoring import list_warnings
 from karma.models.load import build_spec
+
+
+def evaluate(
+    out: Out,
+    benchmark: Annotated[
+        list[str],
+        typer.Option(help="ifeval, mmlu_stem, mmlu_pro, hellaswag, arc_easy, arc_challenge; may repeat, or `all`."),
+    ],
+    model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
+    benchmark_data: Annotated[Path | None, typer.Option(help="Folder of local files; default: the Hub's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items a benchmark, spread evenly (default: all).")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Recorded answers must fit the items exactly.")] = False,
+    protocol: Annotated[str, typer.Option(help="answer (the paper's), or logprob (the likeliest option).")] = "answer",
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, mostly ending in /v1.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="The environment variable that holds the server's key.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
+    backend: Annotated[str, typer.Option(help="transformers, or vllm (if installed).")] = "transformers",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = default(
+        "benchmarks", "batch_size"
+    ),
+    choice_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a choice.")] = default(
+        "benchmarks", "choice_tokens"
+    ),
+    descriptive_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an IFEval answer.")] = default(
+        "benchmarks", "descriptive_tokens"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept answers; default: OUT/cache.")] = None,
+) -> None:
+    """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""
+    options = locals()
+    for line in run_evaluate(**options):
+        typer.echo(line)
 
 
 def run_evaluate(

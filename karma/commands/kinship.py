@@ -3,10 +3,35 @@
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from karma.commands.options import Out, default
 from karma.kinship.study import analyse, summarize
 from karma.scores.read import load_score_table, merge_score_tables
+
+
+def kinship(
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
+    out: Out,
+    with_paper: Annotated[bool, typer.Option("--with-paper", help="Add the rows of the paper's Table 3.")] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = default("kinship", "distance"),
+    linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = default("kinship", "linkage"),
+    cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = default(
+        "kinship", "cut"
+    ),
+    seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
+) -> None:
+    """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
+    for line in run_kinship(
+        scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed
+    ):
+        typer.echo(line)
 
 
 def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:

@@ -4,19 +4,23 @@ Log-probabilities are kept below --out (or --cache), so that the same command, a
 from what was measured.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
+from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet, load_pairs, save_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.annotations import load_annotations
-from karma.potential.margins import FORMS, METRICS, check_weight, compute_k, select
+from karma.potential import margins
+from karma.potential.margins import FORMS, METRICS, check_weight, compute_k
 from karma.potential.selection import (
     SOURCES,
     build_selection,
@@ -28,6 +32,53 @@ from karma.potential.selection import (
 )
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
+
+
+def select(
+    out: Out,
+    pairs: Annotated[
+        Path, typer.Option(help="A pair folder, or .jsonl, .json, .parquet in the public binarised shape.")
+    ],
+    policy: Annotated[str, typer.Option(help="Who is about to learn: smollm2-135m, a folder, or a Hub id.")],
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="random, explicit_large, explicit_small, implicit_small, implicit_large, m_ap or m_ap_signed."
+        ),
+    ] = "m_ap",
+    ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,
+    weight: Annotated[float, typer.Option(help="w of z(explicit) - w z(implicit).")] = default("potential", "weight"),
+    explicit: Annotated[
+        str, typer.Option(help="score (the pairs' own), kinship (with --scores), annotation (with --annotations).")
+    ] = default("potential", "explicit"),
+    scores: Annotated[
+        str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="annotation: a parquet table of row_id, response_id, score.")
+    ] = None,
+    implicit: Annotated[str, typer.Option(help="absolute, signed, or dpo (with --reference).")] = default(
+        "potential", "implicit"
+    ),
+    reference: Annotated[str | None, typer.Option(help="dpo: the model that the policy started from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of `random`.")] = default("potential", "seed"),
+    revision: Annotated[str | None, typer.Option(help="A Hub policy's commit.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and response kept.")] = default(
+        "training", "max_length"
+    ),
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = default(
+        "potential", "batch_tokens"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept log-probabilities; default: OUT/cache.")] = None,
+) -> None:
+    """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
+    options = locals()
+    for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
+        typer.echo(line)
 
 
 def run_select(
@@ -61,7 +112,7 @@ def run_select(
         source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
         reference_logps=against.logps if against else None,
     )  # fmt: skip
-    places = select(pool, metric, ratio, k, seed)
+    places = margins.select(pool, metric, ratio, k, seed)
     settings = {
         "metric": metric, "rule": METRICS[metric], "ratio": ratio, "k": len(places),
         "candidates": int(pool.fit.sum()), "weight": weight, "explicit": explicit,

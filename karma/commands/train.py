@@ -3,15 +3,43 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from pydantic import ValidationError
 
+from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.models.load import build_spec
 from karma.study.experiment import View, load_base
 from karma.study.settings import Training
+
+
+def train(
+    pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
+    policy: Annotated[str, typer.Option(help="smollm2-135m, a folder, or a Hub id.")],
+    method: Annotated[str, typer.Option(help="sft, dpo or simpo.")],
+    out: Out,
+    revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
+        "pairs", "held_out"
+    ),
+    seed: Annotated[int, typer.Option(help="Of held-out pairs, order and adapters.")] = 0,
+    p: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+) -> None:
+    """Tune a policy: `karma train --pairs DIR --policy smollm2-135m --method dpo -p warmup_steps=10 --out DIR`.
+
+    The defaults are the paper's; the same command goes on where it was killed.
+    """
+    for line in run_train(pairs, policy, method, out, revision, held_out, seed, p or [], device, dtype, threads):
+        typer.echo(line)
 
 
 def run_train(

@@ -1,10 +1,11 @@
 """Ask a model for text: one layer for origin evaluation, policy evaluation and the pool.
 
 A `CachedModel` is a model in lm-evaluation-harness's sense: a backend (`karma.models.backends`, `karma.models.api`)
-does the work, only when something is really asked. Prompts are asked in fixed batches, longest first, and each batch's answers are
-kept in a file named by its content: weights, precision, prompts, generation settings. So a killed job re-asks nothing,
-another model under the same path re-asks everything, and two models with the same weights are asked once. Behind an
-API, where a prompt's company changes nothing, each prompt is kept on its own and a batch is asked side by side.
+does the work, only when something is really asked. Prompts are asked in fixed batches, longest first, and each batch's
+answers are kept in a file named by its content: weights, precision, prompts, generation settings. So a killed job re-
+asks nothing, another model under the same path re-asks everything, and two models with the same weights are asked once.
+Behind an API, where a prompt's company changes nothing, each prompt is kept on its own and a batch is asked side by
+side.
 Decision: batches never mix benchmarks, since a batch's company changes the rounding of a prompt's answer.
 """
 
