@@ -109,9 +109,9 @@ def loop_over_rows(pool: Path, out: Path, strategies: list[str]) -> None:
     from itertools import combinations
 
     from karma.kinship.similarity import compute_kinship
+    from karma.scores.names import canonical_model_name
     from karma.scores.normalise import compute_s_pref
     from karma.scores.read import load_score_table
-    from karma.vocabulary import canonical_model_name
 
     scores = load_score_table("paper")
     s_pref = {canonical_model_name(k): v for k, v in compute_s_pref(scores).items()}

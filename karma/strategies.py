@@ -1,10 +1,10 @@
-"""Who is chosen, who rejected: the six strategies, decided for a whole batch of rows at once.
+"""The rule by which each strategy picks a pair, once: for the rows of a pool, and for sets of origin models.
 
-Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria; each
-keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship
->= tau) come first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped.
-Whatever is still equal is decided by a draw keyed by (seed, row, response), never by the order of models,
-completions or rows.
+Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria (`RULES`); each
+keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
+first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped. The last criterion
+breaks ties: in a pool a draw keyed by (seed, row, response), never the order of models, completions or rows; among the
+origin models of a score table, where there are no responses to draw from, S_pref, kinship, and the order given.
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
@@ -19,13 +19,24 @@ Limit: a row of c candidates makes c (c - 1) / 2 pairs; rows of thousands of res
 Paper: section 3.2 (thresholds and strategies), Eq. 3 (preference).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
 
-K_STRATEGIES = ("k_score", "k_sim", "k_score_sim", "random", "least_kin")
+from karma.pool.draws import mix
+
+MAX_SETS = 5000
+Criteria = list[np.ndarray]
+RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Criteria]] = {
+    "k_score": lambda high, low, kin, draw: [high, low],  # S_pref of the pair's two models, kinship, a draw a pair
+    "k_score_sim": lambda high, low, kin, draw: [high, kin],
+    "k_sim": lambda high, low, kin, draw: [kin],
+    "least_kin": lambda high, low, kin, draw: [-kin],
+    "random": lambda high, low, kin, draw: [draw],
+}
 
 
 @dataclass(frozen=True)
@@ -64,16 +75,17 @@ class Choice:
 
 
 def choose_by_kinship(
-    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float
+    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float, by_lot: bool = True
 ) -> Choice:
     """Pick a pair a row from the origin models' scores and kinship alone.
 
     Args:
-        strategy: one of K_STRATEGIES.
+        strategy: a key of RULES.
         candidates: all with a model of the score table.
         s_pref: shape (models,), in [0, 1].
         kinship: shape (models, models), cosine in [-1, 1].
         tau: the least kinship of an eligible pair.
+        by_lot: break ties by the candidates' draws; False: by S_pref and kinship first.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
@@ -86,34 +98,24 @@ def choose_by_kinship(
         k_score [2] [1]
         k_sim [2] [0]
         least_kin [1] [0]
+
+    Paper: section 3.2, Eq. 3.
     """
-    dropped = {"fewer_than_two_responses": _count_rows(candidates.row, candidates.n_rows) < 2}
-    first, second = list_pairs(candidates.row, candidates.n_rows)
-    first, second = _keep(
-        candidates,
-        dropped,
-        "one_origin_model",
-        first,
-        second,
-        candidates.model[first] != candidates.model[second],
-    )
-    kin = kinship[candidates.model[first], candidates.model[second]]
-    first, second = _keep(candidates, dropped, "below_tau", first, second, kin >= tau)
+    row, model, draw = candidates.row, candidates.model, candidates.draw
+    dropped = {"fewer_than_two_responses": _count_rows(row, candidates.n_rows) < 2}
+    first, second = list_pairs(row, candidates.n_rows)
+    first, second = _keep(candidates, dropped, "one_origin_model", first, second, model[first] != model[second])
+    eligible = kinship[model[first], model[second]] >= tau
+    first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
     high, low = _orient(candidates, s_pref, first, second)
-    kin, score = kinship[candidates.model[high], candidates.model[low]], s_pref[candidates.model]
-    own_draw = candidates.draw[high] + candidates.draw[low]
-    criteria = {
-        "k_score": [score[high], score[low]],
-        "k_score_sim": [score[high], kin],
-        "k_sim": [kin],
-        "least_kin": [-kin],
-        "random": [mix_draws(own_draw)],
-    }[strategy]
-    high, low = keep_best(candidates.row, high, low, [*criteria, candidates.draw[high], candidates.draw[low]])
+    score, kin = s_pref[model], kinship[model[high], model[low]]
+    criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
+    ties = [] if by_lot else [score[high], score[low], kin]
+    high, low = keep_best(row, high, low, [*criteria, *ties, draw[high], draw[low]])
     is_tie = score[high] == score[low]
-    dropped["equal_s_pref"] = _mark(candidates.row[high][is_tie], candidates.n_rows)
+    dropped["equal_s_pref"] = _mark(row[high][is_tie], candidates.n_rows)
     high, low = high[~is_tie], low[~is_tie]
-    return Choice(candidates.row[high], high, low, dropped)
+    return Choice(row[high], high, low, dropped)
 
 
 def choose_by_annotation(candidates: Candidates, rejected: str) -> Choice:
@@ -149,6 +151,60 @@ def choose_by_annotation(candidates: Candidates, rejected: str) -> Choice:
         "equal_annotation": (n_rated >= 2) & ~has_lower,
     }
     return Choice(candidates.row[chosen], chosen, loser, dropped)
+
+
+def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, strategy: str, tau: float) -> np.ndarray:
+    """Return the (chosen, rejected) pair a strategy picks in each set of origin models; ties go to S_pref, then order.
+
+    A prompt in the pool was answered by a few origin models (UltraFeedback: four of 17), so that a strategy's choice is
+    one within such a set. Over all sets of four one sees how much strategies, and variants of one, really differ.
+    Limit: every set counts alike, whereas in a real pool some models answer more often.
+
+    Args:
+        s_pref: n models.
+        kinship: n x n.
+        sets: k x c positions of models.
+        strategy: a key of RULES.
+        tau: lowest kinship of an eligible pair.
+
+    Returns:
+        k x 2 positions; (-1, -1) where no pair is eligible or the pick is equal in S_pref.
+
+    Example:
+        >>> kinship = np.array([[1, 0.5, 0.9], [0.5, 1, 0.8], [0.9, 0.8, 1]])
+        >>> s_pref = np.array([0.9, 0.6, 0.2])
+        >>> for strategy in ("k_score", "k_sim", "k_score_sim"):
+        ...     choose_in_sets(s_pref, kinship, np.array([[0, 1, 2]]), strategy, tau=0.1).tolist()
+        [[0, 1]]
+        [[0, 2]]
+        [[0, 2]]
+
+    Paper: section 3.2.
+    """
+    n_sets, size = sets.shape
+    row, model = np.repeat(np.arange(n_sets), size), sets.ravel()
+    order = np.tile(np.arange(size, 0, -1, dtype=np.uint64), n_sets)  # the earlier wins
+    candidates = Candidates(n_sets, row, model, order, np.full(len(row), np.nan))
+    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau, by_lot=False)
+    picked = np.full((n_sets, 2), -1)
+    picked[choice.row] = np.stack([model[choice.chosen], model[choice.rejected]], axis=1)
+    return picked
+
+
+def build_sets(n_models: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return all sets of `size` models, or MAX_SETS distinct random ones where there are more.
+
+    Returns:
+        k x size positions, ascending within a set; one set of all models where n_models < size.
+
+    Example:
+        >>> build_sets(16, 4, np.random.default_rng(0)).shape
+        (1820, 4)
+    """
+    if comb(n_models, min(size, n_models)) <= MAX_SETS:
+        return np.array(list(combinations(range(n_models), min(size, n_models))))
+    drawn = rng.random((MAX_SETS, n_models)).argpartition(size, axis=1)[:, :size]
+    return np.unique(np.sort(drawn, axis=1), axis=0)
 
 
 def list_pairs(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,8 +249,6 @@ def keep_best(
 
 def mix_draws(values: np.ndarray) -> np.ndarray:
     """Give each draw a second, unrelated value."""
-    from karma.pool.draws import mix
-
     return mix(mix(values))
 
 
@@ -236,67 +290,4 @@ def _find_starts(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(rows, prepend=-1))
 
 
-STRATEGIES = ("k_score", "k_sim", "k_score_sim")
 MAX_SETS = 5000
-
-
-def build_sets(n_models: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return all sets of `size` models, or MAX_SETS distinct random ones where there are more.
-
-    Returns:
-        k x size positions, ascending within a set; one set of all models where n_models < size.
-
-    Example:
-        >>> build_sets(16, 4, np.random.default_rng(0)).shape
-        (1820, 4)
-    """
-    if comb(n_models, min(size, n_models)) <= MAX_SETS:
-        return np.array(list(combinations(range(n_models), min(size, n_models))))
-    drawn = rng.random((MAX_SETS, n_models)).argpartition(size, axis=1)[:, :size]
-    return np.unique(np.sort(drawn, axis=1), axis=0)
-
-
-def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, strategy: str, tau: float) -> np.ndarray:
-    """Return the (chosen, rejected) pair a strategy picks in each set.
-
-    Args:
-        s_pref: n models.
-        kinship: n x n.
-        sets: k x c positions of models.
-        strategy: k_score, k_sim or k_score_sim.
-        tau: lowest kinship of an eligible pair.
-
-    Returns:
-        k x 2 positions; (-1, -1) where no pair is eligible or the pick is equal in S_pref.
-
-    Example:
-        >>> kinship = np.array([[1, 0.5, 0.9], [0.5, 1, 0.8], [0.9, 0.8, 1]])
-        >>> s_pref = np.array([0.9, 0.6, 0.2])
-        >>> for strategy in STRATEGIES:
-        ...     choose_in_sets(s_pref, kinship, np.array([[0, 1, 2]]), strategy, tau=0.1).tolist()
-        [[0, 1]]
-        [[0, 2]]
-        [[0, 2]]
-
-    Paper: section 3.2.
-    """
-    first, second = np.triu_indices(sets.shape[1], k=1)
-    one, other = sets[:, first], sets[:, second]
-    swap = s_pref[other] > s_pref[one]
-    high, low = np.where(swap, other, one), np.where(swap, one, other)
-    cosine = kinship[high, low]
-    criteria = {
-        "k_score": (s_pref[high], s_pref[low], cosine),
-        "k_sim": (cosine, s_pref[high], s_pref[low]),
-        "k_score_sim": (s_pref[high], cosine, s_pref[low]),
-    }[strategy]
-    left = cosine >= tau
-    for criterion in criteria:
-        value = np.where(left, criterion, -np.inf)
-        left &= value >= value.max(axis=1, keepdims=True)
-    best = left.argmax(axis=1)
-    rows = np.arange(len(sets))
-    picked = np.stack([high[rows, best], low[rows, best]], axis=1)
-    none = ~left.any(axis=1) | (s_pref[picked[:, 0]] == s_pref[picked[:, 1]])
-    picked[none] = -1
-    return picked

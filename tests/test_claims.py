@@ -14,13 +14,13 @@ from karma.errors import InputError
 from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
 from karma.figures.style import set_style
-from karma.kinship.mantel import adjust_holm
 from karma.results.claims import SMALLEST, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
-from karma.results.estimates import Estimate, compute_difference, compute_needed_items
+from karma.results.estimates import Estimate, compute_difference
 from karma.results.ledger import build_ledger, compute_break_even
 from karma.results.published import load_published
 from karma.results.study import collect
+from karma.statistics import adjust_holm, compute_needed_n
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -115,8 +115,8 @@ def test_p_values_are_corrected_within_a_question(claims):
 def test_needed_items_follow_the_power_formula():
     found = Estimate(0.01, 0.03, np.inf, 200, 1, "")
     expected = 200 * ((1.959964 + 0.841621) * 0.03 / SMALLEST) ** 2
-    assert compute_needed_items(found, SMALLEST) == int(np.ceil(expected))
-    assert compute_needed_items(found, 0) is None
+    assert compute_needed_n(found.n, found.standard_error, SMALLEST) == int(np.ceil(expected))
+    assert compute_needed_n(found.n, found.standard_error, 0) is None
 
 
 def test_three_pairs_of_three_prove_nothing(tmp_path):

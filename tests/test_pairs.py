@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from karma import vocabulary
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
 from karma.kinship.similarity import compute_kinship
@@ -24,10 +25,9 @@ from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import compute_response_id, compute_row_id
+from karma.scores.names import canonical_model_name
 from karma.scores.read import load_score_table
 from karma.strategies import Candidates, choose_by_kinship
-from karma.study.settings import STRATEGIES
-from karma.vocabulary import canonical_model_name
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 
@@ -260,6 +260,7 @@ def test_real_rows_against_a_plain_loop(real_data, strategy):
     assert len(found) >= 199
 
 
+STRATEGIES = list(vocabulary.STRATEGIES)
 MODELS = ["GPT-4", "bard", "alpaca-7b", "starchat", "pythia-12b", "llama-2-7b-chat"]
 TEXTS = st.text(max_size=6) | st.sampled_from(["same", "", " ", "naïve 你好 🎉", "x" * 300])
 COMPLETION = st.fixed_dictionaries({
@@ -319,15 +320,15 @@ def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strateg
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=9).filter(encodable), size=st.integers(1, 4))
 def test_batches_do_not_matter(rows, size):
-    import karma.pool
+    import karma.pool.pool
 
     whole = build_pairs(load_pool(rows), PAPER, "random", **OPTIONS)
-    before = karma.pool.BATCH_ROWS
+    before = karma.pool.pool.BATCH_ROWS
     try:
-        karma.pool.BATCH_ROWS = size
+        karma.pool.pool.BATCH_ROWS = size
         assert build_pairs(load_pool(rows), PAPER, "random", **OPTIONS).table.equals(whole.table)
     finally:
-        karma.pool.BATCH_ROWS = before
+        karma.pool.pool.BATCH_ROWS = before
 
 
 @pytest.fixture(scope="module")
@@ -378,11 +379,11 @@ class TestFolder:
         ]
 
     def test_nothing_appears_when_the_pool_breaks_midway(self, some_rows, tmp_path):
-        import karma.pool
+        import karma.pool.pool
 
         broken = [*some_rows, {"instruction": 5, "completions": []}]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="row 301"):
-            patch.setattr(karma.pool, "BATCH_ROWS", 100)
+            patch.setattr(karma.pool.pool, "BATCH_ROWS", 100)
             save_pair_sets(load_pool(broken), PAPER, {"k_sim": tmp_path / "out" / "k_sim"}, tau=0.1, seed=0)
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -532,7 +533,7 @@ class TestCurriculum:
         assert len(pairs) == pairs.accounting.pairs_out
 
     def test_streaming_sorts_the_same(self, some_rows, tmp_path, monkeypatch):
-        monkeypatch.setattr("karma.pool.BATCH_ROWS", 64)
+        monkeypatch.setattr("karma.pool.pool.BATCH_ROWS", 64)
         monkeypatch.setattr("karma.pairs.curriculum.SLICE_ROWS", 32)
         save_pair_sets(load_pool(some_rows), PAPER, {"k_sim": tmp_path / "k"}, n_stages=4, tau=0.1, seed=0)
         whole = order_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), 4)

@@ -10,7 +10,6 @@ from karma.figures.potential import plot_choices
 from karma.potential.margins import build_candidates
 from karma.potential.study import (
     CELL,
-    METRICS,
     choose,
     choose_by_each,
     collect_selections,
@@ -24,6 +23,7 @@ from karma.potential.study import (
 from karma.results.selections import build_union_table, show_selections
 from karma.results.study import collect
 from karma.study.experiment import load_experiment
+from karma.vocabulary import METRICS
 from tests.study_files import make_experiment, write_study
 
 

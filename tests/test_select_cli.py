@@ -18,11 +18,11 @@ from karma.pairs.build import build_pairs
 from karma.pairs.pairs import load_pairs, save_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.pool import load_pool
-from karma.potential.margins import METRICS, compute_potential
-from karma.potential.study import METRICS as STUDY_METRICS
+from karma.potential.margins import RANKINGS, compute_potential
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
-from karma.study.settings import Metric, ModelSpec
+from karma.study.settings import ModelSpec
+from karma.vocabulary import METRICS
 from tests.conftest import ROOT
 
 WRITERS = ["gpt-4", "bard", "alpaca-7b", "starchat"]
@@ -250,8 +250,8 @@ def test_a_selection_is_not_selected_from_again(pair_folder, policy, tmp_path):
         call("--pairs", tmp_path / "a", "--policy", policy, "--k", 3, "--out", tmp_path / "b")
 
 
-def test_settings_and_package_name_the_same_metrics():
-    assert set(Metric.__args__) == set(STUDY_METRICS) == {*METRICS, "m_ap_annotated"}
+def test_every_metric_has_a_ranking():
+    assert {row.ranking or name for name, row in METRICS.items()} == set(RANKINGS)
 
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path):

@@ -22,7 +22,8 @@ from karma.kinship.uncertainty import (
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, load_benchmarks
-from karma.strategies import STRATEGIES, Candidates, build_sets, choose_by_kinship, choose_in_sets
+from karma.strategies import Candidates, build_sets, choose_by_kinship, choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_sampling_error_changes_picks_in_sets_of_four(paper, draws):
     assert result["p_other_in_sets"].between(0.05, 0.12).all()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", KINSHIP_STRATEGIES)
 def test_choice_in_the_set_of_all_models_is_the_choice_among_all(paper, strategy):
     everyone = np.arange(16)[None, :]
     kinship = compute_kinship(paper).to_numpy()
@@ -112,7 +113,7 @@ def test_choice_in_the_set_of_all_models_is_the_choice_among_all(paper, strategy
     assert tuple(paper.scores.index[picked]) == compute_choices(paper, 0.1)[strategy]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", KINSHIP_STRATEGIES)
 def test_sets_agree_with_the_choices_that_pairs_are_built_by(paper, strategy):
     s_pref, kinship = compute_s_pref(paper).to_numpy(), compute_kinship(paper).to_numpy()
     sets = build_sets(16, 4, np.random.default_rng(0))

@@ -22,7 +22,7 @@ from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import ResponsePool, load_pool
 from karma.scores.read import load_score_table
-from karma.study.settings import STRATEGIES
+from karma.vocabulary import STRATEGIES
 
 _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 

@@ -20,7 +20,7 @@ from karma.pairs.pairs import PairSet, load_pairs, save_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.annotations import load_annotations
 from karma.potential import margins
-from karma.potential.margins import FORMS, METRICS, check_weight, compute_k
+from karma.potential.margins import FORMS, RANKINGS, check_weight, compute_k
 from karma.potential.selection import (
     SOURCES,
     build_selection,
@@ -32,6 +32,7 @@ from karma.potential.selection import (
 )
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
+from karma.vocabulary import METRICS
 
 
 def select(
@@ -114,7 +115,7 @@ def run_select(
     )  # fmt: skip
     places = margins.select(pool, metric, ratio, k, seed)
     settings = {
-        "metric": metric, "rule": METRICS[metric], "ratio": ratio, "k": len(places),
+        "metric": metric, "rule": METRICS[metric].rule, "ratio": ratio, "k": len(places),
         "candidates": int(pool.fit.sum()), "weight": weight, "explicit": explicit,
         "implicit": "signed" if is_signed(metric) else implicit, "policy": _name(policy),
         "policy_digest": asked.digest, "reference": reference and _name(reference), "dtype": asked.dtype,
@@ -127,7 +128,7 @@ def run_select(
     yield from (f"note: {n} pairs are no candidates: {DROPPED[reason]}" for reason, n in sorted(pool.counts.items()))
     if n_equal := int((pool.explicit[pool.fit] == 0).sum()):
         yield f"note: {n_equal} candidates have an explicit margin of 0: equal scores are no preference"
-    yield f"{describe_selection(metric, METRICS[metric], len(places), pool)}; written: {out}"
+    yield f"{describe_selection(metric, METRICS[metric].rule, len(places), pool)}; written: {out}"
 
 
 def _measure(source: PairSet, policy: str, asking: dict[str, Any], out: Path) -> Any:
@@ -156,7 +157,7 @@ def _check_options(
     scores: str | None, annotations: Path | None,
 ) -> None:  # fmt: skip
     for option, value, known in (
-        ("metric", metric, METRICS),
+        ("metric", metric, RANKINGS),
         ("implicit", implicit, FORMS),
         ("explicit", explicit, SOURCES),
     ):

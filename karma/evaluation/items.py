@@ -65,7 +65,8 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
 
 
 def _load_local(benchmark: str, folder: Path) -> list[dict[str, Any]]:
-    found = [p for p in sorted(folder.glob(f"{benchmark}*")) if p.suffix in (".jsonl", ".json", ".csv")]
+    files = [p for p in sorted(folder.glob(f"{benchmark}*")) if p.suffix in (".jsonl", ".json", ".csv")]
+    found = [p for p in files if "answers" not in p.stem]  # recorded answers may lie beside the items
     if len(found) != 1:
         what = ", ".join(p.name for p in found) or "none"
         raise InputError(f"{folder}: expected one {benchmark}*.jsonl or .csv, found {what}")

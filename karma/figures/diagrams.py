@@ -17,7 +17,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.results.ledger import build_ledger
-from karma.results.study import STRATEGY_TITLES, Study
+from karma.results.study import Study
+from karma.vocabulary import BASELINE, title_of
 
 UNKNOWN = "not recorded"
 PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}
@@ -93,7 +94,7 @@ def plot_framework(study: Study, counts: dict[str, float | None]) -> Axes:
     """
     ax = _canvas(3.1)
     grey, kin = "0.45", strategy_style("k_sim")["color"]
-    strategies = ", ".join(STRATEGY_TITLES[s] for s in study.strategies if s != "rlaif")
+    strategies = ", ".join(title_of(s) for s in study.strategies if s != BASELINE)
     pairs = f"pairs: {UNKNOWN}" if counts["pairs"] is None else f"up to {counts['pairs']:,.0f} pairs"
     top = [
         (_number(counts["origin_models"], "origin models"), grey),

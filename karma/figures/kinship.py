@@ -21,14 +21,14 @@ from karma.kinship.clusters import group_benchmarks
 from karma.kinship.similarity import compute_kinship
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
 from karma.scores.table import ScoreTable
-from karma.strategies import STRATEGIES, build_sets, choose_in_sets
+from karma.strategies import build_sets, choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
     from karma.kinship.study import KinshipStudy
 
 DAGGER = "†"
 MAX_NAMED = 60
-LABELS = {"k_score": r"K$_{score}$", "k_sim": r"K$_{sim}$", "k_score_sim": r"K$_{(score,sim)}$"}
 
 
 def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -> list[str]:
@@ -44,7 +44,7 @@ def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -
     """
     s_pref, kinship = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
     sets = build_sets(len(s_pref), 4, np.random.default_rng(0))
-    picks = np.stack([choose_in_sets(s_pref, kinship, sets, s, tau) for s in STRATEGIES], axis=1)
+    picks = np.stack([choose_in_sets(s_pref, kinship, sets, s, tau) for s in KINSHIP_STRATEGIES], axis=1)
     n_distinct = np.array([len({tuple(p) for p in row if p[0] >= 0}) for row in picks])
     low = np.array([kinship[np.ix_(row, row)][np.triu_indices(len(row), k=1)].min() for row in sets])
     fits = (low < tau) == with_dropped
@@ -116,7 +116,7 @@ def _draw_cells(
 def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float) -> list[Line2D]:
     """Frame each strategy's pair (row: chosen), strike out pairs below tau; return the legend."""
     everyone, handles = np.arange(len(s_pref))[None, :], []
-    for k, strategy in enumerate(STRATEGIES):
+    for k, strategy in enumerate(KINSHIP_STRATEGIES):
         chosen, rejected = choose_in_sets(s_pref, kinship, everyone, strategy, tau)[0]
         look: dict[str, Any] = {
             "color": strategy_style(strategy)["color"],
@@ -127,7 +127,7 @@ def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float)
         if chosen >= 0:
             left, top, side = rejected - 0.5 + inset, chosen - 0.5 + inset, 1 - 2 * inset
             axes.add_patch(Rectangle((left, top), side, side, fill=False, **look))
-        handles.append(Line2D([], [], label=LABELS[strategy], **look))
+        handles.append(Line2D([], [], label=STRATEGIES[strategy].symbol, **look))
     for i, j in np.argwhere(kinship < tau):
         axes.plot([j - 0.4, j + 0.4], [i + 0.4, i - 0.4], color="black", linewidth=0.8)
     if (kinship < tau).any():

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from karma.figures.style import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
 from karma.potential.margins import Candidates
-from karma.potential.study import METRICS, find_pool
+from karma.potential.study import find_pool
+from karma.vocabulary import METRICS, title_of
 
 _ORDER = list(METRICS)
-_METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
 
 
 def metric_style(metric: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
             ax.errorbar(x, rows["accuracy"], yerr=spread, label=metric, color=style["color"], marker=style["marker"],
                         ms=4, lw=1, capsize=2)  # fmt: skip
         ax.axhline(0.5, color="black", lw=1, ls=":")
-        ax.set(title=f"{policy}, {strategy}, {_METHODS.get(method, method)}", xlabel="pairs kept (%)")
+        ax.set(title=f"{policy}, {strategy}, {title_of(method)}", xlabel="pairs kept (%)")
         ax.set(xlim=(0, 105), ylim=(-0.02, 1.02))
     for ax in axes[:, 0]:
         ax.set_ylabel("held-out accuracy (share)")

@@ -16,11 +16,10 @@ from matplotlib.axes import Axes
 from karma.errors import InputError
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, save_figure, strategy_style
 from karma.results.estimates import compute_mean
-from karma.results.study import METHOD_TITLES, STRATEGY_TITLES, Study
-from karma.results.tables import TABLE2_ORDER
+from karma.results.study import Study
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable, load_benchmarks
-from karma.study.stages import START
+from karma.vocabulary import START, order_benchmarks, title_of
 
 CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
@@ -60,7 +59,7 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
         raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
     records = []
     for policy in study.policies:
-        for benchmark in [b for b in TABLE2_ORDER if b in study.benchmarks]:
+        for benchmark in order_benchmarks(study.benchmarks, "table2"):
             for strategy in [START, *study.strategies]:
                 rows = study.results.query("policy == @policy and benchmark == @benchmark and strategy == @strategy")
                 rows = rows[rows["method"].isin([START, method])]
@@ -120,7 +119,7 @@ def plot_policies(study: Study, method: str = "dpo") -> np.ndarray:
         _draw_levels(ax, rows, groups, known["chance"])
         labels = [known.loc[b, "title"].replace("-", "-\n", 1) for b in groups]
         ax.set_xticks(range(len(groups)), labels)
-        ax.set_title(f"{policy}, {METHOD_TITLES[method]}")
+        ax.set_title(f"{policy}, {title_of(method)}")
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (share)")
         ax.set_ylim(0, _compute_top(bars))
@@ -139,7 +138,7 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list
         rows = bars[bars["strategy"] == strategy].set_index("group").reindex(groups)
         x = np.arange(len(groups)) + (k - (len(strategies) - 1) / 2) * width
         ax.bar(
-            x, rows["value"].fillna(0), width * 0.92, label=STRATEGY_TITLES[strategy], color=style["color"],
+            x, rows["value"].fillna(0), width * 0.92, label=title_of(strategy), color=style["color"],
             hatch=style["hatch"], edgecolor="white", linewidth=0.6,
         )  # fmt: skip
         there = rows["value"].notna().to_numpy()

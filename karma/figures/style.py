@@ -12,12 +12,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from karma.files import atomic_path
+from karma.vocabulary import STRATEGIES
 
 COLUMN_WIDTH_IN, PAGE_WIDTH_IN = 3.5, 7.0
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
 HATCHES = ["", "//", "..", "xx", "--", "\\\\", "oo", "++"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-STRATEGY_ORDER = ["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
 
 
 def set_style() -> None:
@@ -31,9 +31,19 @@ def set_style() -> None:
 
 
 def strategy_style(strategy: str) -> dict[str, str]:
-    """Return the colour, hatch and marker of a strategy, the same in every figure."""
-    index = STRATEGY_ORDER.index(strategy) if strategy in STRATEGY_ORDER else len(STRATEGY_ORDER)
-    return {"color": PALETTE[index], "hatch": HATCHES[index], "marker": MARKERS[index]}
+    """Return the colour, hatch and marker of a strategy, the same in every figure: by its place in the vocabulary."""
+    return row_style(list(STRATEGIES).index(strategy) if strategy in STRATEGIES else len(STRATEGIES))
+
+
+def row_style(place: int) -> dict[str, str]:
+    """Return the colour, hatch and marker of a row of a vocabulary; beyond eight, colours come again with other marks.
+
+    Example:
+        >>> row_style(0)["color"] == row_style(8)["color"], row_style(0)["marker"] == row_style(8)["marker"]
+        (True, False)
+    """
+    n, again = len(PALETTE), place // len(PALETTE)
+    return {"color": PALETTE[place % n], "hatch": HATCHES[(place + again) % n], "marker": MARKERS[(place + again) % n]}
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:

@@ -15,9 +15,9 @@ import pandas as pd
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
+from karma.statistics import ALPHA, adjust_holm
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
-ALPHA = 0.05
 MAX_CELLS = 50_000_000  # permutations x pairs of models in one test
 FACTORS = ("same developer", "same family", "size difference")
 
@@ -148,20 +148,6 @@ def _compute_means(gaps: pd.DataFrame, factor: pd.DataFrame, name: str) -> dict[
     if name == "size difference":
         return {"mean_alike": np.nan, "mean_unlike": np.nan}
     return {"mean_alike": float(pairs.get(0.0, np.nan)), "mean_unlike": float(pairs.get(1.0, np.nan))}
-
-
-def adjust_holm(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p values; NaN stays NaN and is not counted as a test.
-
-    Example:
-        >>> adjust_holm(np.array([0.01, 0.04, np.nan, 0.03])).round(3).tolist()
-        [0.03, 0.06, nan, 0.06]
-    """
-    adjusted, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else []
-    return adjusted
 
 
 def compute_kin_agreement(

@@ -12,7 +12,8 @@ from karma.kinship.clusters import compute_distance
 from karma.kinship.similarity import compute_cosine
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
-from karma.strategies import STRATEGIES, choose_in_sets
+from karma.strategies import choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 
@@ -80,7 +81,7 @@ def compute_sensitivity(table: ScoreTable, sets: np.ndarray, tau: float) -> pd.D
     n_dropped = int((paper_kinship[upper] < tau).sum())
     for variant, (s_pref, similarity) in variants.items():
         level = tau if variant == "as in the paper" else match_tau(similarity[upper], n_dropped)
-        for strategy in STRATEGIES:
+        for strategy in KINSHIP_STRATEGIES:
             overall = choose_in_sets(s_pref, similarity, everyone, strategy, level)[0]
             reference = choose_in_sets(paper_s_pref, paper_kinship, everyone, strategy, tau)[0]
             now = choose_in_sets(s_pref, similarity, sets, strategy, level)

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
+from karma.scores.names import canonical_model_name
 from karma.scores.normalise import DECIMALS, compute_normalized, compute_s_pref
 from karma.scores.table import ScoreTable
-from karma.strategies import STRATEGIES
-from karma.vocabulary import canonical_model_name
+from karma.strategies import choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 MAX_SQUARE = 500  # models; above, kinship.csv gives way to the nearest kin of each model
 _BLOCK = 256  # rows of the cosine matrix held at once: 20 MB at 10,000 models
@@ -75,8 +76,7 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
 
     Paper: Eq. 3, section 3.2.
     """
-    if not -1 <= tau <= 1:
-        raise InputError(f"tau is {tau}, a cosine in [-1, 1] is expected: the paper's is 0.1")
+    _check_tau(tau)
     table_order = compute_s_pref(table).rename("s").to_frame()
     table_order["name"] = [canonical_model_name(str(m)) for m in table_order.index]
     ranked = table_order.sort_values(["s", "name"], ascending=[False, True])["s"]
@@ -89,6 +89,11 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
         "s_pref_rejected": s_pref[second], "gap": gap, "kinship": cosine[first, second],
         "eligible": cosine[first, second] >= tau,
     })  # fmt: skip
+
+
+def _check_tau(tau: float) -> None:
+    if not -1 <= tau <= 1:
+        raise InputError(f"tau is {tau}, a cosine in [-1, 1] is expected: the paper's is 0.1")
 
 
 def compute_choices(table: ScoreTable, tau: float) -> dict[str, tuple[str, str] | None]:
@@ -104,19 +109,12 @@ def compute_choices(table: ScoreTable, tau: float) -> dict[str, tuple[str, str] 
 
     Paper: section 3.2.
     """
-    pairs = list_pairs(table, tau)
-    orders = {
-        "k_score": ["s_pref_chosen", "s_pref_rejected", "kinship"],
-        "k_sim": ["kinship", "s_pref_chosen", "s_pref_rejected"],
-        "k_score_sim": ["s_pref_chosen", "kinship", "s_pref_rejected"],
-    }
-    eligible = pairs[pairs["eligible"]]  # already by S_pref and name, which a stable sort keeps for ties
-    choices: dict[str, tuple[str, str] | None] = {}
-    for strategy in STRATEGIES:
-        best = eligible.sort_values(orders[strategy], ascending=False, kind="stable").head(1)
-        best = best[best["gap"] > 0]
-        choices[strategy] = (best["chosen"].item(), best["rejected"].item()) if len(best) else None
-    return choices
+    _check_tau(tau)
+    names = table.scores.index.to_numpy()
+    by_name = np.argsort([canonical_model_name(str(m)) for m in names], kind="stable")[None, :]
+    values = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
+    picks = {s: choose_in_sets(*values, by_name, s, tau)[0] for s in KINSHIP_STRATEGIES}
+    return {s: (names[i], names[j]) if i >= 0 else None for s, (i, j) in picks.items()}
 
 
 def compute_nearest_kin(normalized: pd.DataFrame) -> pd.DataFrame:

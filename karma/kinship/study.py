@@ -27,7 +27,8 @@ from karma.kinship.uncertainty import (
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
 from karma.scores.read import save_score_table
 from karma.scores.table import ScoreTable
-from karma.strategies import STRATEGIES, build_sets
+from karma.strategies import build_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 MAX_LISTED = 20
 MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
@@ -193,7 +194,7 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
     picks = None
     if study.pairs is not None and study.choices is not None:
         pairs = study.pairs.set_index(["chosen", "rejected"])
-        picks = {s: _describe_pick(pairs, study.choices[s]) for s in STRATEGIES}
+        picks = {s: _describe_pick(pairs, study.choices[s]) for s in KINSHIP_STRATEGIES}
     n_pairs = len(study.s_pref) * (len(study.s_pref) - 1) // 2
     eligible = None if study.pairs is None else int(study.pairs["eligible"].sum())
     return {

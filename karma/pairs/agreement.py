@@ -20,8 +20,7 @@ import pyarrow as pa
 from karma.pool.annotations import AnnotationTable
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, count_bytes
-
-_Z = 1.959964
+from karma.statistics import compute_wilson
 
 
 def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: bool = False) -> pd.DataFrame:
@@ -49,9 +48,13 @@ def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: 
     else:
         table = frame[counts].sum().to_frame().T
     table[counts] = table[counts].astype(int)
-    intervals = [compute_wilson(a, a + d) for a, d in zip(table["agree"], table["disagree"], strict=True)]
+    intervals = [_compute_share(a, a + d) for a, d in zip(table["agree"], table["disagree"], strict=True)]
     table[["share", "low", "high"]] = np.array(intervals, float).reshape(-1, 3)
     return table
+
+
+def _compute_share(k: int, n: int) -> tuple[float, float, float]:
+    return (k / n, *compute_wilson(k / n, n)) if n else (math.nan, math.nan, math.nan)
 
 
 def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFrame:
@@ -81,21 +84,6 @@ def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFr
         if len(both):
             shares.loc[a, b] = np.logical_and.reduce([both[c] == both[f"{c}_other"] for c in columns]).mean()
     return shares
-
-
-def compute_wilson(k: int, n: int) -> tuple[float, float, float]:
-    """Return k / n with its 95 % Wilson interval; NaN where n is 0.
-
-    Example:
-        >>> [round(x, 3) for x in compute_wilson(8, 10)]
-        [0.8, 0.49, 0.943]
-    """
-    if not n:
-        return math.nan, math.nan, math.nan
-    share = k / n
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return share, middle - half, middle + half
 
 
 def compute_cost_saved(pool: ResponsePool) -> dict[str, Any]:

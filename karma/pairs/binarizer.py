@@ -22,10 +22,10 @@ from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.draws import compute_draws, compute_keys
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, to_hex
+from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
 from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
-from karma.study.settings import STRATEGIES
-from karma.vocabulary import canonical_model_name
+from karma.vocabulary import STRATEGIES
 
 
 @dataclass

@@ -15,6 +15,7 @@ import pyarrow as pa
 import yaml
 
 from karma.pairs.accounting import Accounting
+from karma.vocabulary import find_strategy
 
 LICENCE_GROUPS = {
     "vendor": ("gpt-4", "gpt-3.5-turbo", "bard"),
@@ -25,17 +26,6 @@ LICENCE_NOTES = {
     "llama-2": "the Llama 2 licence forbids improving other language models with its outputs",
 }
 LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
-RULE = {
-    "rlaif": "the best-annotated response against a lower one",
-    "k_score": "the two responses whose origin models score highest",
-    "k_sim": "the two responses whose origin models are nearest kin",
-    "k_score_sim": "the response of the best origin model, and that of its nearest kin",
-    "random": "two responses of eligible origin models, drawn at random (a control)",
-    "least_kin": "the two responses whose origin models are least kin (a control)",
-    "binarized": "taken as it is from a set that others made",
-    "self_play": "the best-scored and the worst-scored of several answers of the policy itself",
-}
-LABEL = {"rlaif": "its annotation", "binarized": "its annotation", "self_play": "what the scorer gave this answer"}
 N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
 
 
@@ -58,12 +48,12 @@ class CardFacts:
 def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> str:
     """Return README.md for a pair set."""
     s, strategy = accounting.settings, accounting.strategy
-    label = LABEL.get(strategy, "the S_pref of its origin model (Eq. 2), not a judgement of the text")
+    made = find_strategy(strategy)
     parts = [
         f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
         f"# {strategy}: {accounting.pairs_out:,} preference pairs",
-        f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, "
-        f"and the score is {label}. "
+        f"Each pair is {made.rule}; chosen is the response with the higher score, "
+        f"and the score is {made.label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         _build_selection(s),
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),

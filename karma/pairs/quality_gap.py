@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import stats
 
 from karma.errors import InputError
 from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws
+from karma.statistics import compute_mean
 
 UNITS = {"length": "doublings", "complexity": "school grades", "lexical": "share of words", "judge": "points",
          "embedding": "1 - cosine"}  # fmt: skip
@@ -149,8 +149,8 @@ def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, object]:
         nothing = dict.fromkeys(("mean", "baseline_mean", "difference", "low", "high", "effect"), math.nan)
         return {"n": n, **nothing, "gap": "too few prompts"}
     difference, spread = own - other, math.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2)
-    half = stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / math.sqrt(n)
-    low, high = difference.mean() - half, difference.mean() + half
+    found = compute_mean(difference)
+    low, high = found["low"], found["high"]
     verdict = "narrower" if high < 0 else "wider" if low > 0 else "no difference shown"
     return {
         "n": n,

@@ -16,9 +16,9 @@ from karma.errors import InputError
 from karma.kinship.similarity import compute_kinship
 from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
+from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable
-from karma.vocabulary import canonical_model_name
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from karma.errors import InputError
-from karma.vocabulary import canonical_model_name
+from karma.scores.names import canonical_model_name
 
 ANNOTATION_FIELDS = ("overall_score", "fine-grained_score", "mean_aspect")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")

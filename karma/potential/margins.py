@@ -27,16 +27,9 @@ from numpy.typing import ArrayLike
 
 from karma.errors import InputError
 from karma.files import compute_digest
+from karma.vocabulary import METRICS
 
-METRICS = {  # what each keeps, and where it is from
-    "random": "pairs by lot (the control)",
-    "explicit_large": "the largest explicit margins (a rival in arXiv 2503.01864)",
-    "explicit_small": "the smallest explicit margins (a part of RIP, arXiv 2501.18578)",
-    "implicit_small": "the smallest implicit margins (a rival in arXiv 2503.01864; signed: arXiv 2508.04149)",
-    "implicit_large": "the largest implicit margins (a part of BeeS, arXiv 2502.14560)",
-    "m_ap": "the largest alignment potential, z(M_r) - w z(M_pi) (arXiv 2503.01864)",
-    "m_ap_signed": "the largest alignment potential of signed margins, which can see a mislabelled pair (ours)",
-}
+RANKINGS = tuple(name for name, row in METRICS.items() if not row.ranking)  # those that are no other's
 FORMS = ("absolute", "signed", "dpo")  # of the implicit margin
 _DECIMALS = 9  # of a ranking: smaller differences are rounding, and count as ties
 _log = logging.getLogger(__name__)
@@ -248,8 +241,8 @@ def compute_priorities(candidates: Candidates, metric: str, seed: int = 0) -> np
     Raises:
         InputError: an unknown metric.
     """
-    if metric not in METRICS:
-        raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(METRICS)}")
+    if metric not in RANKINGS:
+        raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(RANKINGS)}")
     if metric == "random":
         draws = [int(compute_digest([seed, "select", i])[:13], 16) / 16.0**13 for i in candidates.row_ids]
         values: Any = np.array(draws, float)
@@ -267,7 +260,7 @@ def select(
     """Select pairs: the k (or floor(ratio * candidates)) of highest priority, ties by row_id.
 
     Args:
-        candidates: the pool. metric: a key of METRICS. ratio or k: how many. seed: of `random`.
+        candidates: the pool. metric: one of RANKINGS. ratio or k: how many. seed: of `random`.
 
     Returns:
         Positions (k,), ascending, so that all of any metric is the pool as it was.

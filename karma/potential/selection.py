@@ -16,7 +16,8 @@ from karma.errors import InputError
 from karma.pairs.pairs import PairSet
 from karma.pool.annotations import AnnotationTable
 from karma.potential.margins import Candidates, build_candidates, compute_explicit_margin, compute_implicit_margin
-from karma.vocabulary import canonical_model_name
+from karma.scores.names import canonical_model_name
+from karma.vocabulary import METRICS
 
 COLUMNS = ("explicit_margin", "implicit_margin", "potential")
 SOURCES = ("score", "kinship", "annotation")  # of the explicit margin
@@ -25,7 +26,7 @@ _BOTH = ("chosen", "rejected")
 
 def is_signed(metric: str) -> bool:
     """Tell whether a metric wants margins without the absolute value."""
-    return metric.endswith("_signed")
+    return METRICS[metric].pool == "signed"
 
 
 def find_unusable(pairs: pa.Table) -> list[str]:

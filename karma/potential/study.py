@@ -14,18 +14,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.potential.margins import METRICS as RULES
 from karma.potential.margins import Candidates, select
 from karma.potential.selection import gather_candidates
-from karma.statistics import compute_wilson
+from karma.statistics import compute_mean, compute_spearman, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job, compute_jobs
+from karma.vocabulary import METRICS
 
-METRICS = {**RULES, "m_ap_annotated": "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"}
 CELL = ["policy", "strategy", "metric", "ratio", "method"]
 RUN_COLUMNS = [*CELL, "seed", "n_pairs", "n_candidates", "same_data_as"]
 COLUMNS = [
@@ -70,8 +68,7 @@ def find_pool(metric: str) -> str:
         >>> [find_pool(metric) for metric in ("random", "m_ap", "m_ap_signed", "m_ap_annotated")]
         ['plain', 'plain', 'signed', 'annotated']
     """
-    kind = metric.removeprefix("m_ap_")
-    return kind if kind in ("signed", "annotated") else "plain"
+    return METRICS[metric].pool
 
 
 def choose(pools: Mapping[str, Candidates], metric: str, seed: int, **size: Any) -> np.ndarray:
@@ -91,7 +88,7 @@ def choose(pools: Mapping[str, Candidates], metric: str, seed: int, **size: Any)
         raise InputError(
             f"{metric}: of {len(pools[name].reasons)} pairs none is a candidate ({dict(pools[name].counts)})"
         )
-    return select(pools[name], "m_ap" if name == "annotated" else metric, seed=seed, **size)
+    return select(pools[name], METRICS[metric].ranking or metric, seed=seed, **size)
 
 
 def choose_by_each(pools: Mapping[str, Candidates], k: int, seed: int) -> dict[str, np.ndarray]:
@@ -156,11 +153,7 @@ def compare_potentials(first: Candidates, second: Candidates, ratio: float) -> d
     found = {**empty, "overlap": len(kept[0] & kept[1]) / k, "overlap_by_chance": k / n}
     if min(np.ptp(v) for v in values) == 0:
         return found
-    rho = float(stats.spearmanr(*values).statistic)
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    centre = np.arctanh(np.clip(rho, -0.999999, 0.999999))
-    low, high = np.tanh([centre - half, centre + half])
-    return {**found, "correlation": rho, "low": float(low), "high": float(high)}
+    return {**found, **dict(zip(("correlation", "low", "high"), compute_spearman(*values), strict=True))}
 
 
 def _restrict(pool: Candidates, mask: np.ndarray) -> Candidates:
@@ -261,7 +254,5 @@ def _compare(right: pd.Series, baseline: pd.Series | None) -> dict[str, float]:
     names = ("difference", "difference_low", "difference_high")
     if baseline is None:
         return dict.fromkeys(names, float("nan"))
-    gain = (right - baseline).dropna()
-    mean, n = float(gain.mean()), len(gain)
-    half = float(stats.t.ppf(0.975, n - 1) * gain.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return dict(zip(names, (mean, mean - half, mean + half), strict=True))
+    found = compute_mean((right - baseline).dropna())
+    return dict(zip(names, (found["value"], found["low"], found["high"]), strict=True))

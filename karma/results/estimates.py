@@ -21,7 +21,6 @@ from karma.statistics import LEVEL
 from karma.study.stages import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
-POWER = 0.8  # of the test whose size `compute_needed_items` asks for
 
 
 @dataclass(frozen=True)
@@ -142,18 +141,3 @@ def _compute_seed_variance(rows: pd.DataFrame) -> float | None:
         return None
     of_seed = (rows["weight"] * rows["value"]).groupby(rows["seed"]).sum() * rows["seed"].nunique()
     return float(of_seed.var(ddof=1)) / len(of_seed)
-
-
-def compute_needed_items(estimate: Estimate, effect: float) -> int | None:
-    """Return how many items would show a true `effect` at 5 % with 80 % power; None for an effect of 0.
-
-    The standard error is taken to shrink with the square root of the items: seeds would have to grow alike.
-
-    Example:
-        >>> compute_needed_items(Estimate(0.01, 0.02, np.inf, 100, 1, ""), 0.01)
-        3140
-    """
-    if effect == 0:
-        return None
-    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
-    return int(np.ceil(round(estimate.n * (z * estimate.standard_error / effect) ** 2, 6)))

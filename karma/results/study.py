@@ -21,13 +21,8 @@ from karma.files import load_json
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
 from karma.study.experiment import Experiment
-from karma.study.stages import STAGES, START, Job, compute_jobs
+from karma.study.stages import STAGES, Job, compute_jobs
 
-STRATEGY_TITLES = {
-    START: "untrained", "rlaif": "RLAIF", "k_score": "K_score", "k_sim": "K_sim",
-    "k_score_sim": "K_(score,sim)", "random": "random", "least_kin": "least kin",
-}  # fmt: skip
-METHOD_TITLES = {START: "untrained", "sft": "SFT", "dpo": "DPO"}
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
 COST_COLUMNS = ["n_answers", "prompt_tokens", "new_tokens", "seconds", "device"]  # of the whole evaluation

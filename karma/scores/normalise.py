@@ -27,6 +27,7 @@ def compute_s_pref(table: ScoreTable) -> pd.Series:
     Rounded to 12 decimals, so that two equal means stay equal in whatever order their terms were added.
 
     Example:
+        >>> from karma.scores.read import load_score_table
         >>> float(round(compute_s_pref(load_score_table("paper"))["GPT-4"], 4))
         0.9899
 
@@ -39,6 +40,7 @@ def compute_below_chance(table: ScoreTable) -> pd.DataFrame:
     """Tell for each cell whether it is at or below its benchmark's chance level; False where that is unknown.
 
     Example:
+        >>> from karma.scores.read import load_score_table
         >>> int(compute_below_chance(load_score_table("paper")).to_numpy().sum())
         5
     """

@@ -12,9 +12,9 @@ import pandas as pd
 from karma.errors import InputError
 from karma.files import atomic_path
 from karma.scores.columns import ColumnMap, compute_fractions, load_column_map, load_rows
+from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import FACT_COLUMNS, PAPER_TABLES, ScoreTable, check_models, load_benchmarks
-from karma.vocabulary import canonical_model_name
 
 AVERAGE_COLUMN = "average_score"
 PRINTED_ROUNDING = 0.005

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.vocabulary import canonical_model_name
+from karma.scores.names import canonical_model_name
 
 FACT_COLUMNS = ("developer", "base_model", "size_b", "family")
 PAPER_TABLES = files("karma") / "data" / "paper"

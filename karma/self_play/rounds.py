@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import KarmaError
-from karma.evaluation.compare import compute_interval
 from karma.files import save_json
 from karma.models.load import Specs, add_trained
 from karma.pairs.pairs import PairSet, save_pairs
@@ -28,8 +27,7 @@ from karma.self_play.pairing import build_self_play_pairs, join_books
 from karma.self_play.prompts import Prompt, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
-
-Z = 1.96  # of a 95 % interval
+from karma.statistics import compute_mean, compute_wilson
 
 
 @dataclass(frozen=True)
@@ -209,9 +207,9 @@ def summarise_scores(by_prompt: np.ndarray, is_share: bool = False) -> dict[str,
         >>> found["value"], found["n"], round(found["standard_error"], 3)
         (0.5, 4, 0.204)
     """
-    n, value = len(by_prompt), float(by_prompt.mean())
-    error = float(by_prompt.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    low, high = compute_interval(value, n, error) if is_share else (value - Z * error, value + Z * error)
+    found, n = compute_mean(by_prompt), len(by_prompt)
+    value, error = found["value"], found["standard_error"]
+    low, high = compute_wilson(value, n, error) if is_share else (found["low"], found["high"])
     return {"value": value, "standard_error": error, "n": n, "interval": [low, high]}
 
 

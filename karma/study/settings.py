@@ -3,18 +3,28 @@
 The models have no defaults but for `ModelSpec`, whose fields exclude each other: values stand in params/base.yaml.
 """
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Collection
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Strategy = Literal["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
-Method = Literal["sft", "dpo", "simpo"]
-Metric = Literal[
-    "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed",
-    "m_ap_annotated",
-]  # fmt: skip
-Benchmark = Literal["ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge"]
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
+from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES
+
+
+def _known(names: Collection[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"choose from {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Strategy = Annotated[str, _known(STRATEGIES)]
+Method = Annotated[str, _known(METHODS)]
+Metric = Annotated[str, _known(METRICS)]
+Benchmark = Annotated[str, _known(BENCHMARKS)]
+Arm = Annotated[str, _known(ARMS)]
 
 
 def _check_unique(values: list) -> list:
@@ -209,9 +219,6 @@ class Potential(_Strict):
     weight: float = Field(ge=0, le=100)
     batch_tokens: Count
     seed: int
-
-
-Arm = Literal["evolve_then_select", "select_then_evolve", "fresh"]
 
 
 class SelfPlay(_Strict):

@@ -13,8 +13,7 @@ from karma.errors import InputError
 from karma.files import compute_digest
 from karma.study.experiment import Experiment, View
 from karma.study.settings import SelfPlay, Settings
-
-START = "start"  # in place of a strategy: the policy before any training
+from karma.vocabulary import START
 
 
 @dataclass(frozen=True)
