@@ -100,3 +100,9 @@ def find_project_root(start: Path | None = None) -> Path:
             if (folder / "params" / "base.yaml").is_file() and (folder / "notebooks").is_dir():
                 return folder
     raise InputError("no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)")
+
+
+def cache_folder() -> Path:
+    """Return the folder for dequantised weights: $KARMA_CACHE, else ~/.cache/karma."""
+    root = os.environ.get("KARMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
+    return Path(root)

@@ -11,15 +11,15 @@ import pytest
 from scipy import stats
 
 from karma.errors import InputError
-from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
-from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
+from karma.figures.diagrams import plot_framework, plot_labelling, plot_prompt
+from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import set_style
 from karma.results.claims import SMALLEST, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
-from karma.results.estimates import Estimate, compute_difference
-from karma.results.ledger import build_ledger, compute_break_even
+from karma.results.estimates import Estimate, compute_capabilities, compute_difference, compute_policies
+from karma.results.ledger import build_ledger, compute_break_even, compute_counts
 from karma.results.published import load_published
-from karma.results.study import collect
+from karma.results.study import collect, find_prompt
 from karma.statistics import adjust_holm, compute_needed_n
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
@@ -227,7 +227,7 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     if which == "controls":
         strategies = "rlaif, k_score, k_sim, k_score_sim, random, least_kin"
         chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
-    ax = plot_capabilities(chosen)
+    ax = plot_capabilities(compute_capabilities(chosen), chosen.source)
     assert "share" in ax.get_ylabel() and [t.get_text() for t in ax.get_xticklabels()] == [
         "knowledge", "instruction following", "reasoning"]  # fmt: skip
     assert len(ax.patches) == 3 * len(chosen.strategies)
@@ -236,7 +236,7 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     tops = {round(p.get_height(), 9) for p in ax.patches}
     assert tops == set(compute_capabilities(chosen)["value"].round(9))
     expect_readable(ax.figure)
-    axes = plot_policies(chosen)
+    axes = plot_policies(compute_policies(chosen, "dpo"), "dpo")
     assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
     highest = max(p.get_height() for a in axes for p in a.patches)
     assert all(a.get_ylim()[1] >= highest for a in axes), "a bar is cut"
@@ -246,7 +246,8 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
 def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
     experiment, _ = make_study(tmp_path)
     (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
-    ax = plot_capabilities(collect(experiment))
+    study = collect(experiment)
+    ax = plot_capabilities(compute_capabilities(study), study.source)
     assert [t.get_text() for t in ax.texts] == ["n/a"] * 3
     plt.close(ax.figure)
 
@@ -255,7 +256,10 @@ def test_an_empty_study_still_draws(tmp_path):
     set_style()
     study = collect(make_experiment(tmp_path))
     counts = compute_counts(study)
-    bars = [plot_capabilities(study), plot_policies(study)[0]]
+    bars = [
+        plot_capabilities(compute_capabilities(study), "s"),
+        plot_policies(compute_policies(study, "dpo"), "dpo")[0],
+    ]
     for ax in [
         *bars,
         plot_labelling(counts),

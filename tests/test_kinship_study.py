@@ -13,11 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from karma.cli import app
+from karma.commands.kinship import analyse
 from karma.errors import InputError
 from karma.files import save_json
 from karma.kinship.clusters import compute_clusters, compute_pca, compute_trees
 from karma.kinship.similarity import compute_kinship
-from karma.kinship.study import analyse, build_study, describe_study, save_study, summarize
+from karma.kinship.study import build_study, describe_study, save_study, summarize
 from karma.scores.measured import load_example_answers, load_study_table
 from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.read import load_origin_models, load_score_table

@@ -20,7 +20,9 @@ from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
 from karma.kinship.similarity import compute_kinship
 from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
-from karma.pairs.pairs import load_pairs, order_pairs, save_pairs, split_pairs
+from karma.pairs.curriculum import order_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import load_pool, save_pool

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from karma.commands.report import write_report
 from karma.errors import InputError
 from karma.files import find_project_root
-from karma.results.page import export_html, render_page, write_report
+from karma.results.page import export_html, render_page
 from karma.study.experiment import load_experiment
 from tests.study_files import write_study
 

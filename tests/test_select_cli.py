@@ -15,7 +15,8 @@ from karma.cli import app
 from karma.errors import InputError
 from karma.models.load import load_model, load_tokenizer
 from karma.pairs.build import build_pairs
-from karma.pairs.pairs import load_pairs, save_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.pool import load_pool
 from karma.potential.margins import RANKINGS, compute_potential

@@ -22,7 +22,8 @@ from karma.evaluation.ifeval import check_instructions
 from karma.files import load_json
 from karma.models.load import add_trained, build_tokenizer, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps
-from karma.pairs.pairs import load_pairs, save_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs
 from karma.potential.margins import compute_potential
 from karma.self_play import rounds
 from karma.self_play.answers import sample_answers

@@ -16,7 +16,8 @@ import typer
 from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
-from karma.pairs.pairs import PairSet, load_pairs, save_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import PairSet, load_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.annotations import load_annotations
 from karma.potential import margins

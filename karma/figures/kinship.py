@@ -5,7 +5,6 @@ models. Limit: names of models are readable up to about 60 models; above, the he
 without.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.kinship.clusters import group_benchmarks
 from karma.kinship.similarity import compute_kinship
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
@@ -25,7 +24,7 @@ from karma.strategies import build_sets, choose_in_sets
 from karma.vocabulary import KINSHIP_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
-    from karma.kinship.study import KinshipStudy
+    pass
 
 DAGGER = "†"
 MAX_NAMED = 60
@@ -247,25 +246,3 @@ def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float
     bar.ax.axhline(tau, color="white", linewidth=2)
     bar.ax.annotate(f"τ = {tau:g}", (0, tau), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
     return axes
-
-
-def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
-    """Draw and save every figure of a study; above 500 models only the PCA."""
-    from karma.figures.kinship_map import plot_pca
-    from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
-
-    table = study.table
-    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
-    if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
-        for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
-            axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
-            figures[name] = axes[0].figure
-        figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
-        figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut, table).figure
-        figures["sensitivity"] = plot_sensitivity(study)[0].figure
-        if study.choice_uncertainty is not None:
-            figures["uncertainty"] = plot_uncertainty(study)[0].figure
-    written = [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
-    for figure in figures.values():
-        plt.close(figure)
-    return written

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from karma.files import atomic_path
@@ -60,3 +61,10 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
             figure.savefig(temporary, metadata=metadata)
         written.append(target)
     return written
+
+
+def save_axes(ax: Axes, path: Path) -> list[Path]:
+    """Save the figure that holds `ax` as PNG and SVG, and return the paths."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return save_figure(figure, path)

@@ -76,45 +76,6 @@ class KinshipStudy:
     n_discarded: int = 0
 
 
-def analyse(
-    table: ScoreTable,
-    folder: str | Path,
-    *,
-    tau: float,
-    distance: str,
-    linkage: str,
-    cut: float,
-    seed: int = 0,
-    n_draws: int = 2000,
-) -> KinshipStudy:
-    """Compute stage 2 and write its folder.
-
-    Args:
-        table: origin models x benchmarks.
-        folder: written files replace those of an earlier run.
-        tau: lowest kinship of an eligible pair, in [-1, 1].
-        distance: of the dendrograms: rmsd or cosine.
-        linkage: average, complete, single or ward.
-        cut: distance below which branches are one cluster.
-        seed: of bootstrap and permutations.
-        n_draws: bootstrap draws.
-
-    Returns:
-        All that was found.
-
-    Raises:
-        InputError: a setting out of range.
-    """
-    from karma.figures.kinship import save_study_figures
-    from karma.figures.style import set_style
-
-    study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
-    save_study(study, folder)
-    set_style()
-    save_study_figures(study, Path(folder) / "figures")
-    return study
-
-
 def build_study(
     table: ScoreTable,
     *,

@@ -25,8 +25,10 @@ from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
 from karma.files import compute_digest, load_json, save_json
-from karma.models.backends import Answered, open_backend
-from karma.models.load import Specs
+from karma.models.backends import Answered, TransformersBackend, VllmBackend
+from karma.models.load import (
+    Specs,
+)
 
 Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
 
@@ -220,3 +222,21 @@ def ask(model: CachedModel, prompt: str, max_new_tokens: int) -> str:
     return model.generate_until([Instance("generate_until", {}, (text, how), 0, metadata=("ask", 0, 1))], True)[
         0
     ].strip()
+
+
+def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any:
+    """Return the backend of a model: the API for an `api` source, else what `compute.backend` names (transformers).
+
+    Raises:
+        InputError: no such model or backend, or one that cannot serve this model.
+    """
+    if name not in models:
+        raise InputError(f"no model '{name}'; there are {', '.join(models)}")
+    if models[name].get("api"):
+        from karma.models.api import ApiBackend
+
+        return ApiBackend(name, models[name]["api"])
+    wanted = getattr(compute, "backend", "transformers")
+    if wanted not in ("transformers", "vllm"):
+        raise InputError(f"backend '{wanted}': choose transformers or vllm")
+    return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](models, name, compute, batch_size)

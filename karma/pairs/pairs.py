@@ -24,8 +24,6 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.files import load_json
 from karma.pairs.accounting import Accounting
-from karma.pairs.curriculum import order_table
-from karma.pairs.folder import PairFolder
 from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.draws import compute_draws
 
@@ -51,12 +49,6 @@ class PairSet:
     def strategy(self) -> str:
         """Return the name of the strategy."""
         return self.accounting.strategy
-
-
-def order_pairs(pairs: PairSet, n_stages: int) -> PairSet:
-    """Return the pairs from plain to subtle, with a column `stage` (1..n_stages); see `karma.pairs.curriculum`."""
-    settings = {**pairs.accounting.settings, "curriculum_stages": n_stages}
-    return PairSet(order_table(pairs.table, n_stages), replace(pairs.accounting, settings=settings))
 
 
 def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:
@@ -117,20 +109,3 @@ def load_pairs(folder: str | Path) -> PairSet:
     if accounting.pairs_out != table.num_rows:
         raise InputError(f"{folder}: {table.num_rows} pairs, but accounting.json counts {accounting.pairs_out}")
     return PairSet(table, accounting)
-
-
-def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
-    """Write a pair folder: pairs.parquet, accounting.json, README.md.
-
-    Args:
-        pairs: a set, or one part of a split.
-        folder: made if absent; other files in it stay.
-        command: what made the set, for the card.
-    """
-    if len(pairs) != pairs.accounting.pairs_out:
-        raise InputError(f"{len(pairs)} pairs, but the accounting counts {pairs.accounting.pairs_out}")
-    with PairFolder(folder, pairs.table.schema) as target:
-        for start in range(0, len(pairs), _SLICE_ROWS):
-            target.write(pairs.table.slice(start, _SLICE_ROWS))
-        target.finish(pairs.accounting, command)
-    return Path(folder)

@@ -8,21 +8,24 @@ typeset (nbconvert would fetch MathJax), so notebook 06 holds none.
 
 import logging
 import os
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from karma.errors import InputError, KarmaError
+from karma.errors import InputError
 from karma.files import atomic_path, load_json
-from karma.results.study import Study, collect
-from karma.study.provenance import save_provenance
+from karma.results.study import Study
 from karma.study.stages import Job, find_job
 
 RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
 _PARTS = files("karma") / "data" / "report"
+
+
+def run(job: Job) -> None:
+    """Write report.html of the executed notebook 06: what stage 06 does after its notebook."""
+    export_html(job.executed_notebook, job.folder / "report.html")
 
 
 def export_html(executed_notebook: str | Path, out: str | Path) -> Path:
@@ -49,67 +52,6 @@ def export_html(executed_notebook: str | Path, out: str | Path) -> Path:
     with atomic_path(out) as temporary:
         temporary.write_text(render_page(notebook), "utf-8")
     return out
-
-
-def write_report(study: str, other: str | None = None, out: Path | None = None, price: float | None = None) -> Path:
-    """Write what `karma report` writes, and return the file to open.
-
-    Args:
-        study: an experiment, or "paper". other: a second experiment, to compare with.
-        out: folder to write; default: outputs/published, the study's own folder, or <study>/compared.
-        price: of a million tokens, for the ledger of cost.
-
-    Raises:
-        InputError: an unknown experiment, "paper" compared with another study, or no run in common.
-        KarmaError: a cell of the notebook failed; the executed notebook keeps the traceback.
-    """
-    if other is not None:
-        return _write_comparison(study, other, out)
-    if study == "paper":
-        from karma.results.paper_report import report_paper
-
-        return report_paper(out or Path("outputs") / "published")
-    job, started = open_results(study), time.perf_counter()
-    _execute(job, out or job.folder, price)
-    page = export_html(job.executed_notebook, (out or job.folder) / "report.html")
-    if out is None and all(path.exists() for needed in job.inputs for path in needed.products):
-        save_provenance(job, time.perf_counter() - started, f"karma report {study}")
-    return page
-
-
-def _execute(job: Job, out: Path, price: float | None) -> None:
-    """Run notebook 06; unlike `karma notebook` it does not ask that the study be whole."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    source = job.experiment.root / "notebooks" / "06_results.ipynb"
-    job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
-    values = {
-        "experiment": str(job.experiment.path),
-        "out": str(out.resolve()),
-        "price_per_million_tokens": price,
-    }
-    try:
-        papermill.execute_notebook(
-            source, job.executed_notebook, parameters=values, cwd=job.experiment.root,
-            kernel_name="python3", progress_bar=False, log_output=False,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        raise KarmaError(
-            f"cell {error.exec_count}: {error.ename}: {error.evalue}; see {job.executed_notebook}"
-        ) from error
-
-
-def _write_comparison(study: str, other: str, out: Path | None) -> Path:
-    from karma.results.comparison import build_comparison, compare_studies
-    from karma.study.experiment import load_experiment
-
-    if "paper" in (study, other):
-        raise InputError("'paper' is no measured study: `karma report EXPERIMENT` already stands beside the paper")
-    studies = [collect(load_experiment(name)) for name in (study, other)]
-    folder = out or (studies[0].folder or Path()) / "compared"
-    table = build_comparison(*compare_studies(*studies), name=f"{studies[0].name}_against_{studies[1].name}")
-    return table.save(folder)[1]
 
 
 def show_links(study: Study, folder: Path) -> Any:

@@ -37,7 +37,7 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     from IPython.display import Markdown
 
     from karma.figures.potential import plot_curve
-    from karma.figures.results import save_axes
+    from karma.figures.style import save_axes
 
     axes = plot_curve(compared)
     save_axes(axes[0], figures / "selections")

@@ -5,8 +5,8 @@ Decision: a study without self-play gets no section at all, instead of an empty 
 
 from pathlib import Path
 
-from karma.figures.results import save_axes
 from karma.figures.self_play import plot_rounds
+from karma.figures.style import save_axes
 from karma.results.tables import build_plain
 from karma.self_play.curves import find_missing, list_rounds, load_rounds
 from karma.study.experiment import Experiment

@@ -65,6 +65,11 @@ class Study:
         """Tell the paper's own numbers from a measured study."""
         return self.folder is None
 
+    @property
+    def source(self) -> str:
+        """Say whose numbers these are, for titles."""
+        return "The paper's numbers" if self.is_published else f"Study {self.name}"
+
     @cached_property
     def items(self) -> dict[str, tuple[pd.DataFrame, pd.Series]]:
         """Answers by benchmark, where files exist: (correct, items x run folders; units of each item)."""
@@ -205,3 +210,16 @@ def _load_items(study: Study) -> Iterator[tuple[str, tuple[pd.DataFrame, pd.Seri
     for benchmark, rows in pd.concat(frames).groupby("benchmark") if frames else ():
         correct = rows.pivot(index="item_id", columns="folder", values="correct")
         yield str(benchmark), (correct, rows.groupby("item_id")["n"].first().reindex(correct.index))
+
+
+def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str | None, str]:
+    """Return (prompt, answer, source) of an answer on disk, of `benchmark` if there, or a named gap."""
+    root = study.folder or Path()
+    for path in [] if study.is_published else sorted(root.glob("**/answers.parquet")):
+        rows = pd.read_parquet(path, columns=["benchmark", "prompt", "answer"])
+        rows = pd.concat([rows[rows["benchmark"] == benchmark], rows])
+        if len(rows):
+            first = rows.iloc[0]
+            source = f"{first['benchmark']}, {path.parent.relative_to(root).as_posix()}"
+            return str(first["prompt"]), str(first["answer"]), source
+    return "no answer is on disk yet: run 01_origin_evaluation or 05_policy_evaluation first", None, ""

@@ -20,7 +20,8 @@ import pyarrow as pa
 from karma.errors import KarmaError
 from karma.files import save_json
 from karma.models.load import Specs, add_trained
-from karma.pairs.pairs import PairSet, save_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import PairSet
 from karma.self_play.answers import sample_answers
 from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, evolve_prompts
 from karma.self_play.pairing import build_self_play_pairs, join_books
@@ -28,6 +29,7 @@ from karma.self_play.prompts import Prompt, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
 from karma.statistics import compute_mean, compute_wilson
+from karma.study.fingerprint import compute_code
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def open_round(job: Any) -> Round:
         models, policy = add_trained(models, policy, job.folder.parent / f"round{earlier}" / "model")
     return Round(settings, job.settings.training, job.settings.compute, models, job.params["policy"], policy,
                  job.params["arm"], number, split_prompts(file, *counts, number, settings.seed), file,
-                 job.experiment.outputs / "answers", job.folder, job.code)  # fmt: skip
+                 job.experiment.outputs / "answers", job.folder, compute_code(job))  # fmt: skip
 
 
 def answer(this: Round, policy: str, prompts: list[Prompt]) -> tuple[list[list[str]], list[list[float]]]:

@@ -7,16 +7,21 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from karma.errors import InputError, KarmaError
-from karma.files import load_json
+from karma.files import cache_folder, load_json
 from karma.study.experiment import load_experiment
 from karma.study.provenance import _relative, save_provenance
 from karma.study.stages import Job, find_job
+
+_TYPES: dict[str, Callable[[Any], Any]] = {"seed": int, "round": int, "ratio": float}  # of parameters; text else
 
 
 def run_stage(name: str, experiment: str, params: dict[str, Any], command: str = "") -> Job:
@@ -31,31 +36,28 @@ def run_stage(name: str, experiment: str, params: dict[str, Any], command: str =
     started = time.perf_counter()
     with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
-            _execute(job)
-        else:
-            _run_module(job)
-    if "report.html" in job.stage.products:
-        from karma.results.page import export_html
-
-        export_html(job.executed_notebook, job.folder / "report.html")
+            values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
+            execute_notebook(job, {k: _TYPES.get(k, str)(v) for k, v in values.items()})
+        if job.stage.module:
+            import_module(f"karma.{job.stage.module}").run(job)
     save_provenance(job, time.perf_counter() - started, command)
     return job
 
 
-def _run_module(job: Job) -> None:
-    from importlib import import_module
+def execute_notebook(job: Job, values: dict[str, Any]) -> None:
+    """Execute a job's notebook with papermill; the executed copy, traceback included, lies at `job.executed_notebook`.
 
-    import_module(f"karma.{job.stage.module}").run(job)
+    Args:
+        job: whose notebook. values: of the parameters; names that the notebook does not have are refused.
 
-
-def _execute(job: Job) -> None:
+    Raises:
+        InputError: no such parameter. KarmaError: a cell failed, or the kernel died.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     source = job.experiment.root / "notebooks" / f"{job.stage.name}.ipynb"
-    values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
-    values = {k: {"seed": int, "round": int, "ratio": float}.get(k, str)(v) for k, v in values.items()}
     check_parameters(source, values)
     job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -92,10 +94,6 @@ def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
 @contextmanager
 def _devices(n: int) -> Iterator[None]:
     """Hold `n` CUDA devices by file locks while a job runs, and show it only those."""
-    from filelock import FileLock, Timeout
-
-    from karma.models.load import cache_folder
-    from karma.study.sweep import count_gpus
 
     with ExitStack() as stack:
         held: list[str] = []
@@ -113,3 +111,8 @@ def _devices(n: int) -> Iterator[None]:
         if held:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         yield
+
+
+def count_gpus() -> int:
+    """Return how many CUDA devices the driver shows, without importing torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0

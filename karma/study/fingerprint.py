@@ -11,23 +11,39 @@ from pathlib import Path
 import karma
 from karma.errors import InputError
 from karma.files import compute_digest, compute_file_digest
-from karma.study.stages import Stage
+from karma.study.stages import Job, Stage
 
 PACKAGE = Path(karma.__file__).parent
+# What no number depends on: words, colours, cards, the command line; and the study's own machinery, whose effect on a
+# stage is its settings and inputs, which have a fingerprint of their own. Only a stage that draws counts them.
+SHOWN = (
+    "karma.vocabulary",
+    "karma.figures",
+    "karma.commands",
+    "karma.cli",
+    "karma.pairs.card",
+    "karma.training.card",
+    "karma.training.progress",
+    "karma.study",
+)
 
 
 def compute_stage_code(stage: Stage, root: Path) -> dict[str, object]:
     """Return {"notebook": digest of its code cells or None, "modules": {name: digest}}."""
+    module = f"import karma.{stage.module}" if stage.module else ""
     if not stage.has_notebook:
-        return {"notebook": None, "modules": compute_modules(f"import karma.{stage.module}")}
+        return {"notebook": None, "modules": compute_modules(module)}
     notebook = root / "notebooks" / f"{stage.name}.ipynb"
     if not notebook.is_file():
         raise InputError(f"{notebook} is missing: every stage of the sweep needs its notebook")
     source = read_code(notebook)
-    return {
-        "notebook": compute_digest(source),
-        "modules": compute_modules(source, f"notebooks/{stage.name}.ipynb"),
-    }
+    modules = compute_modules(f"{source}\n{module}", f"notebooks/{stage.name}.ipynb", draws=stage.draws)
+    return {"notebook": compute_digest(source), "modules": modules}
+
+
+def compute_code(job: Job) -> str:
+    """Return a digest of the code a job is made of: its notebook's cells and the modules that they reach."""
+    return compute_digest(compute_stage_code(job.stage, job.experiment.root))
 
 
 def read_code(notebook: Path) -> str:
@@ -37,23 +53,26 @@ def read_code(notebook: Path) -> str:
     return "\n".join(f"# {line}" if line.lstrip()[:1] in ("%", "!") else line for line in text.splitlines())
 
 
-def compute_modules(source: str, where: str = "code") -> dict[str, str]:
+def compute_modules(source: str, where: str = "code", draws: bool = False) -> dict[str, str]:
     """Return every `karma` module that a piece of code reaches by imports, with the digest of its file.
 
     A package counts with the files in it that are not modules of their own (task YAMLs), and the package's data with
-    every module, but for the demo's, which settings name.
+    every module, but for the demo's, which settings name. Without `draws`, what only shows or runs (`SHOWN`) is left
+    out; so are packages that hold nothing but a docstring.
 
     Example:
         >>> sorted(compute_modules("from karma.errors import InputError"))
         ['karma', 'karma.data', 'karma.errors']
     """
-    todo, found = _imports(source, "karma", where), {"karma.data": _digest_data()}
+    todo, seen, found = _imports(source, "karma", where), set[str](), {"karma.data": _digest_data()}
     while todo:
         name = todo.pop()
         path = _locate(name) if name else None
-        if path is None or name in found:
+        if path is None or name in seen or not (draws or _counts(name)):
             continue
-        found[name] = _digest(path)
+        seen.add(name)
+        if not (path.is_dir() and _is_bare(path)):
+            found[name] = _digest(path)
         parent = name.rpartition(".")[0]
         sources = [path / "__init__.py", *filter(_is_loose_code, _list_loose(path))] if path.is_dir() else [path]
         for source_path in sources:
@@ -61,6 +80,16 @@ def compute_modules(source: str, where: str = "code") -> dict[str, str]:
             todo |= _imports(source_path.read_text("utf-8"), package, str(source_path))
         todo.add(parent)
     return dict(sorted(found.items()))
+
+
+def _counts(name: str) -> bool:
+    return not any(name == shown or name.startswith(f"{shown}.") for shown in SHOWN)
+
+
+def _is_bare(package: Path) -> bool:
+    """Tell whether a package's own file is a docstring only, and nothing loose lies in it."""
+    body = ast.parse((package / "__init__.py").read_text("utf-8")).body
+    return len(body) == 1 and isinstance(body[0], ast.Expr) and not _list_loose(package)
 
 
 def _list_loose(package: Path) -> list[Path]:

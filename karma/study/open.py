@@ -21,9 +21,6 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
     Returns:
         The job: `.settings`, `.folder`, `.experiment.show(...)`.
     """
-    from karma.figures.style import set_style
-
-    set_style()
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
     job.folder.mkdir(parents=True, exist_ok=True)

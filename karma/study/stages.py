@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from karma.errors import InputError
-from karma.files import compute_digest
 from karma.study.experiment import Experiment, View
 from karma.study.settings import SelfPlay, Settings
 from karma.vocabulary import START
@@ -26,7 +25,8 @@ class Stage:
         folder: where its files lie below outputs/<experiment>/, with the parameters in braces.
         products: file names (or folders, with a slash) in that folder that later stages may need.
         reads: dotted settings the stage may read; nothing else reruns it.
-        module: for stages without a notebook, the module of `karma` whose `run(job)` does the work.
+        module: the module of `karma` whose `run(job)` does the work, or what is left of it after the notebook.
+        draws: whether its product is what people look at, so that figures and words are part of what it is made of.
         inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
     """
 
@@ -37,6 +37,7 @@ class Stage:
     reads: tuple[str, ...]
     inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
     module: str = ""
+    draws: bool = False
 
     @property
     def has_notebook(self) -> bool:
@@ -113,7 +114,8 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
-               "annotation", "potential", "self_play.rounds", "self_play.arms"), _results_inputs),
+               "annotation", "potential", "self_play.rounds", "self_play.arms"), _results_inputs,
+              module="results.page", draws=True),
         Stage("08_self_play", _ROUND, "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
               (*_SELF_PLAY, "training", "compute"), _self_play_inputs),
@@ -213,13 +215,6 @@ class Job:
             names += [s.self_play.scorer_model] if self.stage.per == _ROUND and s.self_play.scorer_model else []
         fathers = [father for name in names if (father := s.models[name].perturbed)]
         return {name: s.models[name].model_dump(mode="json") for name in dict.fromkeys([*names, *fathers])}
-
-    @property
-    def code(self) -> str:
-        """A digest of the code this job is made of: its notebook's cells and the modules they reach."""
-        from karma.study.fingerprint import compute_stage_code
-
-        return compute_digest(compute_stage_code(self.stage, self.experiment.root))
 
     def check_inputs(self) -> None:
         """Raise an InputError that names the notebook to run first, where a needed file is missing."""

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from karma.errors import InterruptedSweep, KarmaError
 from karma.files import compute_file_digest, save_if_changed
+from karma.study.execute import count_gpus
 from karma.study.experiment import Experiment
 from karma.study.fingerprint import compute_stage_code
 from karma.study.progress import (
@@ -206,11 +207,6 @@ def _start(
 
 def _join_path(*parts: str | None) -> str:
     return os.pathsep.join(part for part in parts if part)
-
-
-def count_gpus() -> int:
-    """Return how many CUDA devices the driver shows, without importing torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
 
 
 def _last_error(experiment: Experiment, events: Path) -> str:
