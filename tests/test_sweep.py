@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from karma.study.fingerprint import compute_modules, read_code
+from karma.study.progress import estimate_left, find_elapsed
 from tests.conftest import copy_project, project_environment, run_karma
 
 STUDY = "outputs/smoke"
@@ -125,6 +127,17 @@ def test_a_second_run_does_nothing_and_says_so(smoke):
     assert time.perf_counter() - started < 30  # seconds; it takes three
 
 
+def test_status_of_a_running_sweep_counts_the_seconds_and_what_running_jobs_have_behind_them(tmp_path):
+    events = tmp_path / "events.jsonl"
+    assert find_elapsed(events) == 0
+    events.write_text(json.dumps({"event": "message", "time": time.time() - 100}) + "\n{")
+    assert 99 < find_elapsed(events) < 1000
+    job = SimpleNamespace(stage=SimpleNamespace(name="04"))
+    states = {"1": {"job": job, "status": "done", "started": 0.0, "ended": 60.0},
+              "2": {"job": job, "status": "running", "started": 60.0, "ended": None}}  # fmt: skip
+    assert [estimate_left(states, {"04": 2}, now) for now in (60.0, 80.0, 500.0)] == [60.0, 40.0, 0.0]
+
+
 def test_status_counts_what_is_done(smoke):
     result = run_karma(smoke, "status", "params/smoke.yaml")
     assert "04_alignment_training" in result.stdout and "no sweep is running" in result.stdout
@@ -153,10 +166,27 @@ def test_an_edited_notebook_reruns_its_stage_and_what_follows(untouched):
 
 
 def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
-    module = untouched / "karma" / "annotation.py"
+    module = untouched / "karma" / "models" / "judge.py"
     module.write_text(module.read_text() + "\nEDITED = True\n")
     assert min(stages(planned(untouched)) - {"annotation"}) == "03_binarization"
     assert "annotation" in planned(untouched)
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("figures/style.py", "#0072B2", "#0072B3"),
+        ("vocabulary.py", "the two responses whose origin models are nearest kin", "the two nearest kin's responses"),
+        ("pairs/card.py", "preference pairs", "pairs"),
+        ("commands/train.py", "Share of the pairs kept out", "Pairs kept out"),
+    ],
+)
+def test_a_colour_a_sentence_and_a_help_text_rerun_nothing_but_the_results(untouched, module, old, new):
+    path = untouched / "karma" / module
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert stages(planned(untouched)) <= {"06_results"}
 
 
 AFTER_PAIRS = {"04_alignment_training", "05_policy_evaluation", "07_alignment_potential", "06_results"}

@@ -12,9 +12,11 @@ from karma.errors import InputError
 from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
+from karma.statistics import compute_wilson
 from karma.study.experiment import View
 from karma.study.settings import ModelSpec
 from karma.training.checks import check_pairs
+from karma.training.held_out import summarise_margins
 from karma.training.train import train
 from karma.training.trainers import build_dataset
 
@@ -204,3 +206,10 @@ def test_lora_saves_an_adapter_that_loads(tmp_path):
 def test_no_pickle_is_left(dpo_run):
     folder, _ = dpo_run
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_held_out_interval_is_that_of_the_share_ties_included():
+    """Three ties of four gave .625 with the interval of .500."""
+    found = summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0]))
+    assert found["accuracy"] == 0.625 and found["interval"] == list(compute_wilson(0.625, 4))
+    assert found["interval"] != list(compute_wilson(0.5, 4))

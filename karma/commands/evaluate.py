@@ -70,6 +70,8 @@ def run_evaluate(
     """
     benchmarks = list(HUB) if "all" in benchmark else list(dict.fromkeys(benchmark))
     _check(out, model, answers, benchmarks, benchmark_data)
+    if options.get("protocol") == "logprob" and "ifeval" in benchmarks:
+        raise InputError("ifeval has no options to compare by log-probability: leave it out")
     if answers:
         from karma.evaluation.answers import score_recorded
 

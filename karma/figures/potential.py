@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from karma.figures.style import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, row_style
 from karma.potential.margins import Candidates
 from karma.potential.study import find_pool
 from karma.vocabulary import METRICS, title_of
@@ -20,9 +20,10 @@ _ORDER = list(METRICS)
 
 def metric_style(metric: str) -> dict[str, Any]:
     """Return the colour and marker of a metric, the same in every figure; `random` is black."""
-    index = [*_ORDER[1:], _ORDER[0]].index(metric)
-    index = {1: 6, 6: 1}.get(index, index)  # yellow is the hardest to see: for the metric that is least drawn
-    return {"color": PALETTE[index], "marker": MARKERS[index], "hatch": HATCHES[index]}
+    place = (_ORDER.index(metric) - 1) % len(_ORDER)  # the control last
+    black = PALETTE.index("#000000")
+    style = row_style(place if metric != _ORDER[0] and place < black else place + 1)
+    return style | {"color": "#000000"} if metric == _ORDER[0] else style
 
 
 def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarray], overlap: pd.DataFrame) -> Figure:
@@ -35,11 +36,12 @@ def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarr
     Returns:
         The figure: one panel a metric, and a heat map.
     """
-    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 7.2))
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.5, 1])
+    n_rows = -(-len(choices) // 4)
+    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 2.16 * n_rows + 2.88))
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.16 * n_rows, 2.88])
     above, below = parts
-    axes = list(above.subplots(2, 4).flat)
-    for ax, (metric, places) in zip(axes, choices.items(), strict=False):
+    axes = list(above.subplots(n_rows, 4, squeeze=False).flat)
+    for ax, (metric, places) in zip(axes[: len(choices)], choices.items(), strict=True):
         _plot_choice(ax, pools[find_pool(metric)], metric, places)
     for ax in axes[len(choices) :]:
         ax.remove()

@@ -236,7 +236,7 @@ def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any
         from karma.models.api import ApiBackend
 
         return ApiBackend(name, models[name]["api"])
-    wanted = getattr(compute, "backend", "transformers")
+    wanted = getattr(compute, "backend", "transformers")  # a command may name none
     if wanted not in ("transformers", "vllm"):
         raise InputError(f"backend '{wanted}': choose transformers or vllm")
     return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](models, name, compute, batch_size)

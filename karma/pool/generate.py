@@ -52,7 +52,7 @@ def _draw_models(origins: list[str], n: int, seed: int, text: str) -> list[str]:
 
 def run(job: Any) -> None:
     """Write an experiment's pool: generated, or read from where the settings say."""
-    from karma.pool.pool import load_pool, save_pool
+    from karma.pool.pool import EVERYTHING, load_pool, save_pool
 
     source = job.settings.pool.source
     if source == "generate":
@@ -60,6 +60,6 @@ def run(job: Any) -> None:
     else:
         local = job.experiment.root / source
         pool = load_pool(str(local)) if local.exists() else load_pool(source, job.settings.pool.revision)
-        rows = (row for batch in pool.read(None) for row in batch.to_pylist())
+        rows = (row for batch in pool.read(EVERYTHING) for row in batch.to_pylist())
     n_rows = save_pool(rows, job.folder / "pool.parquet")
     save_json({"source": source, "rows": n_rows}, job.folder / "accounting.json")

@@ -36,6 +36,7 @@ from karma.pool.rows import (
 )
 
 BATCH_ROWS = 4096
+EVERYTHING = "everything"  # in place of an annotation field: all that a row has, to copy it
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ResponsePool:
         name: Hub id, file name or "rows in memory"; stated in the data card.
         revision: the Hub commit, or None.
         n_rows: prompts, where known before reading (for JSON lines, the lines).
-        read: annotation field or None -> Arrow batches of up to BATCH_ROWS rows, in UltraFeedback's shape.
+        read: annotation field, None or EVERYTHING -> Arrow batches of up to BATCH_ROWS rows, in UltraFeedback's shape.
     """
 
     name: str
@@ -204,6 +205,9 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _read_parquet(path: Path, annotation: str | None) -> Iterator[pa.RecordBatch]:
     file = _open_parquet(path)
+    if annotation == EVERYTHING:
+        yield from _read_batches(file, path, None)
+        return
     wanted = {*NEEDED, annotation, (annotation or "").replace("-", "_")}
     leaves = []
     for leaf in (file.schema.column(i).path for i in range(len(file.schema))):
@@ -213,6 +217,10 @@ def _read_parquet(path: Path, annotation: str | None) -> Iterator[pa.RecordBatch
             leaves.append(leaf)
     if not any(leaf.startswith("completions") for leaf in leaves):
         leaves += ["completions"]  # absent or oddly typed: the reader downstream says what is wrong
+    yield from _read_batches(file, path, leaves)
+
+
+def _read_batches(file: pq.ParquetFile, path: Path, leaves: list[str] | None) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(BATCH_ROWS, columns=leaves)
     except (pa.ArrowException, OSError) as error:

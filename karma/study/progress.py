@@ -59,6 +59,12 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, dict[str, Any]]
     return states
 
 
+def find_elapsed(events: Path) -> float:
+    """Return the seconds since a sweep's first event; 0 before there is one."""
+    first = events.read_text("utf-8").partition("\n") if events.is_file() else ("", "", "")
+    return time.time() - float(json.loads(first[0])["time"]) if first[1] else 0.0
+
+
 def show_progress(experiment: Experiment, events: Path, child: Popen) -> None:
     """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
     started = time.time()
@@ -107,7 +113,7 @@ def render(experiment: Experiment, states: dict[str, dict], elapsed: float) -> T
         if total:
             counts = (total - plan.get(stage.name, 0) + done, running, failed, to_do)
             table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
-    left = estimate_left(states, plan)
+    left = estimate_left(states, plan, time.time())
     now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
     table.caption = (
         f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
@@ -125,8 +131,12 @@ def _log_folder(experiment: Experiment) -> str:
     return os.path.relpath(experiment.outputs / ".sweep" / "logs")
 
 
-def estimate_left(states: dict[str, dict], plan: dict[str, int]) -> float | None:
-    """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now."""
+def estimate_left(states: dict[str, dict], plan: dict[str, int], now: float) -> float | None:
+    """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now.
+
+    Args:
+        states: from `read_events`. plan: stage -> jobs to run. now: the time; what a running job has behind it counts.
+    """
     took: dict[str, list[float]] = {}
     for state in states.values():
         if state["ended"]:
@@ -136,7 +146,10 @@ def estimate_left(states: dict[str, dict], plan: dict[str, int]) -> float | None
     everything = [seconds for one in took.values() for seconds in one]
     mean = {name: sum(took.get(name, everything)) / len(took.get(name, everything)) for name in plan}
     left = sum((count - len(took.get(name, ()))) * mean[name] for name, count in plan.items())
-    return left / max(sum(state["status"] == "running" for state in states.values()), 1)
+    running = [state for state in states.values() if state["status"] == "running"]
+    for state in running:
+        left -= min(now - state["started"], mean.get(state["job"].stage.name, 0.0))
+    return max(left, 0.0) / max(len(running), 1)
 
 
 def shorten(reason: Any) -> str:

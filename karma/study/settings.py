@@ -101,6 +101,7 @@ class ModelSpec(_Strict):
 class Compute(_Strict):
     """Where and in what precision."""
 
+    backend: Literal["transformers", "vllm"]
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
     threads: Count
@@ -113,6 +114,7 @@ class Benchmarks(_Strict):
     origin: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
     policy: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
     folder: str | None
+    protocol: Literal["answer", "logprob"]
     limit: Count | None
     batch_size: Count
     choice_tokens: Count
@@ -278,6 +280,17 @@ class Settings(_Strict):
         """Tell whether single responses may have annotations: the pool's own, or a judge's, made for rlaif."""
         return self.annotation.source == "recorded" or "rlaif" in self.strategies
 
+    def _check_backend(self, named: dict[str, list[str]]) -> None:
+        """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
+        if self.compute.backend != "vllm":
+            return
+        for key in ("policies", "origin_models"):
+            for name in named.get(key, []):
+                if self.models[name].perturbed or self.models[name].random:
+                    raise ValueError(f"compute.backend: vllm cannot load '{name}', which is made in memory ({key})")
+        if self.policies and self.training.lora and not self.training.merge_adapter:
+            raise ValueError("compute.backend: vllm loads whole weights only: set training.merge_adapter to true")
+
     @model_validator(mode="after")
     def _check_references(self):
         if not self.strategies and not self.self_play.rounds:
@@ -311,6 +324,7 @@ class Settings(_Strict):
                     raise ValueError(
                         f"{key}: '{name}' is behind an API: it can write and be evaluated, not be loaded here"
                     )
+        self._check_backend(named)
         if self.pool.source == "generate":
             if not self.pool.instructions:
                 raise ValueError("pool.instructions: a generated pool needs a file of instructions")

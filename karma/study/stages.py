@@ -78,7 +78,7 @@ def _self_play_inputs(s: Settings, p: dict) -> list:
     return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
 
 
-_BENCHMARKS = ("folder", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
+_BENCHMARKS = ("folder", "protocol", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
 _SELECTION = ("policy", "strategy", "metric", "ratio")
 _POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")

@@ -27,6 +27,7 @@ from karma.study.fingerprint import compute_stage_code
 from karma.study.progress import (
     console,
     describe_needs,
+    find_elapsed,
     find_last_line,
     read_events,
     render,
@@ -105,7 +106,7 @@ def show_status(experiment: Experiment) -> None:
     running = _is_locked(experiment)
     if running:
         states = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
-        console.print(render(experiment, states, 0.0))
+        console.print(render(experiment, states, find_elapsed(experiment.outputs / ".sweep" / "events.jsonl")))
         return
     todo = {state["label"]: state for state in plan_sweep(experiment)}
     table = Table("stage", "done", "to do", title=f"{experiment.settings.name}: no sweep is running")
