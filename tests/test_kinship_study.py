@@ -131,7 +131,7 @@ def test_command_on_the_shipped_table_is_quick(tmp_path):
 
 
 def test_own_model_among_the_papers(tmp_path, monkeypatch):
-    monkeypatch.setattr("karma.figures.kinship.save_study_figures", lambda study, folder: [])
+    monkeypatch.setattr("karma.figures.kinship_study.save_study_figures", lambda study, folder: [])
     mine = tmp_path / "my.csv"
     head = "origin_model,ifeval,mmlu_stem,mmlu_pro,hellaswag,arc_easy,arc_challenge\n"
     mine.write_text(head + "mine-a,25,54,0.21,68,73,55\nmine-b,80,70,0.55,90,92,85\n")

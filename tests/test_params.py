@@ -126,7 +126,7 @@ def test_backend_and_protocol_are_settings(experiment):
     )
     settings = experiment("name: mine\n" + text + "\nbenchmarks: {protocol: logprob}").settings
     assert settings.compute.backend == "vllm" and settings.benchmarks.protocol == "logprob"
-    with pytest.raises(InputError, match="training.merge_adapter"):
+    with pytest.raises(InputError, match=r"training\.merge_adapter"):
         lora = "\ntraining: {lora: {rank: 1, alpha: 1, dropout: 0.0, last_layers: 1}}"
         experiment("name: mine\n" + text + lora)
     with pytest.raises(InputError, match="vllm cannot load 'm', which is made in memory"):
