@@ -18,7 +18,7 @@ from karma.potential.study import choose_by_each, collect_selections, compare_se
 from karma.results.claims import test_claims as judge_claims
 from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
-from karma.results.study import collect
+from karma.results.study import collect_results
 from karma.results.tables import build_tables
 from karma.strategies import RULES
 from karma.training.card import build_model_card
@@ -46,7 +46,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(experiment):
-    return collect(experiment)
+    return collect_results(experiment)
 
 
 @pytest.fixture(autouse=True)

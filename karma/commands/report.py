@@ -8,7 +8,7 @@ import typer
 
 from karma.errors import InputError
 from karma.results.page import export_html, open_results
-from karma.results.study import collect
+from karma.results.study import collect_results
 from karma.study.execute import execute_notebook
 from karma.study.provenance import save_provenance
 
@@ -57,7 +57,7 @@ def _write_comparison(study: str, other: str, out: Path | None) -> Path:
 
     if "paper" in (study, other):
         raise InputError("'paper' is no measured study: `karma report EXPERIMENT` already stands beside the paper")
-    studies = [collect(load_experiment(name)) for name in (study, other)]
+    studies = [collect_results(load_experiment(name)) for name in (study, other)]
     folder = out or (studies[0].folder or Path()) / "compared"
     table = build_comparison(*compare_studies(*studies), name=f"{studies[0].name}_against_{studies[1].name}")
     return table.save(folder)[1]

@@ -46,6 +46,17 @@ def evaluate(
 
     Raises:
         InputError: items that cannot be loaded, or an unknown protocol.
+
+    Example:
+        >>> from karma.files import find_project_root
+        >>> from karma.study.experiment import load_experiment
+        >>> smoke = load_experiment("smoke").settings
+        >>> asked = smoke.benchmarks.model_copy(update={"limit": 2})
+        >>> models = {"tiny-a": smoke.models["tiny-a"].model_dump(mode="json")}
+        >>> model = CachedModel(models, "tiny-a", smoke.compute, batch_size=2)
+        >>> scores, answers = evaluate(model, ["arc_easy"], asked, find_project_root())
+        >>> scores["benchmarks"]["arc_easy"]["n"], answers.num_rows
+        (2, 2)
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

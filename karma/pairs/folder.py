@@ -102,6 +102,13 @@ def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
         pairs: a set, or one part of a split.
         folder: made if absent; other files in it stay.
         command: what made the set, for the card.
+
+    Example:
+        >>> from karma.pairs.pairs import load_pairs
+        >>> from karma.pairs.schema import PAIR_SCHEMA
+        >>> none = PairSet(PAIR_SCHEMA.empty_table(), Accounting("k_sim"))
+        >>> len(load_pairs(save_pairs(none, Path(tempfile.mkdtemp()) / "pairs")))
+        0
     """
     if len(pairs) != pairs.accounting.pairs_out:
         raise InputError(f"{len(pairs)} pairs, but the accounting counts {pairs.accounting.pairs_out}")

@@ -93,6 +93,11 @@ def load_pairs(folder: str | Path) -> PairSet:
 
     Raises:
         InputError: no pair folder, a column missing, or accounting that does not fit the pairs.
+
+    Example:
+        >>> load_pairs("nowhere")
+        Traceback (most recent call last):
+        karma.errors.InputError: nowhere is no pair folder: pairs.parquet is missing; make one with `karma binarize`
     """
     folder = Path(folder)
     file = folder / "pairs.parquet"

@@ -7,6 +7,7 @@ was left out counted.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,15 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.pairs.pairs import PairSet
 from karma.pool.annotations import AnnotationTable
-from karma.potential.margins import Candidates, build_candidates, compute_explicit_margin, compute_implicit_margin
+from karma.potential.margins import (
+    Candidates,
+    build_candidates,
+    compute_explicit_margin,
+    compute_implicit_margin,
+    select,
+)
 from karma.scores.names import canonical_model_name
+from karma.study.experiment import load_base
 from karma.vocabulary import METRICS
 
 COLUMNS = ("explicit_margin", "implicit_margin", "potential")
@@ -26,7 +34,57 @@ _BOTH = ("chosen", "rejected")
 
 def is_signed(metric: str) -> bool:
     """Tell whether a metric wants margins without the absolute value."""
+    if metric not in METRICS:
+        raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(METRICS)}")
     return METRICS[metric].pool == "signed"
+
+
+def select_pairs(
+    pairs: PairSet, policy: str, metric: str = "m_ap", *, ratio: float | None = None, k: int | None = None,
+    models: dict[str, dict[str, Any]] | None = None, cache: Path | None = None,
+) -> PairSet:  # fmt: skip
+    """Keep the pairs that a policy can still learn from; margins, weight and seed are base.yaml's.
+
+    Args:
+        pairs: a pair set with scores. policy: "smollm2-135m", a folder, a Hub id, or a name in `models`.
+        metric: of `karma.vocabulary.METRICS`, but for the annotated one. ratio: share kept; or k: how many.
+        models: name -> specification, for a policy of another kind. cache: folder of kept log-probabilities.
+
+    Returns:
+        The selection, in the order of `pairs`, with COLUMNS and its books.
+
+    Raises:
+        InputError: an unknown metric or policy, or an impossible size.
+
+    Example:
+        >>> from karma.pairs.build import build_pairs
+        >>> from karma.pool.pool import load_pool
+        >>> from karma.scores.read import load_score_table
+        >>> from karma.study.settings import ModelSpec
+        >>> tiny = ModelSpec.model_validate({"random": {"hidden_size": 32, "layers": 1, "heads": 2}}).model_dump()
+        >>> rows = [{"source": "s", "instruction": f"{k}?", "completions": [
+        ...     {"model": m, "response": f"{m} says {k}"} for m in ("gpt-4", "bard", "alpaca-7b")]} for k in range(5)]
+        >>> pairs = build_pairs(load_pool(rows), load_score_table("paper"), "k_sim", tau=0.1, seed=0)
+        >>> kept = select_pairs(pairs, "tiny", ratio=0.4, models={"tiny": tiny})
+        >>> len(kept), kept.accounting.dropped["not_selected"]
+        (2, 3)
+
+    Paper: arXiv 2503.01864.
+    """
+    from karma.models.load import build_spec
+    from karma.potential.logps import measure_logps
+
+    base = load_base()
+    specs = models or {policy: build_spec(policy, None, None, None)}
+    asked = measure_logps(pairs.table, specs, policy, base.compute, base.training.max_length,
+                          base.potential.batch_tokens, cache)  # fmt: skip
+    form = base.potential.implicit
+    pool = gather_candidates(pairs.table, find_scores(pairs.table), asked.logps, asked.lengths,
+                             weight=base.potential.weight, form=form, signed=is_signed(metric))  # fmt: skip
+    places = select(pool, metric, ratio, k, base.potential.seed)
+    made = {"metric": metric, "rule": METRICS[metric].rule, "ratio": ratio, "k": len(places),
+            "candidates": int(pool.fit.sum()), "weight": base.potential.weight, "policy": policy}  # fmt: skip
+    return build_selection(pairs, pool, places, made)
 
 
 def find_unusable(pairs: pa.Table) -> list[str]:

@@ -1,6 +1,6 @@
 """A study's results in one place: every score, training and cost in its folders, and a name for each gap.
 
-`collect` reads a measured study, finished or not; `load_published` gives the paper's own numbers the same
+`collect_results` reads a measured study, finished or not; `load_published` gives the paper's own numbers the same
 shape, so that tables, figures and claims come from the same code for both. Decision: a missing file is a
 row of `Study.gaps` with the command that makes it, never a zero and never an error; a file that is there
 but cannot be trusted (a value outside [0, 1], a benchmark without n) is an error. Limit: nothing here
@@ -76,7 +76,7 @@ class Study:
         return dict(_load_items(self))
 
 
-def collect(source: Job | Experiment) -> Study:
+def collect_results(source: Job | Experiment) -> Study:
     """Read everything a study's folders hold; what is missing becomes a row of `gaps`.
 
     Args:
@@ -87,6 +87,12 @@ def collect(source: Job | Experiment) -> Study:
 
     Raises:
         InputError: a file holds something impossible (the message names file, value and remedy).
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> study = collect_results(load_experiment("params/paper.yaml"))
+        >>> study.policies[0], len(study.results) + len(study.gaps) > 0
+        ('llama-3.2-3b', True)
     """
     experiment = source.experiment if isinstance(source, Job) else source
     s = experiment.settings

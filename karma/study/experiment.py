@@ -87,6 +87,11 @@ def load_experiment(path: str | Path) -> Experiment:
 
     Raises:
         InputError: unreadable file, unknown key (with the nearest valid name), wrong type, impossible value.
+
+    Example:
+        >>> experiment = load_experiment("params/paper.yaml")
+        >>> experiment.settings.training.warmup_steps, experiment.show(("training",)).loc["training.beta", "set by"]
+        (500, 'base.yaml')
     """
     file, root = find_experiment_file(path)
     base_file = root / "params" / "base.yaml"

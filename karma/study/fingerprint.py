@@ -6,6 +6,7 @@ execution counts) reruns nothing, while an edit of its code, or of a module behi
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import karma
@@ -122,7 +123,7 @@ def _imports(source: str, package: str, where: str) -> set[str]:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise InputError(f"{where}: line {error.lineno} is not valid Python: {error.msg}") from None
-    for node in ast.walk(tree):
+    for node in _walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -133,6 +134,14 @@ def _imports(source: str, package: str, where: str) -> set[str]:
     lazy = {f"karma.{n.rpartition('.')[2]}" for n in names if n.startswith("karma.") and n.count(".") == 1}
     names |= {karma._LAZY[n.removeprefix("karma.")] for n in lazy if n.removeprefix("karma.") in karma._LAZY}
     return {name for name in names if name == "karma" or name.startswith("karma.")}
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node but what only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            yield node
+            yield from _walk(node)
 
 
 def _locate(name: str) -> Path | None:

@@ -20,6 +20,11 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
 
     Returns:
         The job: `.settings`, `.folder`, `.experiment.show(...)`.
+
+    Example:
+        >>> job = open_stage("02_kinship_analysis", "params/paper.yaml")
+        >>> job.folder.relative_to(job.experiment.root).as_posix(), job.settings.kinship.tau
+        ('outputs/paper/kinship', 0.1)
     """
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
