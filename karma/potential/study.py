@@ -21,7 +21,7 @@ from karma.potential.margins import Candidates, select
 from karma.potential.selection import gather_candidates
 from karma.statistics import compute_mean, compute_spearman, compute_wilson
 from karma.study.experiment import Experiment
-from karma.study.stages import STAGES, Job, compute_jobs
+from karma.study.stages import STAGES, Job
 from karma.vocabulary import METRICS
 
 CELL = ["policy", "strategy", "metric", "ratio", "method"]
@@ -173,7 +173,7 @@ def collect_selections(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFra
         One row a training (RUN_COLUMNS), and one row a training and held-out pair (CELL, seed, row_id, margin).
     """
     jobs = (Job(experiment, stage, p) for stage in [STAGES["07_alignment_potential"]]
-            for p in compute_jobs(stage, experiment.settings))  # fmt: skip
+            for p in stage.jobs(experiment.settings))  # fmt: skip
     found = [run for job in jobs for run in _read_runs(job)]
     runs = pd.DataFrame([row for row, _ in found], columns=RUN_COLUMNS)
     margins = pd.concat([m for _, m in found]) if found else pd.DataFrame(columns=[*CELL, "seed", "row_id", "margin"])

@@ -13,7 +13,7 @@ from karma.files import load_json
 from karma.potential.study import collect_selections, compare_metrics, compare_selections
 from karma.results.tables import Table, build_plain
 from karma.study.experiment import Experiment
-from karma.study.stages import STAGES, Job, compute_jobs
+from karma.study.stages import STAGES, Job
 
 TEXT = """## The selection study: alignment potential against the lot
 
@@ -86,7 +86,7 @@ def build_union_table(margins: pd.DataFrame) -> Table | None:
 def build_agreement_table(experiment: Experiment) -> Table | None:
     """Return how M_AP over the pairs' own scores agrees with M_AP over annotations; None where nothing is annotated."""
     stage = STAGES["07_alignment_potential"]
-    jobs = [Job(experiment, stage, p) for p in compute_jobs(stage, experiment.settings)]
+    jobs = [Job(experiment, stage, p) for p in stage.jobs(experiment.settings)]
     records = [load_json(j.folder / "selection.json") for j in jobs if (j.folder / "selection.json").is_file()]
     rows = [{**{k: r[k] for k in ("policy", "strategy", "ratio")}, **r["agreement_with_annotations"]} for r in records]
     keys = ["policy", "strategy", "ratio"]

@@ -21,7 +21,7 @@ from karma.files import load_json
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
 from karma.study.experiment import Experiment
-from karma.study.stages import STAGES, Job, compute_jobs
+from karma.study.stages import STAGES, Job
 
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
@@ -119,7 +119,7 @@ def collect_results(source: Job | Experiment) -> Study:
 
 
 def _jobs(experiment: Experiment, stage: str) -> Iterator[Job]:
-    return (Job(experiment, STAGES[stage], params) for params in compute_jobs(STAGES[stage], experiment.settings))
+    return (Job(experiment, STAGES[stage], params) for params in STAGES[stage].jobs(experiment.settings))
 
 
 def _gap(job: Job, path: Path, what: str = "") -> dict[str, str]:

@@ -7,7 +7,7 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +19,7 @@ from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, load_json
 from karma.study.experiment import load_experiment
 from karma.study.provenance import _relative, save_provenance
-from karma.study.stages import Job, find_job
-
-_TYPES: dict[str, Callable[[Any], Any]] = {"seed": int, "round": int, "ratio": float}  # of parameters; text else
+from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
 
 def run_stage(name: str, experiment: str, params: dict[str, Any], command: str = "") -> Job:
@@ -37,7 +35,7 @@ def run_stage(name: str, experiment: str, params: dict[str, Any], command: str =
     with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
             values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
-            execute_notebook(job, {k: _TYPES.get(k, str)(v) for k, v in values.items()})
+            execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
         if job.stage.module:
             import_module(f"karma.{job.stage.module}").run(job)
     save_provenance(job, time.perf_counter() - started, command)

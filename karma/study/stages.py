@@ -7,17 +7,22 @@ its files lie and which notebook makes a missing one, and `karma notebook` check
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from karma.errors import InputError
 from karma.study.experiment import Experiment, View
 from karma.study.settings import SelfPlay, Settings
 from karma.vocabulary import START
 
+Params = dict[str, str]
+PARAMETER_TYPES: dict[str, Callable[[str], object]] = {"seed": int, "round": int, "ratio": float}  # text else
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of job.
+    """One kind of job; all that is particular to it is here, so that a new stage is one entry and one notebook.
 
     Attributes:
         name: the notebook's name, or the command's for stages without a notebook.
@@ -25,9 +30,11 @@ class Stage:
         folder: where its files lie below outputs/<experiment>/, with the parameters in braces.
         products: file names (or folders, with a slash) in that folder that later stages may need.
         reads: dotted settings the stage may read; nothing else reruns it.
+        jobs: settings -> the parameters of each of its jobs.
+        inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
+        models: settings and parameters -> names of the models it loads.
         module: the module of `karma` whose `run(job)` does the work, or what is left of it after the notebook.
         draws: whether its product is what people look at, so that figures and words are part of what it is made of.
-        inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
     """
 
     name: str
@@ -35,7 +42,9 @@ class Stage:
     folder: str
     products: tuple[str, ...]
     reads: tuple[str, ...]
-    inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
+    jobs: Callable[[Settings], Iterator[Params]]
+    inputs: Callable[[Settings, Params], list[tuple[str, Params]]] = field(default=lambda s, p: [])
+    models: Callable[[Settings, Params], list[str]] = field(default=lambda s, p: [])
     module: str = ""
     draws: bool = False
 
@@ -49,40 +58,71 @@ def _needs_annotations(settings: Settings) -> bool:
     return settings.annotation.source == "judge" and "rlaif" in settings.strategies
 
 
-def _origins(s: Settings, p: dict) -> list:
-    return [("01_origin_evaluation", {"origin_model": m}) for m in s.origin_models if s.scores.table == "measured"]
+def _list_origins(s: Settings) -> Iterator[Params]:
+    if s.strategies and s.scores.table == "measured":
+        yield from ({"origin_model": name} for name in s.origin_models)
 
 
-def _pairs_inputs(s: Settings, p: dict) -> list:
-    return [
-        ("pool", {}),
-        ("02_kinship_analysis", {}),
-        *([("annotation", {})] if _needs_annotations(s) else []),
-    ]
+def _list_once(s: Settings) -> Iterator[Params]:
+    if s.strategies:  # a study of self-play alone has no pool, no kinship, no runs and so no tables
+        yield {}
 
 
-def _evaluation_inputs(s: Settings, p: dict) -> list:
-    start = {"policy": p["policy"], "strategy": START, "method": START, "seed": "0"}
-    return [] if p["strategy"] == START else [("04_alignment_training", p), ("05_policy_evaluation", start)]
+def _list_runs(s: Settings) -> Iterator[Params]:
+    for policy, strategy, method, seed in product(s.policies, s.strategies, s.methods, s.seeds):
+        yield {"policy": policy, "strategy": strategy, "method": method, "seed": str(seed)}
 
 
-def _results_inputs(s: Settings, p: dict) -> list:
-    stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-              "07_alignment_potential")  # fmt: skip
-    jobs = [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
-    last = str(s.self_play.rounds)
-    return jobs + [("08_self_play", p) for p in compute_jobs(STAGES["08_self_play"], s) if p["round"] == last]
+def _list_evaluations(s: Settings) -> Iterator[Params]:
+    for policy in s.policies if s.strategies else ():
+        yield _start(policy)
+        yield from (run for run in _list_runs(s) if run["policy"] == policy)
 
 
-def _self_play_inputs(s: Settings, p: dict) -> list:
+def _list_selections(s: Settings) -> Iterator[Params]:
+    strategies = s.potential.strategies or s.strategies
+    cells = product(s.policies, strategies, s.potential.metrics, s.potential.ratios)
+    for policy, strategy, metric, ratio in cells if s.strategies else ():
+        yield {"policy": policy, "strategy": strategy, "metric": metric, "ratio": str(float(ratio))}
+
+
+def _list_rounds(s: Settings) -> Iterator[Params]:
+    for policy, arm, number in product(s.policies, s.self_play.arms, range(s.self_play.rounds)):
+        yield {"policy": policy, "arm": arm, "round": str(number + 1)}
+
+
+def _start(policy: str) -> Params:
+    return {"policy": policy, "strategy": START, "method": START, "seed": "0"}
+
+
+def _pairs_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    annotated = [("annotation", Params())] if _needs_annotations(s) else []
+    return [("pool", {}), ("02_kinship_analysis", {}), *annotated]
+
+
+def _evaluation_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    waits = [("04_alignment_training", p), ("05_policy_evaluation", _start(p["policy"]))]
+    return [] if p["strategy"] == START else waits
+
+
+def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
+             "07_alignment_potential")  # fmt: skip
+    last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
+    return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
+
+
+def _self_play_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
+
+
+def _self_play_models(s: Settings, p: Params) -> list[str]:
+    return [p["policy"], *([s.self_play.scorer_model] if s.self_play.scorer_model else [])]
 
 
 _BENCHMARKS = ("folder", "protocol", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
-_SELECTION = ("policy", "strategy", "metric", "ratio")
 _POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
-_ROUND = ("policy", "arm", "round")
 _SELF_PLAY = tuple(
     f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
 )  # one more reruns none
@@ -93,65 +133,38 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("01_origin_evaluation", ("origin_model",), "origins/{origin_model}", ("scores.json", "answers.parquet"),
-              (*_EVALUATION, "benchmarks.origin")),
-        Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _origins),
-        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"),
-              module="pool.generate"),
+              (*_EVALUATION, "benchmarks.origin"), _list_origins, models=lambda s, p: [p["origin_model"]]),
+        Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _list_once,
+              lambda s, p: [("01_origin_evaluation", params) for params in _list_origins(s)]),
+        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"), _list_once,
+              models=lambda s, p: s.origin_models if s.pool.source == "generate" else [], module="pool.generate"),
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
-              lambda s, p: [("pool", {})], module="pool.rate"),
+              lambda s: _list_once(s) if _needs_annotations(s) else iter(()), lambda s, p: [("pool", {})],
+              lambda s, p: [s.annotation.judge or "none"], module="pool.rate"),
         Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
               ("pairs", "kinship.tau", "annotation.source", "annotation.field",
-               "pool.excluded_origin_models"), _pairs_inputs),
+               "pool.excluded_origin_models"), lambda s: ({"strategy": name} for name in s.strategies), _pairs_inputs),
         Stage("04_alignment_training", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
-              ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"),
-              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
+              ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"), _list_runs,
+              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
-              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _evaluation_inputs),
-        Stage("07_alignment_potential", _SELECTION, "selections/{policy}/{strategy}+{metric}-{ratio}",
+              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _list_evaluations,
+              _evaluation_inputs, lambda s, p: [p["policy"]]),
+        Stage("07_alignment_potential", ("policy", "strategy", "metric", "ratio"),
+              "selections/{policy}/{strategy}+{metric}-{ratio}",
               ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
               (*(f"potential.{k}" for k in _POTENTIAL), "seeds", "training", "pairs.held_out", "pairs.seed", "compute",
-               "annotation.source", "annotation.field"),
-              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})]),
+               "annotation.source", "annotation.field"), _list_selections,
+              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
-               "annotation", "potential", "self_play.rounds", "self_play.arms"), _results_inputs,
+               "annotation", "potential", "self_play.rounds", "self_play.arms"), _list_once, _results_inputs,
               module="results.page", draws=True),
-        Stage("08_self_play", _ROUND, "self_play/{policy}/{arm}/round{round}",
+        Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
-              (*_SELF_PLAY, "training", "compute"), _self_play_inputs),
+              (*_SELF_PLAY, "training", "compute"), _list_rounds, _self_play_inputs, _self_play_models),
     )
 }  # fmt: skip
-
-_MODEL_PARAMETERS = {"01_origin_evaluation": "origin_model", "04_alignment_training": "policy",
-                     "05_policy_evaluation": "policy", "07_alignment_potential": "policy",
-                     "08_self_play": "policy"}  # fmt: skip
-
-
-def compute_jobs(stage: Stage, s: Settings) -> Iterator[dict[str, str]]:
-    """Yield the parameters of each of a stage's jobs."""
-    if stage.per == _ROUND:
-        rounds = [str(r + 1) for r in range(s.self_play.rounds)]
-        yield from ({"policy": p, "arm": a, "round": r} for p in s.policies for a in s.self_play.arms for r in rounds)
-    elif not s.strategies:
-        return  # a study of self-play alone has no pool, no kinship, no runs and so no tables; 08 shows its curves
-    elif stage.per == ("origin_model",):
-        yield from (p for _, p in _origins(s, {}))
-    elif stage.per == ("strategy",):
-        yield from ({"strategy": str(strategy)} for strategy in s.strategies)
-    elif stage.per == _RUN:
-        for policy in s.policies:
-            if stage.name == "05_policy_evaluation":
-                yield {"policy": policy, "strategy": START, "method": START, "seed": "0"}
-            for strategy in s.strategies:
-                for method in s.methods:
-                    yield from ({"policy": policy, "strategy": strategy, "method": method, "seed": str(k)}
-                                for k in s.seeds)  # fmt: skip
-    elif stage.per == _SELECTION:
-        yield from ({"policy": policy, "strategy": str(strategy), "metric": str(metric), "ratio": str(float(ratio))}
-                    for policy in s.policies for strategy in s.potential.strategies or s.strategies
-                    for metric in s.potential.metrics for ratio in s.potential.ratios)  # fmt: skip
-    elif stage.name != "annotation" or _needs_annotations(s):
-        yield {}
 
 
 @dataclass(frozen=True)
@@ -160,7 +173,7 @@ class Job:
 
     experiment: Experiment
     stage: Stage
-    params: dict[str, str]
+    params: Params
 
     @property
     def label(self) -> str:
@@ -203,16 +216,10 @@ class Job:
         return self.experiment.select(self.stage.reads, self.stage.name)
 
     @property
-    def models(self) -> dict[str, dict]:
+    def models(self) -> dict[str, dict[str, Any]]:
         """The models this job loads, each with its father where it is a perturbed copy."""
         s = self.experiment.settings
-        if self.stage.name == "pool":
-            names = s.origin_models if s.pool.source == "generate" else []
-        elif self.stage.name == "annotation":
-            names = [s.annotation.judge or "none"]
-        else:
-            names = [self.params[k] for k in [_MODEL_PARAMETERS.get(self.stage.name)] if k]
-            names += [s.self_play.scorer_model] if self.stage.per == _ROUND and s.self_play.scorer_model else []
+        names = self.stage.models(s, self.params)
         fathers = [father for name in names if (father := s.models[name].perturbed)]
         return {name: s.models[name].model_dump(mode="json") for name in dict.fromkeys([*names, *fathers])}
 
@@ -237,7 +244,7 @@ def find_job(experiment: Experiment, stage_name: str, params: dict[str, object])
     stage, given = STAGES[stage_name], {k: str(v) for k, v in params.items()}
     if given.get("strategy") == START and stage.name == "05_policy_evaluation":
         given |= {"method": START, "seed": "0"}
-    jobs = list(compute_jobs(stage, experiment.settings))
+    jobs = list(stage.jobs(experiment.settings))
     for key in stage.per:
         valid = list(dict.fromkeys(job[key] for job in jobs))
         if given.get(key) not in valid:
@@ -253,4 +260,4 @@ def find_job(experiment: Experiment, stage_name: str, params: dict[str, object])
 
 def list_jobs(experiment: Experiment) -> list[Job]:
     """Return every job of an experiment, in the order of the stages."""
-    return [Job(experiment, s, p) for s in STAGES.values() for p in compute_jobs(s, experiment.settings)]
+    return [Job(experiment, s, p) for s in STAGES.values() for p in s.jobs(experiment.settings)]
