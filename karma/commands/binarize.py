@@ -32,7 +32,7 @@ def binarize(
     pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
     strategy: Annotated[
         list[str],
-        typer.Option(help="rlaif, k_score, k_sim, k_score_sim, random, least_kin; may repeat, or `all`."),
+        typer.Option(help=f"{', '.join(STRATEGIES)}; may repeat, or `all`."),
     ],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
     revision: Annotated[

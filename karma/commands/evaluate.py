@@ -13,16 +13,16 @@ import typer
 from karma.commands.options import Out, default
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
-from karma.evaluation.items import HUB
 from karma.evaluation.scoring import list_warnings
 from karma.models.load import build_spec
+from karma.vocabulary import BENCHMARKS
 
 
 def evaluate(
     out: Out,
     benchmark: Annotated[
         list[str],
-        typer.Option(help="ifeval, mmlu_stem, mmlu_pro, hellaswag, arc_easy, arc_challenge; may repeat, or `all`."),
+        typer.Option(help=f"{', '.join(BENCHMARKS)}; may repeat, or `all`."),
     ],
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
@@ -68,7 +68,7 @@ def run_evaluate(
     Raises:
         InputError: an option or file that cannot be used, or under --strict a recorded answer that does not fit.
     """
-    benchmarks = list(HUB) if "all" in benchmark else list(dict.fromkeys(benchmark))
+    benchmarks = list(BENCHMARKS) if "all" in benchmark else list(dict.fromkeys(benchmark))
     _check(out, model, answers, benchmarks, benchmark_data)
     if options.get("protocol") == "logprob" and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")
@@ -96,8 +96,8 @@ def run_evaluate(
 def _check(out: Path, model: str | None, answers: Path | None, benchmarks: list[str], folder: Path | None) -> None:
     if (model is None) == (answers is None):
         raise InputError("give either --model or --answers")
-    if unknown := [b for b in benchmarks if b not in HUB]:
-        raise InputError(f"--benchmark {unknown[0]}: choose from {', '.join(HUB)}, or all")
+    if unknown := [b for b in benchmarks if b not in BENCHMARKS]:
+        raise InputError(f"--benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}, or all")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
     if out.exists() and not out.is_dir():

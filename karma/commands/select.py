@@ -44,9 +44,7 @@ def select(
     policy: Annotated[str, typer.Option(help="Who is about to learn: smollm2-135m, a folder, or a Hub id.")],
     metric: Annotated[
         str,
-        typer.Option(
-            help="random, explicit_large, explicit_small, implicit_small, implicit_large, m_ap or m_ap_signed."
-        ),
+        typer.Option(help=f"{', '.join(RANKINGS)}."),
     ] = "m_ap",
     ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,

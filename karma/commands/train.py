@@ -14,12 +14,13 @@ from karma.errors import InputError
 from karma.models.load import build_spec
 from karma.study.experiment import View, load_base
 from karma.study.settings import Training
+from karma.vocabulary import METHODS
 
 
 def train(
     pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
     policy: Annotated[str, typer.Option(help="smollm2-135m, a folder, or a Hub id.")],
-    method: Annotated[str, typer.Option(help="sft, dpo or simpo.")],
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")],
     out: Out,
     revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
@@ -59,8 +60,8 @@ def run_train(
     settings = build_settings(assignments)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder to write to")
-    if method not in ("sft", "dpo", "simpo"):
-        raise InputError(f"--method {method}: choose from sft, dpo, simpo")
+    if method not in METHODS:
+        raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
     from karma.models.load import load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pairs.public_shape import load_binarized
