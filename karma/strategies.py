@@ -2,9 +2,10 @@
 
 Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria (`RULES`); each
 keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
-first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped. The last criterion
-breaks ties: in a pool a draw keyed by (seed, row, response), never the order of models, completions or rows; among the
-origin models of a score table, where there are no responses to draw from, S_pref, kinship, and the order given.
+first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped. Ties go to
+the higher S_pref, then the higher kinship; what is still equal is decided by a draw keyed by (seed, row, response) and
+never by the order of models, completions or rows (among the origin models of a score table, which have no responses to
+draw from, by the order given).
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
@@ -75,7 +76,7 @@ class Choice:
 
 
 def choose_by_kinship(
-    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float, by_lot: bool = True
+    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float
 ) -> Choice:
     """Pick a pair a row from the origin models' scores and kinship alone.
 
@@ -85,7 +86,6 @@ def choose_by_kinship(
         s_pref: shape (models,), in [0, 1].
         kinship: shape (models, models), cosine in [-1, 1].
         tau: the least kinship of an eligible pair.
-        by_lot: break ties by the candidates' draws; False: by S_pref and kinship first.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
@@ -110,8 +110,8 @@ def choose_by_kinship(
     high, low = _orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]
     criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
-    ties = [] if by_lot else [score[high], score[low], kin]
-    high, low = keep_best(row, high, low, [*criteria, *ties, draw[high], draw[low]])
+    ties = [score[high], score[low], kin, draw[high], draw[low]]
+    high, low = keep_best(row, high, low, [*criteria, *ties])
     is_tie = score[high] == score[low]
     dropped["equal_s_pref"] = _mark(row[high][is_tie], candidates.n_rows)
     high, low = high[~is_tie], low[~is_tie]
@@ -185,7 +185,7 @@ def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, st
     row, model = np.repeat(np.arange(n_sets), size), sets.ravel()
     order = np.tile(np.arange(size, 0, -1, dtype=np.uint64), n_sets)  # the earlier wins
     candidates = Candidates(n_sets, row, model, order, np.full(len(row), np.nan))
-    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau, by_lot=False)
+    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau)
     picked = np.full((n_sets, 2), -1)
     picked[choice.row] = np.stack([model[choice.chosen], model[choice.rejected]], axis=1)
     return picked

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from karma import vocabulary
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
-from karma.kinship.similarity import compute_kinship
+from karma.kinship.similarity import compute_choices, compute_kinship
 from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
 from karma.pairs.curriculum import order_pairs
 from karma.pairs.folder import save_pairs
@@ -305,6 +305,25 @@ def test_properties(rows, order):
             assert strategy == "rlaif" or (p["chosen_model"] != p["rejected_model"] and p["kinship"] >= 0.1)
     chosen = [{p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")]
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
+
+
+def test_a_repeated_prompt_is_on_one_side_of_the_split(three_models):
+    """The split was keyed by row: the same instruction with other responses could be trained on and tested."""
+    rows = [make_row(f"Question {k // 2}?", [("H", f"h{k}"), ("M", f"m{k}"), ("L", f"l{k}")]) for k in range(60)]
+    rows[1]["instruction"] = " question  0? "
+    pairs = build_pairs(load_pool(rows), three_models, "k_score", tau=0.1, seed=0)
+    sides = [{" ".join(p[0]["content"].casefold().split()) for p in part.table["prompt"].to_pylist()}
+             for part in split_pairs(pairs, 0.4, seed=0)]  # fmt: skip
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_of_equal_kinship_the_higher_s_pref_is_taken_in_a_pool_as_in_a_table(tmp_path):
+    """One rule for ties: the pool drew lots where the score table went by S_pref."""
+    (tmp_path / "collinear.csv").write_text("origin_model,arc_easy,ifeval\nz,0,0\na,0.3,0.3\nb,0.6,0.6\nc,0.9,0.9\n")
+    scores = load_score_table(tmp_path / "collinear.csv")
+    row = make_row(responses=[("a", "1"), ("c", "2"), ("b", "3")])
+    assert {pick(row, scores, "k_sim", seed=seed) for seed in range(20)} == {("c", "b")}
+    assert compute_choices(scores, 0.1)["k_sim"] == ("c", "b")
 
 
 @settings(max_examples=60, deadline=None)

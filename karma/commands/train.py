@@ -26,7 +26,7 @@ def train(
     held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
         "pairs", "held_out"
     ),
-    seed: Annotated[int, typer.Option(help="Of held-out pairs, order and adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of order and adapters; held-out pairs are the same for all.")] = 0,
     p: Annotated[
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
@@ -70,7 +70,7 @@ def run_train(
     from karma.training.train import compute_identity, describe_memory, train
 
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
-    train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, seed))
+    train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, load_base().pairs.seed))
     spec = build_spec(policy, None, None, revision)
     policy = Path(policy).name if spec["path"] else policy
     models, compute = {policy: spec}, SimpleNamespace(device=device, dtype=dtype, threads=threads)

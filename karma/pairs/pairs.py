@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from karma.errors import InputError
 from karma.files import load_json
@@ -52,14 +53,14 @@ class PairSet:
 
 
 def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:
-    """Split off pairs that training must not see, by a draw on (seed, row_id).
+    """Split off pairs that training must not see, by a draw on (seed, prompt).
 
-    A row is held out of every strategy or of none: runs on different sets are tested on prompts none has
-    seen.
+    A prompt is held out of every strategy or of none, wherever it is repeated: runs on different sets are tested on
+    prompts none has seen.
 
     Args:
         pairs: a pair set.
-        held_out: share of the rows, 0..1; the actual number varies around it.
+        held_out: share of the prompts, 0..1; the actual number varies around it.
         seed: of the draw.
 
     Returns:
@@ -67,16 +68,17 @@ def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, Pa
 
     Example:
         >>> from karma.pairs.accounting import Accounting
-        >>> ids = pa.array([f"{i:016x}{0:016x}" for i in range(1000)])
-        >>> whole = PairSet(pa.table({"row_id": ids}), Accounting("k_sim", rows_in=1000, pairs_out=1000))
+        >>> prompts = [[{"role": "user", "content": f"Add {i % 500} and 1."}] for i in range(1000)]
+        >>> whole = PairSet(pa.table({"prompt": prompts}), Accounting("k_sim", rows_in=1000, pairs_out=1000))
         >>> train, held = split_pairs(whole, 0.1, seed=0)
-        >>> len(train) + len(held), 70 < len(held) < 130
-        (1000, True)
+        >>> len(train) + len(held), 60 < len(held) < 140, len(held) % 2
+        (1000, True, 0)
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out is {held_out}: a share of the rows from 0 up to, not including, 1")
-    ids = pairs.table["row_id"].to_pylist()
-    keys = np.array([int(i[:16], 16) for i in ids], np.uint64)
+    prompts = pairs.table["prompt"].to_pylist()
+    texts = [" ".join(" ".join(turn["content"] for turn in prompt).casefold().split()) for prompt in prompts]
+    keys = np.array([xxh3_64_intdigest(text.encode("utf-8", "replace")) for text in texts], np.uint64)
     draws = compute_draws(seed, "held_out", keys).astype(np.float64) / 2.0**64
     is_held = draws < held_out
     return _take_part(pairs, ~is_held, "held_out"), _take_part(pairs, is_held, "in_training")
