@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_kinship, plot_worked_example
 from karma.figures.kinship_map import plot_pca
 from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
-from karma.figures.style import save_axes, save_figure
+from karma.figures.style import save_figure
 from karma.kinship.clusters import compute_pca, compute_trees
 from karma.kinship.study import KinshipStudy
 from karma.scores.normalise import compute_normalized
@@ -55,5 +55,5 @@ def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -
     drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut, table)[0]
     drawn[9] = plot_worked_example(table, worked[9], tau)[0]
     for number, ax in drawn.items():
-        save_axes(ax, folder / f"figure{number}")
+        save_figure(ax, folder / f"figure{number}")
     return list(drawn.values())

@@ -47,24 +47,21 @@ def row_style(place: int) -> dict[str, str]:
     return {"color": PALETTE[place % n], "hatch": HATCHES[(place + again) % n], "marker": MARKERS[(place + again) % n]}
 
 
-def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Save a figure as PNG and SVG under `path` (its suffix is ignored), atomically and reproducibly.
+def save_figure(drawn: Figure | Axes, path: str | Path) -> list[Path]:
+    """Save a figure, or the one that axes belong to, as PNG and SVG under `path`, whole and the same bytes each time.
+
+    Args:
+        drawn: what to save. path: its suffix is ignored.
 
     Returns:
         The two paths written.
     """
-    path = Path(path)
-    written = []
+    path, written = Path(path), []
+    figure = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
+    assert figure is not None
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": "karma"})):
         target = path.with_suffix(suffix)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
         written.append(target)
     return written
-
-
-def save_axes(ax: Axes, path: Path) -> list[Path]:
-    """Save the figure that holds `ax` as PNG and SVG, and return the paths."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    return save_figure(figure, path)

@@ -15,7 +15,7 @@ import pandas as pd
 from karma.figures.diagrams import plot_framework, plot_labelling
 from karma.figures.kinship_study import save_kinship_figures
 from karma.figures.results import plot_capabilities, plot_policies
-from karma.figures.style import save_axes, set_style
+from karma.figures.style import save_figure, set_style
 from karma.files import atomic_path
 from karma.results.audit import audit_paper
 from karma.results.estimates import compute_capabilities, compute_policies
@@ -71,10 +71,10 @@ def save_frame(frame: pd.DataFrame, path: Path) -> None:
 
 def _save_figures(study: Study, folder: Path) -> None:
     counts = compute_counts(study)
-    save_axes(plot_labelling(counts), folder / "figure1")
-    save_axes(plot_framework(study, counts), folder / "figure2")
-    save_axes(plot_capabilities(compute_capabilities(study), study.source), folder / "figure5")
-    save_axes(plot_policies(compute_policies(study, "dpo"), "dpo")[0], folder / "figure6")
+    save_figure(plot_labelling(counts), folder / "figure1")
+    save_figure(plot_framework(study, counts), folder / "figure2")
+    save_figure(plot_capabilities(compute_capabilities(study), study.source), folder / "figure5")
+    save_figure(plot_policies(compute_policies(study, "dpo"), "dpo")[0], folder / "figure6")
     assert study.scores is not None
     save_kinship_figures(study.scores, load_base().kinship, folder)
     plt.close("all")

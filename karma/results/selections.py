@@ -37,10 +37,10 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     from IPython.display import Markdown
 
     from karma.figures.potential import plot_curve
-    from karma.figures.style import save_axes
+    from karma.figures.style import save_figure
 
     axes = plot_curve(compared)
-    save_axes(axes[0], figures / "selections")
+    save_figure(axes[0], figures / "selections")
     plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
     made = [
         build_selection_table(compared),
