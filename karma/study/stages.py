@@ -5,14 +5,17 @@ its files lie and which notebook makes a missing one, and `karma notebook` check
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from karma.errors import InputError
 from karma.study.experiment import Experiment, View
 from karma.study.settings import SelfPlay, Settings
 from karma.vocabulary import START
+
+Needed = list[tuple[str, dict[str, str]]]  # (stage name, parameters) of the jobs that one waits for
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Stage:
     folder: str
     products: tuple[str, ...]
     reads: tuple[str, ...]
-    inputs: Callable[[Settings, dict[str, str]], list[tuple[str, dict[str, str]]]] = field(default=lambda s, p: [])
+    inputs: Callable[[Settings, dict[str, str]], Needed] = field(default=lambda s, p: [])
     module: str = ""
     draws: bool = False
 
@@ -49,11 +52,11 @@ def _needs_annotations(settings: Settings) -> bool:
     return settings.annotation.source == "judge" and "rlaif" in settings.strategies
 
 
-def _origins(s: Settings, p: dict) -> list:
+def _origins(s: Settings, p: dict[str, str]) -> Needed:
     return [("01_origin_evaluation", {"origin_model": m}) for m in s.origin_models if s.scores.table == "measured"]
 
 
-def _pairs_inputs(s: Settings, p: dict) -> list:
+def _pairs_inputs(s: Settings, p: dict[str, str]) -> Needed:
     return [
         ("pool", {}),
         ("02_kinship_analysis", {}),
@@ -61,12 +64,12 @@ def _pairs_inputs(s: Settings, p: dict) -> list:
     ]
 
 
-def _evaluation_inputs(s: Settings, p: dict) -> list:
+def _evaluation_inputs(s: Settings, p: dict[str, str]) -> Needed:
     start = {"policy": p["policy"], "strategy": START, "method": START, "seed": "0"}
     return [] if p["strategy"] == START else [("04_alignment_training", p), ("05_policy_evaluation", start)]
 
 
-def _results_inputs(s: Settings, p: dict) -> list:
+def _results_inputs(s: Settings, p: dict[str, str]) -> Needed:
     stages = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
               "07_alignment_potential")  # fmt: skip
     jobs = [(name, params) for name in stages for params in compute_jobs(STAGES[name], s)]
@@ -74,7 +77,7 @@ def _results_inputs(s: Settings, p: dict) -> list:
     return jobs + [("08_self_play", p) for p in compute_jobs(STAGES["08_self_play"], s) if p["round"] == last]
 
 
-def _self_play_inputs(s: Settings, p: dict) -> list:
+def _self_play_inputs(s: Settings, p: dict[str, str]) -> Needed:
     return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
 
 
@@ -203,7 +206,7 @@ class Job:
         return self.experiment.select(self.stage.reads, self.stage.name)
 
     @property
-    def models(self) -> dict[str, dict]:
+    def models(self) -> dict[str, dict[str, Any]]:
         """The models this job loads, each with its father where it is a perturbed copy."""
         s = self.experiment.settings
         if self.stage.name == "pool":
@@ -230,7 +233,7 @@ class Job:
                     )
 
 
-def find_job(experiment: Experiment, stage_name: str, params: dict[str, object]) -> Job:
+def find_job(experiment: Experiment, stage_name: str, params: Mapping[str, object]) -> Job:
     """Return the job with these parameters, or raise an InputError with what is valid."""
     if stage_name not in STAGES:
         raise InputError(f"no stage '{stage_name}'; there are {', '.join(STAGES)}")
