@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +30,7 @@ from karma.models.logprobs import (
 from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
 from karma.potential.margins import compute_implicit_margin
 from karma.study.settings import ModelSpec
-from tests.conftest import ROOT
+from tests.conftest import CALL_LIMIT, ROOT, wait_until
 
 MODELS = {
     "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
@@ -179,16 +178,17 @@ def test_impossible_sizes_are_refused(max_length, tokens, message):
         measure_logps(make_pairs(1), MODELS, "tiny", COMPUTE, max_length, tokens)
 
 
-SLOW = """
+STUCK = f"""
 import sys, time
 import karma.potential.logps as margins
 from tests.test_margins import COMPUTE, MODELS, make_pairs
-real = margins.compute_row_logps
-def slow(*args):
-    time.sleep(0.5)
-    return real(*args)
-margins.compute_row_logps = slow
 from pathlib import Path
+real = margins.compute_row_logps
+def stuck(*args):
+    if len(list(Path(sys.argv[1]).glob("*/*/*.json"))) >= 2:
+        time.sleep({CALL_LIMIT})
+    return real(*args)
+margins.compute_row_logps = stuck
 margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sys.argv[1]))
 """
 
@@ -196,10 +196,8 @@ margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sy
 def test_a_killed_run_loses_one_shard_and_ends_in_the_same_bytes(tmp_path):
     whole = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(list(killed.glob("*/*/*.json"))) < 2 and time.time() < deadline:
-        time.sleep(0.05)
+    process = subprocess.Popen([sys.executable, "-c", STUCK, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(killed.glob("*/*/*.json"))) >= 2 or process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     n_kept = len(list(killed.glob("*/*/*.json")))

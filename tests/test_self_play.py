@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,7 @@ from karma.self_play.selection import add_margins, compute_token_margins, find_b
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.self_play_round import open_tiny, play_round
 
 DEMO = ROOT / "karma" / "data" / "demo" / "verifiable.jsonl"
@@ -408,11 +407,12 @@ def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, t
     """kill -9 as soon as some answers are kept; then the same command again."""
     command = [sys.executable, "-m", "tests.self_play_round", str(tmp_path), "select_then_evolve", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept, deadline = [], time.time() + 120
-    while len(kept) < 4 and time.time() < deadline and process.poll() is None:
-        time.sleep(0.01)
-        kept = list(tmp_path.glob("outputs/answers/*/*.json"))
+    process = subprocess.Popen(
+        [*command, "hold"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    answers = "outputs/answers/*/*.json"
+    wait_until(lambda: len(list(tmp_path.glob(answers))) >= 4 or process.poll() is not None)
+    kept = list(tmp_path.glob(answers))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     where = Path("outputs/self_play/tiny/select_then_evolve/round1")
