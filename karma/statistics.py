@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import, in every job of a study
 
 from karma.errors import InputError
 
@@ -40,7 +40,7 @@ def compute_wilson(value: float, n: float, standard_error: float | None = None) 
         raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
     if standard_error and 0 < value < 1:
         n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    z = float(ndtri((1 + LEVEL) / 2))
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
     low, high = max(0.0, centre - half), min(1.0, centre + half)
@@ -70,7 +70,7 @@ def compute_mean(values: ArrayLike, units: ArrayLike | None = None) -> dict[str,
     if n < 2:
         return {"value": mean, "standard_error": math.nan, "low": math.nan, "high": math.nan, "df": 0}
     error = float(np.sqrt(((own - mean * size) ** 2).sum() * n / (n - 1)) / size.sum())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": n - 1}
 
 
@@ -82,9 +82,11 @@ def compute_spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float,
         >>> round(rho, 2), -1 < low < rho < high < 1
         (0.71, True)
     """
-    rho = float(stats.spearmanr(first, second).statistic)
+    from scipy.stats import spearmanr
+
+    rho = float(spearmanr(first, second).statistic)
     n = len(np.asarray(first))
-    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     centre = np.arctanh(np.clip(rho, -0.999999, 0.999999))
     low, high = np.tanh([centre - half, centre + half])
     return rho, float(low), float(high)
@@ -120,7 +122,7 @@ def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int 
     """
     if effect == 0:
         return None
-    z = stats.norm.ppf(1 - ALPHA / 2 / n_tests) + stats.norm.ppf(POWER)
+    z = float(ndtri(1 - ALPHA / 2 / n_tests) + ndtri(POWER))
     return math.ceil(round(n * float(z * standard_error / effect) ** 2, 6))
 
 

@@ -51,6 +51,7 @@ def execute_notebook(job: Job, values: dict[str, Any]) -> None:
     Raises:
         InputError: no such parameter. KarmaError: a cell failed, or the kernel died.
     """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # jsonschema would build its grammar: 1 s
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
