@@ -41,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def save_json(value: Any, path: str | Path) -> None:
+def save_json(value: object, path: str | Path) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, since other readers could not parse it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
@@ -66,7 +66,7 @@ def load_json(path: str | Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def compute_digest(value: Any) -> str:
+def compute_digest(value: object) -> str:
     """Return a short SHA-256 of bytes, text, or anything JSON can hold (keys sorted).
 
     Example:

@@ -7,7 +7,6 @@ interval, and whoever shows one says so.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -125,6 +124,6 @@ def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int 
     return math.ceil(round(n * float(z * standard_error / effect) ** 2, 6))
 
 
-def quantiles(draws: np.ndarray) -> Any:
+def quantiles(draws: np.ndarray) -> np.ndarray:
     """Return the 95 % interval of bootstrap draws along the first axis: (low, high)."""
-    return np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+    return np.asarray(np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2], axis=0))

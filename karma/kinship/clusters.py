@@ -88,7 +88,7 @@ def compute_linkage(distance: pd.DataFrame, linkage: str = "average") -> np.ndar
     """Return scipy's linkage matrix, (n - 1) x 4, of a square distance table."""
     if linkage not in LINKAGES:
         raise InputError(f"linkage is '{linkage}', expected one of {', '.join(LINKAGES)}")
-    return compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage)
+    return np.asarray(compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage))
 
 
 def compute_clusters(tree: np.ndarray, cut: float, names: pd.Index) -> pd.Series:

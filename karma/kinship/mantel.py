@@ -7,7 +7,9 @@ is "no" only where a medium effect would have shown; else, and where p is small 
 tests, it is "cannot tell". Limit: 16 models, of which few share a developer.
 """
 
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,7 +102,7 @@ def _permute(gaps: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_permut
 def _correlate(rows: np.ndarray, standard: np.ndarray) -> np.ndarray:
     """Return Pearson's r of each row with a standardised vector."""
     centred = rows - rows.mean(axis=1, keepdims=True)
-    return (centred @ standard) / (rows.std(axis=1) * len(standard))
+    return np.asarray((centred @ standard) / (rows.std(axis=1) * len(standard)))
 
 
 def compute_mantel_table(
@@ -189,7 +191,7 @@ def compute_kin_agreement(
     }
 
 
-def _judge(test: dict) -> str:
+def _judge(test: Mapping[str, Any]) -> str:
     """Put one test in words: yes, no, or cannot tell and why."""
     if np.isnan(test["r"]):
         return "cannot tell: the fact is unknown, or the same for all models"

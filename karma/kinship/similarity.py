@@ -60,7 +60,7 @@ def compute_cosine(normalized: pd.DataFrame) -> pd.DataFrame:
 def compute_unit_rows(values: np.ndarray) -> np.ndarray:
     """Scale the last axis to length 1; zero rows stay zero."""
     length = np.linalg.norm(values, axis=-1, keepdims=True)
-    return np.divide(values, length, out=np.zeros_like(values), where=length > 0)
+    return np.asarray(np.divide(values, length, out=np.zeros_like(values), where=length > 0))
 
 
 def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:

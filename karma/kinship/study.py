@@ -6,7 +6,7 @@ gigabyte. Limit: uncertainty needs the number of items behind each score; where 
 None.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,30 +92,26 @@ def build_study(
     nearest = compute_nearest_kin(normalized)
     s_pref = compute_s_pref(table).to_frame()
     agreement = _compute_agreement(table, nearest, rng)
-    basis: dict[str, Any] = {
-        "table": table, "tau": tau, "cut": cut, "normalized": normalized, "nearest": nearest,
-        "pca": compute_pca(normalized), "agreement": agreement, "s_pref": s_pref,
-    }  # fmt: skip
+    study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
     if len(table.scores) > MAX_SQUARE:
-        return KinshipStudy(**basis)
+        return study
     kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
     sets = build_sets(len(table.scores), SET_SIZE, rng)
-    square = {
-        "kinship": kinship, "trees": trees, "choices": compute_choices(table, tau), "n_sets": len(sets),
-        "clusters": pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
-        "mantel": compute_mantel_table(table, DISTANCES, rng), "taus": sweep_tau(kinship),
-        "sensitivity": compute_sensitivity(table, sets, tau), "pairs": list_pairs(table, tau),
-    }  # fmt: skip
+    study = replace(
+        study, kinship=kinship, trees=trees, choices=compute_choices(table, tau), n_sets=len(sets),
+        clusters=pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
+        mantel=compute_mantel_table(table, DISTANCES, rng), taus=sweep_tau(kinship),
+        sensitivity=compute_sensitivity(table, sets, tau), pairs=list_pairs(table, tau),
+    )  # fmt: skip
     if table.n_items is not None:
         n_draws = min(n_draws, max(100, MAX_CELLS // len(table.scores) ** 2))
         draws = draw_tables(table, rng, n_draws)
-        basis["s_pref"] = compute_s_pref_intervals(table, draws)
-        square |= {
-            "n_draws": n_draws,
-            "pairs": compute_pair_uncertainty(table, draws, tau), "n_discarded": draws.n_discarded,
-            "choice_uncertainty": compute_choice_uncertainty(table, draws, sets, tau),
-        }  # fmt: skip
-    return KinshipStudy(**basis, **square)
+        study = replace(
+            study, s_pref=compute_s_pref_intervals(table, draws), n_draws=n_draws, n_discarded=draws.n_discarded,
+            pairs=compute_pair_uncertainty(table, draws, tau),
+            choice_uncertainty=compute_choice_uncertainty(table, draws, sets, tau),
+        )  # fmt: skip
+    return study
 
 
 def _compute_agreement(table: ScoreTable, nearest: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:

@@ -11,7 +11,6 @@ Paper: the comparison is ours; section 4 compares the trained policies instead.
 import math
 from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +85,7 @@ def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFr
     return shares
 
 
-def compute_cost_saved(pool: ResponsePool) -> dict[str, Any]:
+def compute_cost_saved(pool: ResponsePool) -> dict[str, int]:
     """Count what annotating every response once would take, and kinship does not.
 
     Returns:

@@ -43,7 +43,7 @@ class Binarizer:
     match_rows: bool = False
     books: dict[str, Accounting] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for strategy in self.strategies:
             if strategy not in STRATEGIES:
                 raise InputError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
@@ -107,7 +107,7 @@ class Binarizer:
 
     def _annotate(self, batch: ResponseBatch, usable: np.ndarray) -> np.ndarray:
         if self.rules.annotations is None:
-            return batch.annotation[usable]
+            return np.asarray(batch.annotation[usable])
         return self.rules.annotations.look_up(batch.row_digest[batch.row[usable]], batch.response_digest[usable])
 
     def _bar_rows(self, batch: ResponseBatch) -> dict[str, np.ndarray]:
@@ -231,7 +231,7 @@ def _as_messages(role: str, texts: pa.Array) -> pa.Array:
 
 def _is_blank(texts: pa.Array) -> np.ndarray:
     blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
-    return blank.fill_null(True).to_numpy(zero_copy_only=False)
+    return np.asarray(blank.fill_null(True).to_numpy(zero_copy_only=False))
 
 
 def _normalize(text: str) -> str:

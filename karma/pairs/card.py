@@ -8,8 +8,9 @@ Paper: the licence notes are ours; facts on UltraFeedback's origin models.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import yaml
@@ -27,13 +28,14 @@ LICENCE_NOTES = {
 }
 LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
 N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
+_Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @dataclass
 class CardFacts:
     """What the card counts while pairs stream by."""
 
-    by_models: Counter = field(default_factory=Counter)
+    by_models: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, table: pa.Table) -> None:
@@ -104,7 +106,7 @@ def _build_metadata(accounting: Accounting) -> dict[str, Any]:
     }
 
 
-def _build_licences(by_models: Counter) -> str:
+def _build_licences(by_models: Counter[tuple[str, str]]) -> str:
     total, rows = by_models.total(), Counter[str]()
     for models, n in by_models.items():
         rows.update(
@@ -130,10 +132,10 @@ def _quote(text: str) -> str:
     return flat if len(flat) <= EXAMPLE_CHARACTERS else flat[: EXAMPLE_CHARACTERS - 1] + "…"
 
 
-def _by_count(counter: Counter) -> list[tuple[Any, int]]:
+def _by_count(counter: Counter[_Key]) -> list[tuple[_Key, int]]:
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    lines: list[tuple[object, ...]] = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -44,7 +44,7 @@ class PairSet:
     accounting: Accounting
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     @property
     def strategy(self) -> str:

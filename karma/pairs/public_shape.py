@@ -6,8 +6,9 @@ wrote the answers, so both models are "unknown" and kinship is empty. Decision: 
 scores, are kept here and left to whoever uses the pairs to count; only what is no pair at all is an error.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,9 @@ from karma.pairs.pairs import PairSet
 from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.pool.rows import parse_json
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 STRATEGY, UNKNOWN = "binarized", "unknown"
 
@@ -48,7 +52,7 @@ def load_binarized(path: str | Path) -> PairSet:
     return PairSet(pa.Table.from_pylist(rows, PAIR_SCHEMA), accounting)
 
 
-def _read(path: Path):
+def _read(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".parquet":
         try:
             return enumerate(pq.read_table(path).to_pylist(), 1)
@@ -99,7 +103,7 @@ def _split(prompt: Any, answer: Any, where: str, key: str) -> tuple[list[dict[st
     return before, turns[-1:]
 
 
-def _as_score(value: Any) -> float | None:
+def _as_score(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -154,7 +158,7 @@ def save_dataset(folder: str | Path) -> Path:
     return target
 
 
-def push_pairs(folder: str | Path, repository: str, private: bool = True, api: Any = None) -> str:
+def push_pairs(folder: str | Path, repository: str, private: bool = True, api: "HfApi | None" = None) -> str:
     """Upload a pair folder, card included, to a data-set repository on the Hub.
 
     Args:

@@ -140,7 +140,8 @@ def compare_gaps(gaps: Mapping[str, pd.DataFrame], baseline: str) -> pd.DataFram
 
 def get_texts(messages: pa.ChunkedArray | pa.Array) -> list[str]:
     """Return the text of single-turn message lists."""
-    return pc.struct_field(pc.list_flatten(messages), "content").to_pylist()
+    texts: list[str] = pc.struct_field(pc.list_flatten(messages), "content").to_pylist()
+    return texts
 
 
 def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, object]:
@@ -182,4 +183,4 @@ def _grade(text: str) -> float:
 
 def _cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(axis=1), norms, out=np.full(len(a), np.nan), where=norms > 0)
+    return np.asarray(np.divide((a * b).sum(axis=1), norms, out=np.full(len(a), np.nan), where=norms > 0))

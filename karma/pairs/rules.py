@@ -52,7 +52,7 @@ class Rules:
     same_system_prompt: bool = False
     near_identical: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
             raise InputError(f"tau is {self.tau}: a cosine lies between -1 and 1")
         if self.rejected not in ("random_lower", "worst"):

@@ -39,7 +39,7 @@ def load_study_table(job: Job) -> ScoreTable:
     return replace(table, facts=facts)
 
 
-def _find_base(name: str, models: dict[str, dict]) -> str:
+def _find_base(name: str, models: dict[str, dict[str, Any]]) -> str:
     return (models.get(name) or {}).get("perturbed") or name
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import atomic_path
-from karma.scores.columns import ColumnMap, compute_fractions, load_column_map, load_rows
+from karma.scores.columns import ColumnMap, Unit, compute_fractions, load_column_map, load_rows
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import FACT_COLUMNS, PAPER_TABLES, ScoreTable, check_models, load_benchmarks
@@ -57,14 +57,14 @@ def _load_paper(four_digit: bool) -> ScoreTable:
     name = "paper, Table 3"
     if four_digit:
         at = header.index("mmlu_pro")
-        digits = dict(load_rows(str(PAPER_TABLES / "table3_four_digit.csv"))[1])  # type: ignore[arg-type]
+        digits = dict(load_rows(str(PAPER_TABLES / "table3_four_digit.csv"))[1])
         rows = [[*row[:at], digits[row[0]], *row[at + 1 :]] for row in rows]
         name += " with MMLU-Pro to four digits (the same group's ZEBRA repository)"
     units = load_benchmarks()["table3_unit"].to_dict()
     return replace(_build_from_rows(header, rows, name, units), source=name)
 
 
-def _build_from_rows(header: list[str], rows: list[list[str]], path: str, units: dict) -> ScoreTable:
+def _build_from_rows(header: list[str], rows: list[list[str]], path: str, units: dict[str, Unit]) -> ScoreTable:
     """Assemble a table whose columns bear the paper's benchmark names."""
     file, known = Path(path).name, load_benchmarks()
     if header[0] != "origin_model":

@@ -47,7 +47,7 @@ class ScoreTable:
     source: str = "memory"
     case_sensitive: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_models(self.scores.index, self.source, self.case_sensitive)
         check_scores(self.scores, self.source)
 

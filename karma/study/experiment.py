@@ -6,11 +6,11 @@ replaced. What may be said is in `karma.study.settings`. A stage sees only the s
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,15 +19,19 @@ from karma.errors import InputError
 from karma.files import find_project_root
 from karma.study.settings import ModelSpec, Settings
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic_core import ErrorDetails
+
 
 class View:
     """Settings as attributes, cut down to what a stage declares; anything else is a clear error."""
 
-    def __init__(self, values: dict[str, Any], path: str, stage: str):
+    def __init__(self, values: dict[str, Any], path: str, stage: str) -> None:
         self.__dict__.update({k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()})
         self._values, self._path, self._stage = values, path, stage
 
-    def __getattr__(self, key: str):
+    def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
         raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py")
@@ -50,7 +54,7 @@ class Experiment:
         path: the experiment's file. root: the clone's top folder. outputs: root / outputs / name.
     """
 
-    def __init__(self, settings: Settings, sources: dict[str, str], path: Path, root: Path):
+    def __init__(self, settings: Settings, sources: dict[str, str], path: Path, root: Path) -> None:
         self.settings, self.sources, self.path, self.root = settings, sources, path, root
         self.outputs = root / "outputs" / settings.name
 
@@ -65,7 +69,7 @@ class Experiment:
             target[parts[-1]] = node[parts[-1]]
         return View(chosen, "", stage)
 
-    def show(self, keys: tuple[str, ...]):
+    def show(self, keys: tuple[str, ...]) -> "pd.DataFrame":
         """Return the values under `keys` as a table: setting, value, file that set it."""
         import pandas as pd
 
@@ -120,15 +124,16 @@ def find_experiment_file(path: str | Path) -> tuple[Path, Path]:
     raise InputError(f"experiment '{path}' not found; there are {there}")
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML carries no types
     """A safe loader that refuses a key given twice, of which YAML would keep the last in silence."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         repeated = [k for k in keys if keys.count(k) > 1]
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merge(into: dict, sources: dict[str, str], values: dict, file: str, prefix: str) -> None:
+def _merge(into: dict[str, Any], sources: dict[str, str], values: dict[str, Any], file: str, prefix: str) -> None:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if _is_branch(value) and _is_branch(into.get(key)) and key not in ("lora",) and prefix != "models.":
@@ -170,7 +175,7 @@ def _validate(values: dict[str, Any], file: Path) -> Settings:
         raise InputError(f"{file.name}: {'; '.join(_explain(e) for e in error.errors())}") from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: "ErrorDetails") -> str:
     """Turn one pydantic error into: key, what was given, what was expected."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -193,14 +198,14 @@ def _explain(error: Any) -> str:
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
 
 
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
+def _inner_model(annotation: object) -> type[BaseModel] | None:
     for part in (annotation, *get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
 
 
-def _looks_scientific(value: Any) -> bool:
+def _looks_scientific(value: object) -> bool:
     if not isinstance(value, str) or "e" not in value.lower():
         return False
     try:

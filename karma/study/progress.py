@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
+from typing import TypedDict
 
 from rich.console import Console
 from rich.live import Live
@@ -18,6 +18,18 @@ from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job, find_job, list_jobs
 
 console = Console()
+
+
+class JobState(TypedDict):
+    """What Snakemake has told of one job; times in seconds since the epoch, `ended` None while it runs."""
+
+    job: Job
+    label: str
+    status: str
+    reason: object
+    started: float
+    ended: float | None
+    log: Path
 
 
 def describe_needs(job: Job) -> str:
@@ -35,9 +47,9 @@ def describe_needs(job: Job) -> str:
     return ", ".join(needs) or "files of earlier stages"
 
 
-def read_events(experiment: Experiment, path: Path) -> dict[str, dict[str, Any]]:
+def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
     """Return the last known state of each job that Snakemake planned: label, status, reason, times, log."""
-    states: dict[str, dict[str, Any]] = {}
+    states: dict[str, JobState] = {}
     if not path.is_file():
         return states
     for line in path.read_text("utf-8").splitlines():
@@ -65,7 +77,7 @@ def find_elapsed(events: Path) -> float:
     return time.time() - float(json.loads(first[0])["time"]) if first[1] else 0.0
 
 
-def show_progress(experiment: Experiment, events: Path, child: Popen) -> None:
+def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
     """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
     started = time.time()
     told: set[str] = set()
@@ -82,7 +94,7 @@ def show_progress(experiment: Experiment, events: Path, child: Popen) -> None:
         _print_changes(read_events(experiment, events), told, sum(read_plan(events).values()) or total)
 
 
-def _print_changes(states: dict[str, dict], told: set[str], total: int) -> None:
+def _print_changes(states: dict[str, JobState], told: set[str], total: int) -> None:
     for number, state in states.items():
         if state["ended"] and number not in told:
             told.add(number)
@@ -101,7 +113,7 @@ def read_plan(events: Path) -> dict[str, int]:
     return plan
 
 
-def render(experiment: Experiment, states: dict[str, dict], elapsed: float) -> Table:
+def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) -> Table:
     """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left."""
     jobs, plan = list_jobs(experiment), read_plan(experiment.outputs / ".sweep" / "events.jsonl")
     table = Table("stage", "jobs", "done", "running", "failed", "to do", title=experiment.settings.name)
@@ -131,7 +143,7 @@ def _log_folder(experiment: Experiment) -> str:
     return os.path.relpath(experiment.outputs / ".sweep" / "logs")
 
 
-def estimate_left(states: dict[str, dict], plan: dict[str, int], now: float) -> float | None:
+def estimate_left(states: dict[str, JobState], plan: dict[str, int], now: float) -> float | None:
     """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now.
 
     Args:
@@ -152,7 +164,7 @@ def estimate_left(states: dict[str, dict], plan: dict[str, int], now: float) -> 
     return max(left, 0.0) / max(len(running), 1)
 
 
-def shorten(reason: Any) -> str:
+def shorten(reason: object) -> str:
     """Return a reason on one line, at most 90 characters."""
     text = " ".join(str(reason).split())
     return text if len(text) <= 90 else text[:87] + "..."

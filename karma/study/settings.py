@@ -4,7 +4,7 @@ The models have no defaults but for `ModelSpec`, whose fields exclude each other
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +27,7 @@ Benchmark = Annotated[str, _known(BENCHMARKS)]
 Arm = Annotated[str, _known(ARMS)]
 
 
-def _check_unique(values: list) -> list:
+def _check_unique(values: list[object]) -> list[object]:
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is listed twice")
@@ -87,7 +87,7 @@ class ModelSpec(_Strict):
     api: ApiSource | None = None
 
     @model_validator(mode="after")
-    def _check_one_source(self):
+    def _check_one_source(self) -> Self:
         given = [k for k in _SOURCES if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(_SOURCES)} (got {given or 'none'})")
@@ -248,7 +248,7 @@ class SelfPlay(_Strict):
     seed: int
 
     @model_validator(mode="after")
-    def _check_scorer(self):
+    def _check_scorer(self) -> Self:
         if (self.scorer == "instructions") == (self.scorer_model is not None):
             raise ValueError("scorer_model: name a model for judge and reward_model, and none for instructions")
         return self
@@ -292,7 +292,7 @@ class Settings(_Strict):
             raise ValueError("compute.backend: vllm loads whole weights only: set training.merge_adapter to true")
 
     @model_validator(mode="after")
-    def _check_references(self):
+    def _check_references(self) -> Self:
         if not self.strategies and not self.self_play.rounds:
             raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
         known = ", ".join(self.models) or "none"

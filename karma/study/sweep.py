@@ -25,6 +25,7 @@ from karma.study.execute import count_gpus
 from karma.study.experiment import Experiment
 from karma.study.fingerprint import compute_stage_code
 from karma.study.progress import (
+    JobState,
     console,
     describe_needs,
     find_elapsed,
@@ -76,7 +77,7 @@ def run_sweep(experiment: Experiment, cores: int | None = None, until: str | Non
     show_where(experiment)
 
 
-def plan_sweep(experiment: Experiment, until: str | None = None) -> list[dict[str, Any]]:
+def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobState]:
     """Return the jobs a run would do, each with Snakemake's reason, without doing any."""
     prepare(experiment)
     events = experiment.outputs / ".sweep" / f"plan-{os.getpid()}.jsonl"
@@ -186,7 +187,7 @@ def _end_survivors(experiment: Experiment) -> None:
 
 def _start(
     experiment: Experiment, events: Path, cores: int | None, until: str | None, *options: str
-) -> subprocess.Popen:
+) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ, "KARMA_EVENTS": str(events), "KARMA_EXPERIMENT": str(experiment.path),
         "KARMA_ROOT": str(experiment.root),
