@@ -7,11 +7,10 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +21,7 @@ from karma.study.provenance import _relative, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
 
-def run_stage(name: str, experiment: str, params: dict[str, Any], command: str = "") -> Job:
+def run_stage(name: str, experiment: str, params: Mapping[str, object], command: str = "") -> Job:
     """Run one job headless: its notebook, or for stages without one the module's `run`; record where it came from.
 
     Raises:
@@ -34,7 +33,7 @@ def run_stage(name: str, experiment: str, params: dict[str, Any], command: str =
     started = time.perf_counter()
     with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
-            values: dict[str, Any] = {"experiment": str(job.experiment.path), **job.params}
+            values = {"experiment": str(job.experiment.path), **job.params}
             execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
         if job.stage.module:
             import_module(f"karma.{job.stage.module}").run(job)
@@ -42,7 +41,7 @@ def run_stage(name: str, experiment: str, params: dict[str, Any], command: str =
     return job
 
 
-def execute_notebook(job: Job, values: dict[str, Any]) -> None:
+def execute_notebook(job: Job, values: Mapping[str, object]) -> None:
     """Execute a job's notebook with papermill; the executed copy, traceback included, lies at `job.executed_notebook`.
 
     Args:
@@ -74,7 +73,7 @@ def execute_notebook(job: Job, values: dict[str, Any]) -> None:
         ) from error
 
 
-def check_parameters(notebook: Path, values: dict[str, Any]) -> None:
+def check_parameters(notebook: Path, values: Collection[str]) -> None:
     """Raise an InputError where a name is not in the notebook's `parameters` cell."""
     import ast
 

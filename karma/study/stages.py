@@ -5,7 +5,7 @@ its files lie and which notebook makes a missing one, and `karma notebook` check
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -237,7 +237,7 @@ class Job:
                     )
 
 
-def find_job(experiment: Experiment, stage_name: str, params: dict[str, object]) -> Job:
+def find_job(experiment: Experiment, stage_name: str, params: Mapping[str, object]) -> Job:
     """Return the job with these parameters, or raise an InputError with what is valid."""
     if stage_name not in STAGES:
         raise InputError(f"no stage '{stage_name}'; there are {', '.join(STAGES)}")
