@@ -8,7 +8,6 @@ API, where a prompt's company changes nothing, each prompt is kept on its own an
 Decision: batches never mix benchmarks, since a batch's company changes the rounding of a prompt's answer.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from karma.backends import Answered, open_backend
 from karma.errors import InputError, KarmaError
-from karma.files import compute_digest, load_json, save_json
+from karma.files import compute_digest, load_json, load_json_lines, save_json
 from karma.models import Specs
 
 Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
@@ -245,13 +244,14 @@ def build_pool(job: Any) -> list[dict[str, Any]]:
 
 
 def _load_instructions(path: Path) -> dict[str, str]:
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        instructions = {row["instruction"]: row.get("source", path.stem) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} must be JSON lines with `instruction`: {error!r}") from error
-    if len(instructions) < len(rows):
-        raise InputError(f"{path}: {len(rows) - len(instructions)} instructions stand twice: remove the copies")
+    instructions: dict[str, str] = {}
+    for number, row in load_json_lines(path):
+        text = row.get("instruction") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise InputError(f"{path}: line {number} has no `instruction`: give each line a text to ask")
+        if text in instructions:
+            raise InputError(f"{path}: line {number} repeats an instruction: remove the copy")
+        instructions[text] = row.get("source", path.stem)
     return instructions
 
 
