@@ -66,6 +66,54 @@ def load_json(path: str | Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of each line that is not blank; blank lines count, so that the numbers are an editor's.
+
+    A line ends at "\\n" alone: `str.splitlines` also ends one at U+0085, U+2028 and U+2029, which JSON texts may hold.
+
+    Raises:
+        InputError: unreadable, or not UTF-8 (the message names the line).
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "prompts.txt"
+        >>> _ = target.write_text("one\u2028line\\n\\nanother\\n", "utf-8")
+        >>> [number for number, _ in read_lines(target)]
+        [1, 3]
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        wrong = f"{path}: line {number} is not UTF-8 (byte {error.object[error.start]:#04x})"
+        raise InputError(f"{wrong}: save the file as UTF-8") from error
+
+
+def load_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of a file of JSON lines, blank lines skipped but counted.
+
+    Raises:
+        InputError: unreadable, or a line that is not UTF-8 or no JSON (the message names it).
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "items.jsonl"
+        >>> _ = target.write_text('{"a": 1}\\n\\n[2]', "utf-8")
+        >>> list(load_json_lines(target))
+        [(1, {'a': 1}), (3, [2])]
+    """
+    for number, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{path}: line {number} is no JSON ({reason}): write one JSON value a line") from error
+        yield number, value
+
+
 def compute_digest(value: object) -> str:
     """Return a short SHA-256 of bytes, text, or anything JSON can hold (keys sorted).
 

@@ -47,6 +47,21 @@ def test_answers_by_prompt_are_scored(tmp_path, form):
     assert scores["benchmarks"]["arc_easy"]["value"] == 1 and not scores["problems"]
 
 
+@pytest.mark.parametrize("mark", ["\u0085", "\u2028", "\u2029"])
+def test_line_marks_inside_a_text_break_no_line(tmp_path, mark):
+    item = {
+        "question": f"Which{mark}melts?",
+        "choices": {"text": ["ice", "fire"], "label": ["A", "B"]},
+        "answerKey": "A",
+        "id": "q",
+    }
+    (tmp_path / "arc_easy.jsonl").write_text(json.dumps(item, ensure_ascii=False), "utf-8")
+    answer = {"item_id": "q", "answer": f"Ice.{mark}The answer is (A)."}
+    (tmp_path / "m.jsonl").write_text(json.dumps(answer, ensure_ascii=False), "utf-8")
+    scores, _ = score_recorded(tmp_path / "m.jsonl", ["arc_easy"], tmp_path)
+    assert scores["benchmarks"]["arc_easy"]["value"] == 1
+
+
 def test_two_benchmarks_in_one_file(tmp_path):
     rows = [{"benchmark": "arc_easy", "item_id": i["item_id"], "answer": right(i)} for i in ARC]
     rows += [{"benchmark": "ifeval", "prompt": i["prompt"], "answer": "No."} for i in IFEVAL]

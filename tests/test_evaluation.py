@@ -56,9 +56,13 @@ def test_mmlu_as_csv(tmp_path):
     ("name", "text", "message"),
     [
         (None, "", "expected one arc_easy*.jsonl or .csv, found none"),
-        ("arc_easy.jsonl", "{", "cannot be read"),
+        ("arc_easy.jsonl", "{", "arc_easy.jsonl: line 1 is no JSON"),
         ("arc_easy.jsonl", "", "no items"),
-        ("arc_easy.jsonl", '{"question": "q"}', "item 1 does not have the benchmark's schema"),
+        (
+            "arc_easy.jsonl",
+            '{"question": "q"}',
+            "arc_easy: line 1 of arc_easy.jsonl does not have the benchmark's schema",
+        ),
         (
             "arc_easy.jsonl",
             '{"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}',

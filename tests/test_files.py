@@ -1,6 +1,10 @@
 """Files are whole or absent."""
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from karma.errors import InputError
 from karma.files import (
@@ -8,6 +12,8 @@ from karma.files import (
     compute_file_digest,
     find_project_root,
     load_json,
+    load_json_lines,
+    read_lines,
     save_if_changed,
     save_json,
 )
@@ -64,3 +70,77 @@ def test_the_root_is_found_from_notebooks(monkeypatch):
     root = find_project_root()
     monkeypatch.chdir(root / "notebooks")
     assert find_project_root() == root
+
+
+BREAKS = "\u0085\u2028\u2029\x0b\x0c\x1c\x1d\x1e\r"
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab" + BREAKS))), st.sampled_from(["\n", "\r\n", "\n\n", "\n \n"]), st.booleans()
+)
+def test_json_lines_come_back_as_they_were_whatever_breaks_they_hold(tmp_path_factory, texts, end, bom):
+    path = tmp_path_factory.getbasetemp() / "texts.jsonl"
+    lines = end.join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    path.write_bytes(("\ufeff" * bom + lines).encode())
+    numbers, rows = zip(*load_json_lines(path), strict=True) if texts else ((), ())
+    assert [row["text"] for row in rows] == texts
+    assert list(numbers) == [1 + k * end.count("\n") for k in range(len(texts))]
+
+
+@pytest.mark.parametrize("mark", BREAKS[:-1])
+def test_a_plain_line_is_not_split_inside(tmp_path, mark):
+    (tmp_path / "a.txt").write_bytes(f"\r\none{mark}two\r\n\nthree".encode())
+    assert list(read_lines(tmp_path / "a.txt")) == [(2, f"one{mark}two"), (4, "three")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n\n{"a": ', r"a\.jsonl: line 3 is no JSON \(Expecting value.*\): write one JSON value a line"),
+        (b'{"a": 1}\n{"a": "\xe9"}\n', r"a\.jsonl: line 2 is not UTF-8 \(byte 0xe9\): save the file as UTF-8"),
+        ('{"a": 1}\n'.encode("utf-16"), r"a\.jsonl: line 1 is not UTF-8 \(byte 0xff\)"),
+        (b"[" * 10**5, r"a\.jsonl: line 1 is no JSON"),
+        (None, r"a\.jsonl cannot be read: No such file"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        list(load_json_lines(tmp_path / "a.jsonl"))
+    assert "\n" not in str(error.value)
+
+
+def _load_pool_instructions(path):
+    from karma.pool.generate import _load_instructions
+
+    return list(_load_instructions(path))
+
+
+def _load_contaminated(path):
+    from karma.commands.binarize import load_instructions
+
+    return load_instructions(path)
+
+
+def _load_topics(path):
+    from karma.self_play.prompts import load_prompts
+
+    return [prompt.text for prompt in load_prompts(path, verifiable=False)]
+
+
+@pytest.mark.parametrize("load", [_load_pool_instructions, _load_contaminated, _load_topics])
+def test_every_reader_of_prompts_splits_at_the_line_end_alone_and_names_the_true_line(tmp_path, load):
+    texts = ["Name\u2028two\u2029rivers.", "Name\u0085a lake."]
+    lines = [json.dumps({"instruction": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines), "utf-8")
+    assert load(tmp_path / "a.jsonl") == texts
+    (tmp_path / "a.jsonl").write_text("\n\n".join([*lines, '{"text": 1}']), "utf-8")
+    with pytest.raises(InputError, match="line 5"):
+        load(tmp_path / "a.jsonl")
+
+
+def test_a_pool_s_instruction_stands_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "Why?"}\n\n{"instruction": "Why?"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl: line 3 repeats an instruction: remove the copy"):
+        _load_pool_instructions(tmp_path / "a.jsonl")

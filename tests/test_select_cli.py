@@ -16,7 +16,7 @@ from karma.errors import InputError
 from karma.models.load import load_model, load_tokenizer
 from karma.pairs.build import build_pairs
 from karma.pairs.folder import save_pairs
-from karma.pairs.pairs import load_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.pool import load_pool
 from karma.potential.margins import RANKINGS, compute_potential
@@ -182,6 +182,15 @@ def test_the_public_shape_with_every_flaw(policy, tmp_path):
     assert row["chosen"] == [{"role": "assistant", "content": "a b"}]
     pq.write_table(pa.Table.from_pylist(rows[6:]), tmp_path / "rows.parquet")
     assert load_binarized(tmp_path / "rows.parquet").table["chosen"] == kept.table["chosen"].slice(2)
+
+
+def test_a_renamed_file_draws_the_same_pairs(real_data, tmp_path):
+    original = real_data / "ultrafeedback_binarized_300.jsonl"
+    (tmp_path / "renamed.jsonl").write_bytes(original.read_bytes())
+    one, two = (load_binarized(path) for path in (original, tmp_path / "renamed.jsonl"))
+    assert one.table["row_id"] == two.table["row_id"] and len(set(one.table["row_id"].to_pylist())) > 290
+    held = [split_pairs(pairs, 0.2, seed=0)[1].table["row_id"].to_pylist() for pairs in (one, two)]
+    assert held[0] == held[1] and set(two.table["source"].to_pylist()) == {"renamed"}
 
 
 def test_what_karma_writes_in_the_public_shape_reads_back(pair_folder, tmp_path):

@@ -127,7 +127,7 @@ def test_the_demo_s_prompts_can_all_be_checked_and_none_is_ifeval_s():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "must be JSON lines with `topic`"),
+        ("not json", "line 2 is no JSON"),
         ('{"question": "Why?"}', "line 2: no `topic`"),
         ('{"topic": "Why?"}', "line 2: no `instruction_id_list`, which self_play.scorer: instructions checks"),
         ('{"topic": "Why?", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}', "no checker 'punctuation:no_coma'; there are"),

@@ -4,7 +4,6 @@ books.
 The work is in `karma.pairs`; here are only the combinations of options that a library call cannot get wrong.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from karma.commands.options import Out, default
 from karma.errors import InputError
+from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
 from karma.pairs.card import LICENCE_GROUPS
@@ -185,22 +185,21 @@ def load_instructions(path: Path) -> list[str]:
     Raises:
         InputError: unreadable, empty, or a JSON line without any of the three.
     """
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"contaminated instructions {path} cannot be read: {error}") from error
-    if not lines:
+    if path.suffix == ".jsonl":
+        found = [_find_instruction(row, f"{path}: line {number}") for number, row in load_json_lines(path)]
+    else:
+        found = [line for _, line in read_lines(path)]
+    if not found:
         raise InputError(f"contaminated instructions {path}: the file is empty")
-    if path.suffix != ".jsonl":
-        return lines
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            found.append(next(row[k] for k in ("instruction", "prompt", "question") if k in row))
-        except (ValueError, TypeError, StopIteration):
-            raise InputError(f"{path}: line {number} is no JSON with instruction, prompt or question") from None
     return found
+
+
+def _find_instruction(row: Any, where: str) -> str:
+    fields = row if isinstance(row, dict) else {}
+    text = next((fields[k] for k in ("instruction", "prompt", "question") if k in fields), None)
+    if not isinstance(text, str):
+        raise InputError(f"{where} is no JSON with instruction, prompt or question: give one of the three, a text")
+    return text
 
 
 def _check_options(

@@ -6,7 +6,6 @@ lines that match no item, repeated lines and items without an answer are counted
 item are refused. The score is over the items that have an answer, and its n says how many.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from karma.evaluation.scoring import (
     compute_template_hash,
     score_answer,
 )
-from karma.files import compute_file_digest
+from karma.files import compute_file_digest, load_json_lines
 
 _NAMED = 10  # ids listed of each kind; the counts are exact
 
@@ -143,20 +142,11 @@ def _squeeze(text: str) -> str:
 
 
 def _read_lines(path: Path, benchmarks: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"answers {path} cannot be read: {error}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield {**_read_line(line, f"{path}: line {number}", benchmarks), "number": number}
+    for number, row in load_json_lines(path):
+        yield {**_read_line(row, f"{path}: line {number}", benchmarks), "number": number}
 
 
-def _read_line(line: str, where: str, benchmarks: list[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
+def _read_line(row: Any, where: str, benchmarks: list[str]) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("answer"), str):
         raise InputError(
             f'{where}: expected {{"item_id" or "prompt": ..., "answer": text}} (an empty text is an answer)'

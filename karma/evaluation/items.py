@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from karma.errors import InputError
+from karma.files import load_json_lines
 
 # Hub data set, configuration, split (the test items that published scores are on)
 HUB = {
@@ -46,16 +47,16 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
     """
     rows = _load_local(benchmark, Path(folder)) if folder else _load_hub(benchmark)
     if benchmark == "mmlu_stem":
-        rows = [row for row in rows if row.get("subject") in STEM_SUBJECTS]
+        rows = [(where, row) for where, row in rows if _is_stem(row)]
     if limit and limit < len(rows):
         rows = [rows[k * len(rows) // limit] for k in range(limit)]
-    items = []
-    for number, row in enumerate(rows, 1):
+    items: list[dict[str, Any]] = []
+    for where, row in rows:
         try:
             item = _READERS[benchmark](row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{benchmark}: item {number} does not have the benchmark's schema: {error!r}") from error
-        item["item_id"] = str(item.get("item_id") or f"{benchmark}-{number:05d}")
+            raise InputError(f"{benchmark}: {where} does not have the benchmark's schema: {error!r}") from error
+        item["item_id"] = str(item.get("item_id") or f"{benchmark}-{len(items) + 1:05d}")
         if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
             raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
         items.append(item)
@@ -64,7 +65,12 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
     return items
 
 
-def _load_local(benchmark: str, folder: Path) -> list[dict[str, Any]]:
+def _is_stem(row: Any) -> bool:
+    return not isinstance(row, dict) or row.get("subject") in STEM_SUBJECTS  # what is no item is named by its reader
+
+
+def _load_local(benchmark: str, folder: Path) -> list[tuple[str, Any]]:
+    """Return (where it stands, row) of a benchmark's file."""
     files = [p for p in sorted(folder.glob(f"{benchmark}*")) if p.suffix in (".jsonl", ".json", ".csv")]
     found = [p for p in files if "answers" not in p.stem]  # recorded answers may lie beside the items
     if len(found) != 1:
@@ -72,22 +78,24 @@ def _load_local(benchmark: str, folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: expected one {benchmark}*.jsonl or .csv, found {what}")
     try:
         if found[0].suffix == ".csv":
-            return pd.read_csv(found[0], keep_default_na=False).to_dict("records")
-        return [json.loads(line) for line in found[0].read_text("utf-8").splitlines() if line.strip()]
+            rows = pd.read_csv(found[0], keep_default_na=False).to_dict("records")
+            return [(f"row {number} of {found[0].name}", row) for number, row in enumerate(rows, 1)]
+        return [(f"line {number} of {found[0].name}", row) for number, row in load_json_lines(found[0])]
     except (OSError, ValueError) as error:
         raise InputError(f"{found[0]} cannot be read: {error}") from error
 
 
-def _load_hub(benchmark: str) -> list[dict[str, Any]]:
+def _load_hub(benchmark: str) -> list[tuple[str, Any]]:
     from datasets import load_dataset
 
     path, name, split = HUB[benchmark]
     try:
-        return load_dataset(path, name, split=split).to_list()
+        rows = load_dataset(path, name, split=split).to_list()
     except Exception as error:
         raise InputError(
             f"{benchmark}: {path} cannot be fetched ({type(error).__name__}); give local files (benchmarks.folder)"
         ) from error
+    return [(f"item {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def _read_arc(row: dict[str, Any]) -> dict[str, Any]:

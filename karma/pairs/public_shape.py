@@ -2,8 +2,9 @@
 
 A row has a prompt (text, or messages), chosen and rejected (texts, or whole conversations that end with the answer),
 and where the pair was scored `score_chosen` and `score_rejected`, at the top or under `metadata`. Nothing says who
-wrote the answers, so both models are "unknown" and kinship is empty. Decision: blank and equal texts, and rows without
-scores, are kept here and left to whoever uses the pairs to count; only what is no pair at all is an error.
+wrote the answers, so both models are "unknown" and kinship is empty; the file's name stands under `source` but not in
+`row_id`, on which splits and ties are drawn: a renamed file draws the same pairs. Decision: blank and equal texts, and
+rows without scores, are kept here and left to whoever uses the pairs to count; only what is no pair at all is an error.
 """
 
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def _build_row(row: Any, where: str, source: str) -> dict[str, Any]:
     text = "\n".join(m["content"] for m in prompt)
     ids = [compute_response_id(UNKNOWN, text) for text in answers]
     return {
-        "row_id": compute_row_id({"source": source, "instruction": text, "completions": completions}),
+        "row_id": compute_row_id({"source": STRATEGY, "instruction": text, "completions": completions}),
         "source": source, "prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_model": UNKNOWN,
         "rejected_model": UNKNOWN, "chosen_score": _as_score(scores[0]), "rejected_score": _as_score(scores[1]),
         "kinship": None, "strategy": STRATEGY, "chosen_id": ids[0], "rejected_id": ids[1],

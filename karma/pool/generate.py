@@ -3,13 +3,12 @@
 Which models answer an instruction is drawn by (seed, instruction), so that the order of the file does not matter.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import compute_digest, save_json
+from karma.files import compute_digest, load_json_lines, save_json
 from karma.models.ask import CachedModel, sample_responses
 
 
@@ -36,13 +35,14 @@ def build_pool(job: Any) -> list[dict[str, Any]]:
 
 
 def _load_instructions(path: Path) -> dict[str, str]:
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        instructions = {row["instruction"]: row.get("source", path.stem) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} must be JSON lines with `instruction`: {error!r}") from error
-    if len(instructions) < len(rows):
-        raise InputError(f"{path}: {len(rows) - len(instructions)} instructions stand twice: remove the copies")
+    instructions: dict[str, str] = {}
+    for number, row in load_json_lines(path):
+        text = row.get("instruction") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise InputError(f"{path}: line {number} has no `instruction`: give each line a text to ask")
+        if text in instructions:
+            raise InputError(f"{path}: line {number} repeats an instruction: remove the copy")
+        instructions[text] = row.get("source", path.stem)
     return instructions
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files import compute_digest, load_json_lines
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,8 @@ def load_prompts(path: Path, verifiable: bool) -> list[Prompt]:
     Raises:
         InputError: not JSON lines, a line without a topic or that cannot be checked, or one that stands twice.
     """
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} must be JSON lines with `topic`: {error}") from error
     prompts: dict[str, Prompt] = {}
-    for number, row in enumerate(rows, 1):
+    for number, row in load_json_lines(path):
         prompt = _read_row(row, f"{path.name}, line {number}", verifiable)
         if prompt.text in prompts:
             raise InputError(f"{path.name}, line {number}: this prompt stands twice: remove the copy")
