@@ -65,6 +65,20 @@ def train(
 
     Raises:
         InputError: pairs or settings that cannot be trained. KarmaError: the training failed.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> smoke = load_experiment("smoke")
+        >>> job = smoke.select(("training", "compute"))
+        >>> models = {"tiny-a": smoke.settings.models["tiny-a"].model_dump(mode="json")}
+        >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", "Maybe.")]
+        >>> asked = [[{"role": "user", "content": f"Is {k} odd?"}] for k in range(2)]
+        >>> pairs = pa.table({"row_id": ["a", "b"], "prompt": asked, "chosen": said[:2], "rejected": said[1:]})
+        >>> record = train(pairs, pairs, models, "tiny-a", "dpo", 0, job.training, job.compute, tempfile.mkdtemp())
+        >>> record["n_updates"], record["held_out"]["n"], len(record["answers"])
+        (1, 2, 2)
+
+    Paper: section 4.1, Appendix A.
     """
     started, folder = time.perf_counter(), Path(folder)
     run = _describe_run(train_pairs, models, policy, method, seed, settings, compute, folder, code,
