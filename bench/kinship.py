@@ -31,7 +31,7 @@ def run_bare(scores: pd.DataFrame) -> None:
 
 
 def run_ours(scores: pd.DataFrame) -> None:
-    from karma.kinship import compute_nearest_kin
+    from karma.kinship.similarity import compute_nearest_kin
 
     compute_nearest_kin(scores)
 

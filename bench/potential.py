@@ -27,9 +27,9 @@ NAME = "smollm2-135m"
 def load_rows(n: int, tokenizer) -> tuple[str, list[dict[str, list]]]:
     """Return where the pairs are from, and n of them as messages; no prompt fills MAX_LENGTH, which TRL would drop."""
     from karma.files import find_project_root
-    from karma.logprobs import count_tokens, tokenize_pair
-    from karma.pairs.binarized import load_binarized
-    from karma.selection import find_unusable
+    from karma.models.logprobs import count_tokens, tokenize_pair
+    from karma.pairs.public_shape import load_binarized
+    from karma.potential.selection import find_unusable
 
     root = find_project_root()
     path = (
@@ -87,8 +87,8 @@ class Ours:
         return self.measure()[0]
 
     def measure(self):
-        from karma.logprobs import compute_pair_logps
-        from karma.params import load_base
+        from karma.models.logprobs import compute_pair_logps
+        from karma.study.experiment import load_base
 
         sides = [[row[name] for row in self.rows] for name in ("prompt", "chosen", "rejected")]
         tokens = load_base().potential.batch_tokens
@@ -104,8 +104,8 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    from karma.models import choose_dtype, load_model, load_tokenizer
-    from karma.settings import ModelSpec
+    from karma.models.load import choose_dtype, load_model, load_tokenizer
+    from karma.study.settings import ModelSpec
 
     torch.set_num_threads(options.threads)
     models, picked = {NAME: ModelSpec(packaged=NAME).model_dump()}, choose_dtype("auto", "cpu")

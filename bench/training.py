@@ -57,7 +57,7 @@ def build_table(texts: list[tuple[str, str, str]]):
 
 
 def build_settings():
-    from karma.training.command import build_settings as build
+    from karma.commands.train import build_settings as build
 
     return build([f"per_device_batch_size={PAIRS_AN_UPDATE}", "gradient_accumulation=1", "devices=1", "warmup_steps=0",
                   f"max_length={MAX_LENGTH}", "gradient_checkpointing=false", f"learning_rate={LEARNING_RATE:.1e}",
@@ -73,7 +73,7 @@ def build_ours(model, tokenizer, pairs, dtype: str, device: str = "cpu"):
 def build_trl(model, tokenizer, pairs, reference, folder: str, device: str = "cpu", **flags):
     from trl import DPOConfig, DPOTrainer
 
-    from karma.training import build_dataset
+    from karma.training.trainers import build_dataset
 
     config = DPOConfig(output_dir=folder, use_cpu=device == "cpu", report_to="none", save_strategy="no",
                        num_train_epochs=1, per_device_train_batch_size=PAIRS_AN_UPDATE, max_length=MAX_LENGTH,
@@ -83,8 +83,8 @@ def build_trl(model, tokenizer, pairs, reference, folder: str, device: str = "cp
 
 
 def load(dtype: str = "float32"):
-    from karma.models import load_model, load_tokenizer
-    from karma.settings import ModelSpec
+    from karma.models.load import load_model, load_tokenizer
+    from karma.study.settings import ModelSpec
 
     models = {NAME: ModelSpec(packaged=NAME).model_dump()}
     tokenizer = load_tokenizer(models, NAME)
@@ -122,7 +122,7 @@ def compare(texts: list[tuple[str, str, str]], folder: str) -> list[str]:
 
 def measure_ways(texts: list[tuple[str, str, str]], rounds: int, folder: str) -> dict[str, list[tuple[float, float]]]:
     """Return name -> (seconds by the clock, of CPU) of each round."""
-    from karma.models import choose_dtype
+    from karma.models.load import choose_dtype
 
     pairs, dtype = build_table(texts), choose_dtype("auto", "cpu")
     best = {"bf16": dtype == "bfloat16", "precompute_ref_log_probs": True, "gradient_checkpointing": False}

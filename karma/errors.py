@@ -5,13 +5,25 @@ A message is one line: what was wrong, where, and what to do about it. `karma.cl
 
 
 class KarmaError(Exception):
-    """Something failed while running (exit code 1)."""
+    """Something failed while running (exit code 1).
+
+    Example:
+        >>> KarmaError.exit_code, InputError.exit_code, issubclass(InputError, KarmaError)
+        (1, 2, True)
+    """
 
     exit_code = 1
 
 
 class InputError(KarmaError, ValueError):
-    """The user's input cannot be used as it is (exit code 2)."""
+    """The user's input cannot be used as it is (exit code 2).
+
+    Example:
+        >>> from karma.scores.read import load_score_table
+        >>> load_score_table("nowhere.csv")
+        Traceback (most recent call last):
+        karma.errors.InputError: score table nowhere.csv does not exist: give a CSV file, 'paper' or 'paper_four_digit'
+    """
 
     exit_code = 2
 

@@ -41,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def save_json(value: Any, path: str | Path) -> None:
+def save_json(value: object, path: str | Path) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, since other readers could not parse it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
@@ -114,7 +114,7 @@ def load_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         yield number, value
 
 
-def compute_digest(value: Any) -> str:
+def compute_digest(value: object) -> str:
     """Return a short SHA-256 of bytes, text, or anything JSON can hold (keys sorted).
 
     Example:
@@ -148,3 +148,9 @@ def find_project_root(start: Path | None = None) -> Path:
             if (folder / "params" / "base.yaml").is_file() and (folder / "notebooks").is_dir():
                 return folder
     raise InputError("no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)")
+
+
+def cache_folder() -> Path:
+    """Return the folder for dequantised weights: $KARMA_CACHE, else ~/.cache/karma."""
+    root = os.environ.get("KARMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
+    return Path(root)

@@ -1,4 +1,4 @@
-"""A small server that speaks the OpenAI chat protocol, answering with a tiny random model: for the tests of `karma.api`."""
+"""A small server that speaks the OpenAI chat protocol, answering with a tiny random model: for the tests of `karma.models.api`."""
 
 import json
 import threading
@@ -6,8 +6,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
-from karma.generation import CachedModel
-from karma.settings import ModelSpec
+from karma.models.ask import CachedModel
+from karma.study.settings import ModelSpec
 
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
 KEY = "sk-secret-4711"

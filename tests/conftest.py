@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: pytest's processes and the jobs they start share the cores
+STUDY_LIMIT = 3600  # seconds; limits end what hangs, so they are many times what a slow, busy machine takes
+CALL_LIMIT = 1200  # seconds, of one call of a command or one wait for another process
 
 
 class _Together(LoadFileScheduling):
@@ -48,7 +51,7 @@ def copy_project(target: Path) -> Path:
     return target
 
 
-def run_karma(project: Path, *args: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run_karma(project: Path, *args: str, timeout: float = CALL_LIMIT) -> subprocess.CompletedProcess[str]:
     """Run the `karma` command of a copied project, in it."""
     return subprocess.run(
         [sys.executable, "-m", "karma.cli", *args], cwd=project, env=project_environment(project), text=True,
@@ -67,6 +70,13 @@ def project_environment(project: Path) -> dict[str, str]:
     }
 
 
+def wait_until(happened: Callable[[], object]) -> None:
+    """Wait for another process to do something; return, for the test to say what is missing, at the limit of a call."""
+    deadline = time.monotonic() + CALL_LIMIT
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 Karma = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -74,6 +84,6 @@ Karma = Callable[..., subprocess.CompletedProcess[str]]
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copied project in which the smoke study has run, once for all tests that read its files."""
     project = copy_project(tmp_path_factory.mktemp("smoke"))
-    result = run_karma(project, "run", "params/smoke.yaml")
+    result = run_karma(project, "run", "params/smoke.yaml", timeout=STUDY_LIMIT)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return project

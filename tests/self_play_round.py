@@ -1,13 +1,14 @@
 """Plays whole rounds of self-play on tiny models, as notebook 08 does; also run as a process of its own, to be killed."""
 
 import sys
+import time
 from pathlib import Path
 
-from karma.models import add_trained
-from karma.params import load_experiment
+from karma.models.load import add_trained
 from karma.self_play import rounds
 from karma.self_play.rounds import Round
-from karma.stages import find_job
+from karma.study.experiment import load_experiment
+from karma.study.stages import find_job
 
 STUDY = """
 name: tiny_self_play
@@ -49,4 +50,6 @@ def play_round(this: Round) -> dict:
 
 
 if __name__ == "__main__":
+    if sys.argv[4:] == ["hold"]:  # before the training, so that the kill cannot come too late
+        rounds.train_round = lambda *_: time.sleep(3600)
     play_round(open_tiny(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

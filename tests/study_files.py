@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.files import find_project_root
-from karma.params import Experiment, load_experiment
-from karma.scores import build_score_table, save_score_table
-from karma.stages import STAGES, Job, compute_jobs
+from karma.scores.measured import build_score_table
+from karma.scores.read import save_score_table
+from karma.study.experiment import Experiment, load_experiment
+from karma.study.stages import STAGES, Job
 
 CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}
 N_ITEMS = 40
@@ -83,7 +84,7 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
     s, out = experiment.settings, experiment.outputs
     seed = 0
     for stage in [STAGES[name] for name in stages if name in STAGES]:
-        for job in (Job(experiment, stage, p) for p in compute_jobs(stage, s)):
+        for job in (Job(experiment, stage, p) for p in stage.jobs(s)):
             seed += 1
             if stage.name in ("01_origin_evaluation", "05_policy_evaluation"):
                 write_scores(job, 0.3 + 0.02 * (seed % 7), seed)

@@ -10,15 +10,16 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from karma import api
-from karma.backends import VllmBackend
 from karma.errors import InputError, KarmaError
 from karma.evaluation.runner import evaluate, save_evaluation
 from karma.files import find_project_root
-from karma.generation import CachedModel, ask, build_pool, sample_responses
-from karma.models import describe_model, load_model, load_tokenizer
-from karma.params import load_experiment
-from karma.settings import ModelSpec
+from karma.models import api
+from karma.models.ask import CachedModel, ask, sample_responses
+from karma.models.backends import VllmBackend
+from karma.models.load import describe_model, load_model, load_tokenizer
+from karma.pool.generate import build_pool
+from karma.study.experiment import load_experiment
+from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, TINY, ChatServer
 from tests.conftest import project_environment
 
@@ -205,7 +206,7 @@ class InItsProcess(VllmBackend):
     engine = "hf"
 
     def _open(self):
-        from karma.worker import WorkerModel
+        from karma.models.worker import WorkerModel
 
         return WorkerModel("hf", {"pretrained": self.location[0], "dtype": "float32", "batch_size": 2, "device": "cpu"})
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from karma.results import PUBLISHED_ITEMS, load_printed, load_published, normalise_benchmark
 from karma.results.audit import agrees, audit_paper, compare_table2
 from karma.results.noise_floor import count_fractions, count_overlap
+from karma.results.published import PUBLISHED_ITEMS, load_printed, load_published, normalise_benchmark
 from karma.results.tables import build_table2, build_table3, build_table4, build_tables
-from karma.scores import load_score_table
+from karma.scores.read import load_score_table
 
 DIFFERING = {("Total", "rlaif"), ("MMLU-Pro", "rlaif"), ("ARC-Challenge", "k_score_sim")}
 COLUMNS = {"rlaif": "RLAIF", "k_score": "K_score", "k_sim": "K_sim", "k_score_sim": "K_(score,sim)"}

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.headless import run_stage
-from karma.pairs import build_pairs, load_pairs
-from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.scores import load_score_table
+from karma.pairs.build import build_pairs
+from karma.pairs.pairs import load_pairs
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import compute_response_id, compute_row_id
+from karma.scores.read import load_score_table
+from karma.study.execute import run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = """origin_model,ifeval,mmlu_stem,mmlu_pro,hellaswag,arc_easy,arc_challenge

@@ -8,13 +8,14 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from karma import vocabulary
 from karma.cli import app
 from karma.errors import InputError
-from karma.pairs import load_pairs
 from karma.pairs.accounting import DROPPED
-from karma.params import load_base
-from karma.settings import STRATEGIES
+from karma.pairs.pairs import load_pairs
+from karma.study.experiment import load_base
 
+STRATEGIES = list(vocabulary.STRATEGIES)
 MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "UltraLM-65b"]
 
 

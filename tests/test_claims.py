@@ -11,22 +11,23 @@ import pytest
 from scipy import stats
 
 from karma.errors import InputError
-from karma.figures import set_style
-from karma.figures.diagrams import compute_counts, find_prompt, plot_framework, plot_labelling, plot_prompt
-from karma.figures.results import compute_capabilities, plot_capabilities, plot_policies
-from karma.kinship.mantel import adjust_holm
-from karma.results import collect, load_published
+from karma.figures.diagrams import plot_framework, plot_labelling, plot_prompt
+from karma.figures.results import plot_capabilities, plot_policies
+from karma.figures.style import set_style
 from karma.results.claims import SMALLEST, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
-from karma.results.estimates import Estimate, compute_difference, compute_needed_items
-from karma.results.ledger import build_ledger, compute_break_even
+from karma.results.estimates import Estimate, compute_capabilities, compute_difference, compute_policies
+from karma.results.ledger import build_ledger, compute_break_even, compute_counts
+from karma.results.published import load_published
+from karma.results.study import collect_results, find_prompt
+from karma.statistics import adjust_holm, compute_needed_n
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
 def make_study(folder: Path, extra: str = "", **options):
     experiment = make_experiment(folder, extra, **options)
     write_study(experiment)
-    return experiment, collect(experiment)
+    return experiment, collect_results(experiment)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_clear_gain_is_supported_and_a_clear_loss_is_not(tmp_path):
         set_answers(experiment, f"k_score/{method}/seed0", 0.8)
         set_answers(experiment, f"k_sim/{method}/seed0", 0.1)
         set_answers(experiment, f"k_score_sim/{method}/seed0", 0.4)
-    verdicts = test_claims(collect(experiment)).set_index("claim")["verdict"]
+    verdicts = test_claims(collect_results(experiment)).set_index("claim")["verdict"]
     assert verdicts["K_score beats RLAIF"].startswith("supported (n = ")
     assert verdicts["K_sim beats RLAIF"].startswith("not supported (n = ")
     assert verdicts["K_(score,sim) beats RLAIF"].startswith("no difference at all")
@@ -87,12 +88,12 @@ def test_two_sizes_answer_rq3(tmp_path):
     path = experiment.path
     path.write_text(path.read_text().replace("policies: [smollm2-135m]", text.strip()).replace(
         "models:\n", "models:\n  smollm2-7b: {packaged: smollm2-135m}\n", 1))  # fmt: skip
-    from karma.params import load_experiment
+    from karma.study.experiment import load_experiment
 
     experiment = load_experiment(path)
     experiment.outputs = tmp_path / "outputs"
     write_study(experiment)
-    study = collect(experiment)
+    study = collect_results(experiment)
     row = test_claims(study).set_index("claim").loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
     means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
     lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
@@ -100,7 +101,7 @@ def test_two_sizes_answer_rq3(tmp_path):
 
 
 def test_missing_runs_are_named_not_guessed(tmp_path):
-    study = collect(make_experiment(tmp_path))
+    study = collect_results(make_experiment(tmp_path))
     claims = test_claims(study)
     assert claims["verdict"].str.startswith("cannot tell").all() and claims["effect"].isna().all()
 
@@ -114,8 +115,8 @@ def test_p_values_are_corrected_within_a_question(claims):
 def test_needed_items_follow_the_power_formula():
     found = Estimate(0.01, 0.03, np.inf, 200, 1, "")
     expected = 200 * ((1.959964 + 0.841621) * 0.03 / SMALLEST) ** 2
-    assert compute_needed_items(found, SMALLEST) == int(np.ceil(expected))
-    assert compute_needed_items(found, 0) is None
+    assert compute_needed_n(found.n, found.standard_error, SMALLEST) == int(np.ceil(expected))
+    assert compute_needed_n(found.n, found.standard_error, 0) is None
 
 
 def test_three_pairs_of_three_prove_nothing(tmp_path):
@@ -125,7 +126,9 @@ def test_three_pairs_of_three_prove_nothing(tmp_path):
     content = json.loads(path.read_text())
     content["held_out"] |= {"accuracy": 1.0, "n": 3}
     path.write_text(json.dumps(content))
-    row = test_claims(collect(experiment)).set_index("claim").loc["DPO on K_sim prefers held-out chosen answers"]
+    row = (
+        test_claims(collect_results(experiment)).set_index("claim").loc["DPO on K_sim prefers held-out chosen answers"]
+    )
     assert row["effect"] == 0.5 and row["verdict"].startswith("cannot tell with n = 3 pairs")
 
 
@@ -160,7 +163,7 @@ def test_a_part_is_no_total(tmp_path):
     content = json.loads(path.read_text())
     del content["prompt_tokens"]
     path.write_text(json.dumps(content))
-    study = collect(experiment)
+    study = collect_results(experiment)
     assert build_ledger(study).set_index("what").loc["labels, kinship: origin evaluation", "prompt_tokens"] is None
     assert compute_break_even(study) is None
 
@@ -174,7 +177,7 @@ def test_a_study_differs_from_itself_by_nothing(study):
 def test_two_seeds_are_compared_cell_by_cell(study, tmp_path):
     experiment, _ = make_study(tmp_path, "\nseeds: [1]\n")
     set_answers(experiment, "k_sim/dpo/seed1", 1.0)
-    other = collect(experiment)
+    other = collect_results(experiment)
     table, _ = compare_studies(study, other)
     row = table.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'all'").iloc[0]
     assert row["b"] == 1 and row["difference"] == pytest.approx(row["a"] - 1) and row["basis"] == "paired over items"
@@ -185,7 +188,7 @@ def test_two_seeds_are_compared_cell_by_cell(study, tmp_path):
 
 def test_studies_without_a_run_in_common_are_refused(study, tmp_path):
     with pytest.raises(InputError, match="study and study share no run"):
-        compare_studies(study, collect(make_experiment(tmp_path)))
+        compare_studies(study, collect_results(make_experiment(tmp_path)))
 
 
 def test_cells_stand_beside_the_papers(study):
@@ -226,7 +229,7 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     if which == "controls":
         strategies = "rlaif, k_score, k_sim, k_score_sim, random, least_kin"
         chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
-    ax = plot_capabilities(chosen)
+    ax = plot_capabilities(compute_capabilities(chosen), chosen.source)
     assert "share" in ax.get_ylabel() and [t.get_text() for t in ax.get_xticklabels()] == [
         "knowledge", "instruction following", "reasoning"]  # fmt: skip
     assert len(ax.patches) == 3 * len(chosen.strategies)
@@ -235,7 +238,7 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     tops = {round(p.get_height(), 9) for p in ax.patches}
     assert tops == set(compute_capabilities(chosen)["value"].round(9))
     expect_readable(ax.figure)
-    axes = plot_policies(chosen)
+    axes = plot_policies(compute_policies(chosen, "dpo"), "dpo")
     assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
     highest = max(p.get_height() for a in axes for p in a.patches)
     assert all(a.get_ylim()[1] >= highest for a in axes), "a bar is cut"
@@ -245,16 +248,20 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
 def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
     experiment, _ = make_study(tmp_path)
     (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
-    ax = plot_capabilities(collect(experiment))
+    study = collect_results(experiment)
+    ax = plot_capabilities(compute_capabilities(study), study.source)
     assert [t.get_text() for t in ax.texts] == ["n/a"] * 3
     plt.close(ax.figure)
 
 
 def test_an_empty_study_still_draws(tmp_path):
     set_style()
-    study = collect(make_experiment(tmp_path))
+    study = collect_results(make_experiment(tmp_path))
     counts = compute_counts(study)
-    bars = [plot_capabilities(study), plot_policies(study)[0]]
+    bars = [
+        plot_capabilities(compute_capabilities(study), "s"),
+        plot_policies(compute_policies(study, "dpo"), "dpo")[0],
+    ]
     for ax in [
         *bars,
         plot_labelling(counts),

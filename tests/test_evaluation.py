@@ -7,18 +7,20 @@ import pytest
 import yaml
 from lm_eval.api.instance import Instance
 
-from karma.annotation import annotate
 from karma.errors import InputError
 from karma.evaluation.answer_text import STOPS
-from karma.evaluation.compare import build_score_frame, compare_answers, compute_interval
+from karma.evaluation.compare import build_score_frame, compare_answers
 from karma.evaluation.items import HUB, load_items
 from karma.evaluation.protocol import write_choice_prompt
 from karma.evaluation.runner import evaluate
 from karma.evaluation.scoring import compute_standard_error, list_warnings
 from karma.files import compute_digest, find_project_root
-from karma.generation import CachedModel, run, sample_responses
-from karma.models import PLAIN_TEMPLATE, load_model, load_tokenizer
-from karma.settings import ModelSpec
+from karma.models.ask import CachedModel, sample_responses
+from karma.models.judge import annotate
+from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
+from karma.pool.generate import run
+from karma.statistics import compute_wilson
+from karma.study.settings import ModelSpec
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -242,14 +244,14 @@ def test_standard_errors_count_a_prompt_once():
     assert compute_standard_error(rows) == pytest.approx(compute_standard_error(single))
     assert compute_standard_error(single) == pytest.approx((0.25 / 3) ** 0.5)
     clustered, independent = (
-        compute_interval(0.5, 12, compute_standard_error(rows)),
-        compute_interval(0.5, 12, (0.25 / 11) ** 0.5),
+        compute_wilson(0.5, 12, compute_standard_error(rows)),
+        compute_wilson(0.5, 12, (0.25 / 11) ** 0.5),
     )
-    assert clustered[0] < independent[0] and clustered == pytest.approx(compute_interval(0.5, 4, (0.25 / 3) ** 0.5))
+    assert clustered[0] < independent[0] and clustered == pytest.approx(compute_wilson(0.5, 4, (0.25 / 3) ** 0.5))
 
 
 def test_a_given_pool_is_copied_row_by_row(tmp_path):
-    from karma.pool import load_pool, save_pool
+    from karma.pool.pool import load_pool, save_pool
 
     rows = [{"instruction": "Hi", "completions": [{"model": m, "response": m} for m in "ab"]}]
     save_pool(rows, tmp_path / "given.parquet")
@@ -278,7 +280,9 @@ def test_paired_differences_by_hand():
 
     row = compare_answers(table([1, 0, 0, 0]), table([1, 1, 1, 0])).loc["b"]
     assert row["difference"] == 0.5 and row["changed"] == 2
-    assert row["high"] - row["difference"] == pytest.approx(1.96 * (4 * 0.25) ** 0.5 / 4, abs=1e-3)
+    assert row["high"] - row["difference"] == pytest.approx(
+        3.182 * (4 * 0.25 / 3 / 4) ** 0.5, abs=1e-3
+    )  # Student, 3 df
     with pytest.raises(ValueError, match="different items"):
         compare_answers(table([1, 0, 0, 0]).slice(1), table([1, 1, 1, 0]))
 

@@ -112,13 +112,13 @@ def test_a_bad_line_is_named(tmp_path, content, message):
 
 
 def _load_pool_instructions(path):
-    from karma.generation import _load_instructions
+    from karma.pool.generate import _load_instructions
 
     return list(_load_instructions(path))
 
 
 def _load_contaminated(path):
-    from karma.pairs.command import load_instructions
+    from karma.commands.binarize import load_instructions
 
     return load_instructions(path)
 

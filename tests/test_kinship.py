@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from karma.errors import InputError
-from karma.kinship import (
-    compute_choices,
-    compute_cosine,
-    compute_kinship,
-    compute_nearest_kin,
-    list_pairs,
-)
-from karma.scores import ScoreTable, compute_normalized, compute_s_pref, load_benchmarks, load_score_table
+from karma.kinship.similarity import compute_choices, compute_cosine, compute_kinship, compute_nearest_kin, list_pairs
+from karma.scores.normalise import compute_normalized, compute_s_pref
+from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable, load_benchmarks
 
 HIGHEST_COSINES = [
     ("Llama-2-7b-chat", "Llama-2-13b-chat", 0.9961), ("GPT-4", "bard", 0.9936),

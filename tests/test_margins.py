@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,8 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.logprobs import (
+from karma.models.load import load_model, load_tokenizer
+from karma.models.logprobs import (
     PairRow,
     TokenizedResponse,
     build_pair_batch,
@@ -27,11 +27,10 @@ from karma.logprobs import (
     plan_batches,
     tokenize_pair,
 )
-from karma.margins import SHARD_PAIRS, measure_logps, plan_shards
-from karma.models import load_model, load_tokenizer
-from karma.potential import compute_implicit_margin
-from karma.settings import ModelSpec
-from tests.conftest import ROOT
+from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
+from karma.potential.margins import compute_implicit_margin
+from karma.study.settings import ModelSpec
+from tests.conftest import CALL_LIMIT, ROOT, wait_until
 
 MODELS = {
     "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
@@ -157,7 +156,7 @@ def test_measured_once_whatever_the_order(tmp_path, monkeypatch):
     pairs = make_pairs(40)
     first = measure_logps(pairs, MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
     assert (first.n_asked, first.n_kept, first.n_truncated) == (40, 0, 0) and (first.logps < 0).all()
-    monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("karma.potential.logps.load_model", lambda *a: pytest.fail("a model was loaded"))
     order = np.random.default_rng(0).permutation(40)
     again = measure_logps(pairs.take(order), MODELS, "tiny", COMPUTE, 128, 256, tmp_path)
     assert (again.n_asked, again.n_kept) == (0, 40)
@@ -179,16 +178,17 @@ def test_impossible_sizes_are_refused(max_length, tokens, message):
         measure_logps(make_pairs(1), MODELS, "tiny", COMPUTE, max_length, tokens)
 
 
-SLOW = """
+STUCK = f"""
 import sys, time
-import karma.margins as margins
+import karma.potential.logps as margins
 from tests.test_margins import COMPUTE, MODELS, make_pairs
-real = margins.compute_row_logps
-def slow(*args):
-    time.sleep(0.5)
-    return real(*args)
-margins.compute_row_logps = slow
 from pathlib import Path
+real = margins.compute_row_logps
+def stuck(*args):
+    if len(list(Path(sys.argv[1]).glob("*/*/*.json"))) >= 2:
+        time.sleep({CALL_LIMIT})
+    return real(*args)
+margins.compute_row_logps = stuck
 margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sys.argv[1]))
 """
 
@@ -196,10 +196,8 @@ margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sy
 def test_a_killed_run_loses_one_shard_and_ends_in_the_same_bytes(tmp_path):
     whole = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(list(killed.glob("*/*/*.json"))) < 2 and time.time() < deadline:
-        time.sleep(0.05)
+    process = subprocess.Popen([sys.executable, "-c", STUCK, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(killed.glob("*/*/*.json"))) >= 2 or process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     n_kept = len(list(killed.glob("*/*/*.json")))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.models import (
+from karma.models.load import (
     add_trained,
     compute_weights_digest,
     describe_model,
@@ -12,7 +12,7 @@ from karma.models import (
     load_tokenizer,
     prepare_packaged,
 )
-from karma.settings import ModelSpec
+from karma.study.settings import ModelSpec
 
 TINY = ModelSpec(random={"hidden_size": 32, "layers": 3, "heads": 2}, seed=1).model_dump()
 

@@ -11,9 +11,9 @@ import papermill
 import pytest
 
 from karma.errors import InputError
-from karma.headless import check_parameters
-from karma.stages import STAGES
-from tests.conftest import ROOT, project_environment, run_karma
+from karma.study.execute import check_parameters
+from karma.study.stages import STAGES
+from tests.conftest import CALL_LIMIT, ROOT, project_environment, run_karma
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -100,10 +100,10 @@ def test_an_unknown_parameter_is_refused_by_name():
         check_parameters(ROOT / "notebooks" / "03_binarization.ipynb", {"stratgy": "k_sim"})
 
 
-def test_one_page_runs_alone_in_under_a_minute(tmp_path, monkeypatch):
+def test_one_page_runs_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")  # where JupyterLab starts its kernel
     papermill.execute_notebook(ROOT / "notebooks" / "00_karma_in_one_page.ipynb", tmp_path / "out.ipynb",
-                               progress_bar=False, execution_timeout=60)  # fmt: skip
+                               progress_bar=False, execution_timeout=CALL_LIMIT)  # fmt: skip
 
 
 def test_a_notebook_runs_through_plain_papermill(smoke, tmp_path):

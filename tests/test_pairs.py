@@ -15,24 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from karma import vocabulary
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
-from karma.kinship import compute_kinship
-from karma.pairs import (
-    build_pair_sets,
-    build_pairs,
-    load_pairs,
-    order_pairs,
-    save_pair_sets,
-    save_pairs,
-    split_pairs,
-)
-from karma.pairs.exports import push_pairs, save_binarized, save_dataset
-from karma.pairs.strategies import Candidates, choose_by_kinship
-from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.pool.recorded import load_annotations
-from karma.scores import canonical_model_name, load_score_table
-from karma.settings import STRATEGIES
+from karma.kinship.similarity import compute_choices, compute_kinship
+from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
+from karma.pairs.curriculum import order_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
+from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
+from karma.pool.annotations import load_annotations
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import compute_response_id, compute_row_id
+from karma.scores.names import canonical_model_name
+from karma.scores.read import load_score_table
+from karma.strategies import Candidates, choose_by_kinship
 
 TABLE3 = Path(__file__).resolve().parents[1] / "karma" / "data" / "paper" / "table3.csv"
 
@@ -265,6 +262,7 @@ def test_real_rows_against_a_plain_loop(real_data, strategy):
     assert len(found) >= 199
 
 
+STRATEGIES = list(vocabulary.STRATEGIES)
 MODELS = ["GPT-4", "bard", "alpaca-7b", "starchat", "pythia-12b", "llama-2-7b-chat"]
 TEXTS = st.text(max_size=6) | st.sampled_from(["same", "", " ", "naïve 你好 🎉", "x" * 300])
 COMPLETION = st.fixed_dictionaries({
@@ -309,6 +307,27 @@ def test_properties(rows, order):
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
 
 
+def test_a_repeated_prompt_is_on_one_side_of_the_split(three_models):
+    """The split was keyed by row: the same instruction with other responses could be trained on and tested."""
+    rows = [
+        make_row(f"Question {k // 2}?", [("high", f"h{k}"), ("middle", f"m{k}"), ("low", f"l{k}")]) for k in range(60)
+    ]
+    rows[1]["instruction"] = " question  0? "
+    pairs = build_pairs(load_pool(rows), three_models, "k_score", tau=0.1, seed=0)
+    sides = [{" ".join(p[0]["content"].casefold().split()) for p in part.table["prompt"].to_pylist()}
+             for part in split_pairs(pairs, 0.4, seed=0)]  # fmt: skip
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_of_equal_kinship_the_higher_s_pref_is_taken_in_a_pool_as_in_a_table(tmp_path):
+    """One rule for ties: the pool drew lots where the score table went by S_pref."""
+    (tmp_path / "collinear.csv").write_text("origin_model,arc_easy,ifeval\nz,0,0\na,0.3,0.3\nb,0.6,0.6\nc,0.9,0.9\n")
+    scores = load_score_table(tmp_path / "collinear.csv")
+    row = make_row(responses=[("a", "1"), ("c", "2"), ("b", "3")])
+    assert {pick(row, scores, "k_sim", seed=seed) for seed in range(20)} == {("2", "3")}
+    assert compute_choices(scores, 0.1)["k_sim"] == ("c", "b")
+
+
 @settings(max_examples=60, deadline=None)
 @given(order=st.permutations(range(5)), seed=st.integers(0, 99), strategy=st.sampled_from(STRATEGIES[1:]))
 def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strategy):
@@ -324,15 +343,15 @@ def test_twins_are_never_decided_by_order(tmp_path_factory, order, seed, strateg
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=9).filter(encodable), size=st.integers(1, 4))
 def test_batches_do_not_matter(rows, size):
-    import karma.pool
+    import karma.pool.pool
 
     whole = build_pairs(load_pool(rows), PAPER, "random", **OPTIONS)
-    before = karma.pool.BATCH_ROWS
+    before = karma.pool.pool.BATCH_ROWS
     try:
-        karma.pool.BATCH_ROWS = size
+        karma.pool.pool.BATCH_ROWS = size
         assert build_pairs(load_pool(rows), PAPER, "random", **OPTIONS).table.equals(whole.table)
     finally:
-        karma.pool.BATCH_ROWS = before
+        karma.pool.pool.BATCH_ROWS = before
 
 
 @pytest.fixture(scope="module")
@@ -383,11 +402,11 @@ class TestFolder:
         ]
 
     def test_nothing_appears_when_the_pool_breaks_midway(self, some_rows, tmp_path):
-        import karma.pool
+        import karma.pool.pool
 
         broken = [*some_rows, {"instruction": 5, "completions": []}]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="row 301"):
-            patch.setattr(karma.pool, "BATCH_ROWS", 100)
+            patch.setattr(karma.pool.pool, "BATCH_ROWS", 100)
             save_pair_sets(load_pool(broken), PAPER, {"k_sim": tmp_path / "out" / "k_sim"}, tau=0.1, seed=0)
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -537,7 +556,7 @@ class TestCurriculum:
         assert len(pairs) == pairs.accounting.pairs_out
 
     def test_streaming_sorts_the_same(self, some_rows, tmp_path, monkeypatch):
-        monkeypatch.setattr("karma.pool.BATCH_ROWS", 64)
+        monkeypatch.setattr("karma.pool.pool.BATCH_ROWS", 64)
         monkeypatch.setattr("karma.pairs.curriculum.SLICE_ROWS", 32)
         save_pair_sets(load_pool(some_rows), PAPER, {"k_sim": tmp_path / "k"}, n_stages=4, tau=0.1, seed=0)
         whole = order_pairs(build_pairs(load_pool(some_rows), PAPER, "k_sim", tau=0.1, seed=0), 4)

@@ -1,9 +1,16 @@
 """Settings: merged, traced to their file, and refused in one line that names key, value and remedy."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from karma.errors import InputError
-from karma.params import load_base, load_experiment
+from karma.files import find_project_root
+from karma.study.experiment import load_base, load_experiment
+
+ROOT = find_project_root()
 
 
 @pytest.fixture
@@ -90,3 +97,38 @@ def test_a_stage_sees_only_the_settings_it_declares():
 def test_yaml_is_data_only(experiment):
     with pytest.raises(InputError, match="not valid YAML"):
         experiment("name: !!python/object/apply:os.system ['true']")
+
+
+def test_a_broken_base_file_is_one_line_and_leaves_the_help_alone(tmp_path):
+    """Defaults were read when the command line was imported, outside of its error handling."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "params" / "base.yaml").write_text("tau: [")
+    environment = {**os.environ, "KARMA_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def call(*args):
+        command = [sys.executable, "-m", "karma.cli", *args]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    shown = call("--help")
+    assert shown.returncode == 0 and "binarize" in shown.stdout and not shown.stderr
+    refused = call("binarize", "--help")
+    assert refused.returncode == 2 and refused.stderr.startswith("karma: base.yaml is not valid YAML")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_backend_and_protocol_are_settings(experiment):
+    """vLLM and the ranking of options could not be reached from a study."""
+    base = load_experiment("smoke").settings
+    assert base.compute.backend == "transformers" and base.benchmarks.protocol == "answer"
+    text = (
+        "models: {m: {hub: a/b}}\npolicies: [m]\norigin_models: [m]\ncompute: {backend: vllm}\nscores: {table: paper}"
+    )
+    settings = experiment("name: mine\n" + text + "\nbenchmarks: {protocol: logprob}").settings
+    assert settings.compute.backend == "vllm" and settings.benchmarks.protocol == "logprob"
+    with pytest.raises(InputError, match=r"training\.merge_adapter"):
+        lora = "\ntraining: {lora: {rank: 1, alpha: 1, dropout: 0.0, last_layers: 1}}"
+        experiment("name: mine\n" + text + lora)
+    with pytest.raises(InputError, match="vllm cannot load 'm', which is made in memory"):
+        shape = "{random: {hidden_size: 32, layers: 2, heads: 2}}"
+        experiment("name: mine\n" + text.replace("{hub: a/b}", shape))

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.pool import compute_response_id, compute_row_id, load_pool, save_pool
-from karma.pool.recorded import load_annotations
-from karma.pool.responses import to_hex
+from karma.pool.annotations import load_annotations
+from karma.pool.generate import run
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import compute_response_id, compute_row_id, to_hex
 
 
 def completion(model, response, **more):
@@ -118,7 +120,7 @@ class TestWhereItLies:
     def test_hub(self, monkeypatch):
         import datasets
 
-        from karma.params import load_base
+        from karma.study.experiment import load_base
 
         asked = {}
         monkeypatch.setattr(
@@ -401,3 +403,23 @@ class TestMalformed:
         pq.write_table(pa.table(table), tmp_path / "annotations.parquet")
         with pytest.raises(InputError, match=message):
             load_annotations(tmp_path / "annotations.parquet")
+
+
+def test_a_study_s_pool_keeps_recorded_annotations_whatever_the_source_s_format(tmp_path):
+    """Parquet sources lost them: only the columns that pairs need were copied."""
+    rows = [
+        {"source": "s", "instruction": f"q{k}", "completions": [
+            {"model": m, "response": f"{m}{k}", "overall_score": score, "fine-grained_score": score / 2}
+            for m, score in (("a", 8.0), ("b", 3.0))]}
+        for k in range(3)
+    ]  # fmt: skip
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save_pool(rows, tmp_path / "pool.parquet")
+    written = []
+    for name in ("pool.jsonl", "pool.parquet"):
+        settings = SimpleNamespace(pool=SimpleNamespace(source=name, revision=None))
+        folder = tmp_path / name.replace(".", "-")
+        run(SimpleNamespace(settings=settings, experiment=SimpleNamespace(root=tmp_path), folder=folder))
+        (batch,) = load_pool(folder / "pool.parquet").batches("overall_score")
+        written.append(batch.annotation.tolist())
+    assert written == [[8.0, 3.0] * 3] * 2

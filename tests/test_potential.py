@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from karma.errors import InputError
-from karma.potential import (
-    METRICS,
+from karma.potential.margins import (
+    RANKINGS,
     build_candidates,
     compute_explicit_margin,
     compute_implicit_margin,
@@ -42,7 +42,7 @@ def test_five_pairs_by_eye():
     z = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) / np.sqrt(2)
     pool = pool_of(margins)
     assert pool.potential == pytest.approx(2 * z)
-    kept = {metric: select(pool, metric, k=2).tolist() for metric in METRICS if metric != "random"}
+    kept = {metric: select(pool, metric, k=2).tolist() for metric in RANKINGS if metric != "random"}
     assert kept == {"explicit_large": [3, 4], "explicit_small": [0, 1], "implicit_small": [3, 4],
                     "implicit_large": [0, 1], "m_ap": [3, 4], "m_ap_signed": [3, 4]}  # fmt: skip
 
@@ -180,7 +180,7 @@ def test_no_selected_pair_is_dominated_by_an_unselected_one(margins, weight, dat
         assert not ((margins[i, 0] > margins[kept, 0]) & (margins[i, 1] < margins[kept, 1])).any()
 
 
-@given(POOLS, st.sampled_from(sorted(METRICS)), st.data())
+@given(POOLS, st.sampled_from(sorted(RANKINGS)), st.data())
 def test_fewer_lie_inside_more_and_shuffling_changes_nothing(margins, metric, data):
     k1, k2 = sorted(data.draw(st.tuples(st.integers(1, len(margins)), st.integers(1, len(margins)))))
     ids = [f"{i:02}" for i in range(len(margins))]
@@ -191,7 +191,7 @@ def test_fewer_lie_inside_more_and_shuffling_changes_nothing(margins, metric, da
     assert {ids[order[i]] for i in select(shuffled, metric, k=k2, seed=3)} == kept
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", RANKINGS)
 def test_all_of_any_metric_is_the_pool_in_its_own_order(metric):
     margins = np.random.default_rng(0).random((40, 2))
     assert select(pool_of(margins), metric, ratio=1.0).tolist() == list(range(40))

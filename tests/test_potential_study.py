@@ -7,11 +7,9 @@ import pytest
 
 from karma.errors import InputError
 from karma.figures.potential import plot_choices
-from karma.params import load_experiment
-from karma.potential import build_candidates
-from karma.potential_study import (
+from karma.potential.margins import build_candidates
+from karma.potential.study import (
     CELL,
-    METRICS,
     choose,
     choose_by_each,
     collect_selections,
@@ -22,8 +20,10 @@ from karma.potential_study import (
     count_contradictions,
     gather_pools,
 )
-from karma.results import collect
 from karma.results.selections import build_union_table, show_selections
+from karma.results.study import collect_results
+from karma.study.experiment import load_experiment
+from karma.vocabulary import METRICS
 from tests.study_files import make_experiment, write_study
 
 
@@ -165,6 +165,6 @@ def test_a_missing_selection_is_a_named_gap(tmp_path):
     write_study(experiment)
     folder = experiment.outputs / "selections" / "smollm2-135m" / "k_score_sim+m_ap-0.4"
     (folder / "selection.json").unlink()
-    (gap,) = collect(experiment).gaps.to_dict("records")
+    (gap,) = collect_results(experiment).gaps.to_dict("records")
     assert gap["file"].endswith("k_score_sim+m_ap-0.4/selection.json")
     assert "karma notebook 07_alignment_potential" in gap["made_by"] and "-p metric=m_ap -p ratio=0.4" in gap["made_by"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from karma.params import load_base, load_experiment
+from karma.study.experiment import load_base, load_experiment
 from tests.conftest import ROOT, project_environment
 
 README = (ROOT / "README.md").read_text()

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from karma.commands.report import write_report
 from karma.errors import InputError
 from karma.files import find_project_root
-from karma.params import load_experiment
-from karma.results.report import export_html, render_page, write_report
+from karma.results.page import export_html, render_page
+from karma.study.experiment import load_experiment
+from tests.conftest import CALL_LIMIT
 from tests.study_files import write_study
 
 BEFORE = """<script>window.seen = [];
@@ -60,7 +62,7 @@ def look_at(page: Path, folder: Path, width: int = 1280) -> dict:
     command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",
                f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
                copy.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_LIMIT, check=True)
     check = BeautifulSoup(done.stdout, "lxml").select_one("#check")
     assert check is not None, done.stderr[-500:]
     return json.loads(check.get_text())

@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
-from karma.intervals import compute_wilson
-from karma.params import Experiment
-from karma.results import collect, compute_size, load_published, open_results
 from karma.results.estimates import compute_difference, compute_mean
+from karma.results.page import open_results
+from karma.results.published import compute_size, load_published
+from karma.results.study import collect_results
 from karma.results.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
+from karma.statistics import compute_wilson
+from karma.study.experiment import Experiment
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -22,7 +24,7 @@ def experiment(tmp_path_factory) -> Experiment:
 
 @pytest.fixture(scope="module")
 def study(experiment):
-    return collect(experiment)
+    return collect_results(experiment)
 
 
 def test_a_whole_study_has_no_gaps(study):
@@ -34,7 +36,7 @@ def test_a_whole_study_has_no_gaps(study):
 
 
 def test_an_empty_study_gives_tables_of_named_gaps(tmp_path):
-    study = collect(make_experiment(tmp_path))
+    study = collect_results(make_experiment(tmp_path))
     assert len(study.gaps) > 20
     assert "pairs/rlaif/accounting.json" in set(study.gaps["file"])
     assert study.gaps["made_by"].str.startswith("karma ").all()
@@ -49,7 +51,7 @@ def test_one_missing_run_is_a_gap_only_where_it_belongs(tmp_path):
     experiment = make_experiment(tmp_path)
     write_study(experiment)
     (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
-    study = collect(experiment)
+    study = collect_results(experiment)
     assert list(study.gaps["file"]) == ["runs/smollm2-135m/k_sim/dpo/seed0/scores.json"]
     assert "policy=smollm2-135m -p strategy=k_sim" in study.gaps["made_by"][0]
     frame = build_table2(study).frame
@@ -63,7 +65,7 @@ def test_an_impossible_score_is_refused_by_name(tmp_path):
     path = experiment.outputs / "runs/smollm2-135m/start/scores.json"
     path.write_text(path.read_text().replace('"value": ', '"value": 9', 1))
     with pytest.raises(InputError, match=r"start/scores.json: mmlu_stem is 90?\.\d+, expected a share"):
-        collect(experiment)
+        collect_results(experiment)
 
 
 def test_tables_hold_the_files_numbers(study):
@@ -101,7 +103,7 @@ def test_files_of_a_table_agree(study, tmp_path):
 def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path):
     experiment = make_experiment(tmp_path, "\nseeds: [0, 1, 2]\n")
     write_study(experiment, ("05_policy_evaluation",))
-    study = collect(experiment)
+    study = collect_results(experiment)
     cell = study.results.query("benchmark == 'mmlu_pro' and method == 'sft' and strategy == 'rlaif'")
     assert len(cell) == 3
     assert build_table4(study).frame.loc[("MMLU-pro", "smollm2-135m", "SFT"), "RLAIF"] == cell["value"].mean()

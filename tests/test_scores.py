@@ -7,18 +7,11 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
-from karma.scores import (
-    ScoreTable,
-    build_score_table,
-    canonical_model_name,
-    compute_below_chance,
-    compute_normalized,
-    compute_s_pref,
-    load_benchmarks,
-    load_score_table,
-    merge_score_tables,
-    save_score_table,
-)
+from karma.scores.measured import build_score_table
+from karma.scores.names import canonical_model_name
+from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
+from karma.scores.read import load_score_table, merge_score_tables, save_score_table
+from karma.scores.table import ScoreTable, load_benchmarks
 
 S_PREF_TWO_DIGIT = {
     "GPT-4": 0.9899, "bard": 0.8561, "GPT-3.5-turbo": 0.7703, "WizardLM-70b": 0.5772,

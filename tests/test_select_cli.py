@@ -13,14 +13,17 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
-from karma.models import load_model, load_tokenizer
-from karma.pairs import build_pairs, load_pairs, save_pairs, split_pairs
-from karma.pairs.binarized import load_binarized
-from karma.pool import load_pool
-from karma.potential import METRICS, compute_potential
-from karma.potential_study import METRICS as STUDY_METRICS
-from karma.scores import compute_s_pref, load_score_table
-from karma.settings import Metric, ModelSpec
+from karma.models.load import load_model, load_tokenizer
+from karma.pairs.build import build_pairs
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
+from karma.pairs.public_shape import load_binarized
+from karma.pool.pool import load_pool
+from karma.potential.margins import RANKINGS, compute_potential
+from karma.scores.normalise import compute_s_pref
+from karma.scores.read import load_score_table
+from karma.study.settings import ModelSpec
+from karma.vocabulary import METRICS
 from tests.conftest import ROOT
 
 WRITERS = ["gpt-4", "bard", "alpaca-7b", "starchat"]
@@ -191,7 +194,7 @@ def test_a_renamed_file_draws_the_same_pairs(real_data, tmp_path):
 
 
 def test_what_karma_writes_in_the_public_shape_reads_back(pair_folder, tmp_path):
-    from karma.pairs.exports import build_binarized
+    from karma.pairs.public_shape import build_binarized
 
     pairs = load_pairs(pair_folder).table
     pq.write_table(build_binarized(pairs), tmp_path / "b.parquet")
@@ -226,7 +229,7 @@ FILE = ("--pairs", "FILE")
     ],
 )  # fmt: skip
 def test_bad_options_end_before_a_model_loads(policy, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr("karma.margins.load_model", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("karma.potential.logps.load_model", lambda *a: pytest.fail("a model was loaded"))
     (tmp_path / "out").mkdir()
     places = {"POLICY": policy, "OUT": tmp_path / "out", "FILE": write_rows(tmp_path / "rows.jsonl", public_rows())}
     with pytest.raises(InputError, match=message):
@@ -257,8 +260,8 @@ def test_a_selection_is_not_selected_from_again(pair_folder, policy, tmp_path):
         call("--pairs", tmp_path / "a", "--policy", policy, "--k", 3, "--out", tmp_path / "b")
 
 
-def test_settings_and_package_name_the_same_metrics():
-    assert set(Metric.__args__) == set(STUDY_METRICS) == {*METRICS, "m_ap_annotated"}
+def test_every_metric_has_a_ranking():
+    assert {row.ranking or name for name, row in METRICS.items()} == set(RANKINGS)
 
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from hypothesis import strategies as st
 from karma.errors import InputError, KarmaError
 from karma.evaluation.ifeval import check_instructions
 from karma.files import load_json
-from karma.logprobs import compute_logps
-from karma.models import add_trained, build_tokenizer, load_model, load_tokenizer
-from karma.pairs import load_pairs, save_pairs
-from karma.params import load_experiment
+from karma.models.load import add_trained, build_tokenizer, load_model, load_tokenizer
+from karma.models.logprobs import compute_logps
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import load_pairs
+from karma.potential.margins import compute_potential
 from karma.self_play import rounds
 from karma.self_play.answers import sample_answers
 from karma.self_play.curves import find_missing, load_rounds
@@ -39,10 +39,11 @@ from karma.self_play.evolution import (
 from karma.self_play.pairing import build_self_play_pairs, choose_pair, join_books
 from karma.self_play.prompts import build_prompt, describe_instructions, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers, score_by_instructions
-from karma.self_play.selection import add_margins, compute_potential, compute_token_margins, find_best, take_pairs
-from karma.settings import ModelSpec
+from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
+from karma.study.experiment import load_experiment
+from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.self_play_round import open_tiny, play_round
 
 DEMO = ROOT / "karma" / "data" / "demo" / "verifiable.jsonl"
@@ -406,11 +407,12 @@ def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, t
     """kill -9 as soon as some answers are kept; then the same command again."""
     command = [sys.executable, "-m", "tests.self_play_round", str(tmp_path), "select_then_evolve", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept, deadline = [], time.time() + 120
-    while len(kept) < 4 and time.time() < deadline and process.poll() is None:
-        time.sleep(0.01)
-        kept = list(tmp_path.glob("outputs/answers/*/*.json"))
+    process = subprocess.Popen(
+        [*command, "hold"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    answers = "outputs/answers/*/*.json"
+    wait_until(lambda: len(list(tmp_path.glob(answers))) >= 4 or process.poll() is not None)
+    kept = list(tmp_path.glob(answers))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     where = Path("outputs/self_play/tiny/select_then_evolve/round1")
@@ -462,8 +464,8 @@ def test_curves_hold_round_0_every_finished_round_and_name_the_others(study):
 def test_the_figures_are_pictures(study, tmp_path):
     from matplotlib.image import imread
 
-    from karma.figures import save_figure
     from karma.figures.self_play import plot_margins, plot_rounds
+    from karma.figures.style import save_figure
 
     experiment = load_experiment(study[0] / "tiny_self_play.yaml")
     experiment.outputs = study[0] / "outputs"

@@ -3,9 +3,9 @@
 import pytest
 
 from karma.errors import InputError
-from karma.notebooks import find_siblings
-from karma.params import load_experiment
-from karma.stages import STAGES, find_job, list_jobs
+from karma.study.experiment import load_experiment
+from karma.study.open import find_siblings
+from karma.study.stages import STAGES, find_job, list_jobs
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,7 @@ def test_metrics_alone_switch_the_selection_study_on(tmp_path):
 def test_rounds_of_self_play_wait_for_the_one_before_and_results_for_the_last():
     smoke = load_experiment("smoke")
     jobs = [job for job in list_jobs(smoke) if job.stage.name == "08_self_play"]
-    assert [job.label for job in jobs if job.params["arm"] == "fresh"] == [
-        f"08_self_play.tiny-a.fresh.round{r}" for r in (1, 2)
-    ]
+    assert [job.label for job in jobs] == [f"08_self_play.tiny-a.select_then_evolve.round{r}" for r in (1, 2)]
     for job in jobs:
         earlier = [{**job.params, "round": "1"}] if job.params["round"] == "2" else []
         assert [needed.params for needed in job.inputs] == earlier
@@ -88,7 +86,7 @@ def test_rounds_of_self_play_wait_for_the_one_before_and_results_for_the_last():
         assert job.folder.relative_to(smoke.outputs).as_posix() == place
         assert set(job.models) == {"tiny-a", "tiny-b"}  # the policy and the judge
     waited = [job.params for job in find_job(smoke, "06_results", {}).inputs if job.stage.name == "08_self_play"]
-    assert waited == [{"policy": "tiny-a", "arm": arm, "round": "2"} for arm in ("select_then_evolve", "fresh")]
+    assert waited == [{"policy": "tiny-a", "arm": arm, "round": "2"} for arm in ("select_then_evolve",)]
 
 
 def test_a_study_of_self_play_alone_has_no_other_job_and_another_round_reruns_none(tmp_path):

@@ -10,11 +10,15 @@ import torch
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.logprobs import compute_logps, compute_pair_logps, tokenize_response
-from karma.models import add_trained, compute_weights_digest, load_model, load_tokenizer
-from karma.params import View
-from karma.settings import ModelSpec
-from karma.training import build_dataset, check_pairs, train
+from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
+from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
+from karma.statistics import compute_wilson
+from karma.study.experiment import View
+from karma.study.settings import ModelSpec
+from karma.training.checks import check_pairs
+from karma.training.held_out import summarise_margins
+from karma.training.train import train
+from karma.training.trainers import build_dataset
 
 MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
 COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
@@ -202,3 +206,10 @@ def test_lora_saves_an_adapter_that_loads(tmp_path):
 def test_no_pickle_is_left(dpo_run):
     folder, _ = dpo_run
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_held_out_interval_is_that_of_the_share_ties_included():
+    """Three ties of four gave .625 with the interval of .500."""
+    found = summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0]))
+    assert found["accuracy"] == 0.625 and found["interval"] == list(compute_wilson(0.625, 4))
+    assert found["interval"] != list(compute_wilson(0.5, 4))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,15 +16,15 @@ import torch
 
 from karma.errors import InputError, KarmaError
 from karma.files import load_json
-from karma.models import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
-from karma.params import View
-from karma.settings import ModelSpec
-from karma.training import check_folder, check_pairs, train
-from karma.training.checks import check_memory, estimate_memory
+from karma.models.load import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
+from karma.study.experiment import View
+from karma.study.settings import ModelSpec
+from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
+from karma.training.train import train
 from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
-from tests.conftest import ROOT
+from tests.conftest import CALL_LIMIT, ROOT, wait_until
 from tests.test_training import COMPUTE, MODELS, SETTINGS, make_pairs, settings
 
 
@@ -33,12 +32,15 @@ def weights_digest(folder):
     return compute_weights_digest(*add_trained(MODELS, "tiny", folder / "model"))
 
 
-SCRIPT = """
-import sys
+SCRIPT = f"""
+import sys, time
 from tests.test_training import COMPUTE, MODELS, make_pairs, settings
-from karma.training import train
+from karma.training.train import train
 from pathlib import Path
+from transformers import TrainerCallback
 method = sys.argv[2]
+if sys.argv[3:] == ["hold"]:  # at the end of an update after the first checkpoint, so that the kill cannot come too late
+    TrainerCallback.on_step_begin = lambda self, args, state, *_, **__: time.sleep({CALL_LIMIT} * (state.global_step == 7))
 train(make_pairs(40), make_pairs(3), MODELS, "tiny", method, 0, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),
       COMPUTE, Path(sys.argv[1]), code="x")
 """
@@ -49,10 +51,9 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     """kill -9 after the first checkpoint; the same call goes on from there, and ends as if nothing had happened."""
     command = [sys.executable, "-c", SCRIPT]
     folder = tmp_path / "killed"
-    child = subprocess.Popen([*command, str(folder), method], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    child = subprocess.Popen([*command, str(folder), method, "hold"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    saved = "checkpoints/checkpoint-*/trainer_state.json"
+    wait_until(lambda: list(folder.glob(saved)) or child.poll() is not None)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (folder / "training.json").exists(), "it was killed too late to show anything"

@@ -9,19 +9,21 @@ import pytest
 from scipy.stats import binom
 
 from karma.errors import InputError
-from karma.kinship import compute_choices, compute_kinship
 from karma.kinship.clusters import compute_distance
 from karma.kinship.mantel import build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
 from karma.kinship.sensitivity import compute_sensitivity, match_tau, sweep_tau
-from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
+from karma.kinship.similarity import compute_choices, compute_kinship
 from karma.kinship.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
 )
-from karma.pairs.strategies import Candidates, choose_by_kinship
-from karma.scores import ScoreTable, compute_s_pref, load_benchmarks, load_score_table
+from karma.scores.normalise import compute_s_pref
+from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable, load_benchmarks
+from karma.strategies import Candidates, build_sets, choose_by_kinship, choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_sampling_error_changes_picks_in_sets_of_four(paper, draws):
     assert result["p_other_in_sets"].between(0.05, 0.12).all()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", KINSHIP_STRATEGIES)
 def test_choice_in_the_set_of_all_models_is_the_choice_among_all(paper, strategy):
     everyone = np.arange(16)[None, :]
     kinship = compute_kinship(paper).to_numpy()
@@ -111,7 +113,7 @@ def test_choice_in_the_set_of_all_models_is_the_choice_among_all(paper, strategy
     assert tuple(paper.scores.index[picked]) == compute_choices(paper, 0.1)[strategy]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", KINSHIP_STRATEGIES)
 def test_sets_agree_with_the_choices_that_pairs_are_built_by(paper, strategy):
     s_pref, kinship = compute_s_pref(paper).to_numpy(), compute_kinship(paper).to_numpy()
     sets = build_sets(16, 4, np.random.default_rng(0))

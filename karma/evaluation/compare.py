@@ -8,7 +8,8 @@ counts as one cluster.
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import norm
+
+from karma.statistics import compute_mean, compute_wilson
 
 
 def build_score_frame(scores: dict) -> pd.DataFrame:
@@ -27,29 +28,10 @@ def build_score_frame(scores: dict) -> pd.DataFrame:
     """
     rows = {}
     for name, score in scores["benchmarks"].items():
-        low, high = compute_interval(score["value"], score["n"], score["standard_error"])
+        low, high = compute_wilson(score["value"], score["n"], score["standard_error"])
         rows[name] = {"value": score["value"], "low": low, "high": high, "n": score["n"], "chance": score["chance"],
                       "floor": score.get("details", {}).get("floor"), "unextracted": score["unextracted"]}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
-
-
-def compute_interval(value: float, n: float, standard_error: float, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval, with the n that independent units of this standard error would need.
-
-    Units that come in clusters (IFEval's instructions of one prompt) are worth fewer than their number.
-
-    Args:
-        value: share in [0, 1]. n: units. standard_error: of value. z: quantile of the normal distribution.
-
-    Example:
-        >>> [round(x, 3) for x in compute_interval(0.5, 100, 0.05)]
-        [0.404, 0.596]
-    """
-    if 0 < value < 1 and standard_error > 0:
-        n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
-    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
-    return max(0.0, min(float(centre - half), value)), min(1.0, max(float(centre + half), value))
 
 
 def format_scores(scores: dict) -> str:
@@ -61,15 +43,14 @@ def format_scores(scores: dict) -> str:
     return text.to_markdown(colalign=("left", *["right"] * len(text.columns)), disable_numparse=True)
 
 
-def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95) -> pd.DataFrame:
+def compare_answers(before: pa.Table, after: pa.Table) -> pd.DataFrame:
     """Compare two models on the items both answered.
 
     Args:
         before, after: answers.parquet of each.
-        confidence: of the interval.
 
     Returns:
-        One row a benchmark: before, after, difference, low, high (of the difference), n (units), changed (items).
+        One row a benchmark: before, after, difference, low, high (95 %, of the difference), n (units), changed (items).
 
     Raises:
         ValueError: the two did not answer the same items.
@@ -78,12 +59,11 @@ def compare_answers(before: pa.Table, after: pa.Table, confidence: float = 0.95)
     merged = before.to_pandas().merge(after.to_pandas(), on=key, suffixes=("_0", "_1"), how="outer", indicator=True)
     if (merged["_merge"] != "both").any():
         raise ValueError("the two evaluations have different items: evaluate both with the same settings")
-    rows, z = {}, norm.ppf(0.5 + confidence / 2)
+    rows = {}
     for benchmark, items in merged.groupby("benchmark", sort=False):
         n, delta = items["n_0"].to_numpy(), (items["correct_1"] - items["correct_0"]).to_numpy()
-        difference = delta.sum() / n.sum()
-        error = np.sqrt(((delta - difference * n) ** 2).sum()) / n.sum()
+        found = compute_mean(delta, n)
         rows[benchmark] = {"before": items["correct_0"].sum() / n.sum(), "after": items["correct_1"].sum() / n.sum(),
-                           "difference": difference, "low": difference - z * error, "high": difference + z * error,
+                           "difference": found["value"], "low": found["low"], "high": found["high"],
                            "n": int(n.sum()), "changed": (items["answer_0"] != items["answer_1"]).sum()}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")

@@ -71,7 +71,8 @@ def _is_stem(row: Any) -> bool:
 
 def _load_local(benchmark: str, folder: Path) -> list[tuple[str, Any]]:
     """Return (where it stands, row) of a benchmark's file."""
-    found = [p for p in sorted(folder.glob(f"{benchmark}*")) if p.suffix in (".jsonl", ".json", ".csv")]
+    files = [p for p in sorted(folder.glob(f"{benchmark}*")) if p.suffix in (".jsonl", ".json", ".csv")]
+    found = [p for p in files if "answers" not in p.stem]  # recorded answers may lie beside the items
     if len(found) != 1:
         what = ", ".join(p.name for p in found) or "none"
         raise InputError(f"{folder}: expected one {benchmark}*.jsonl or .csv, found {what}")

@@ -24,7 +24,7 @@ from karma.evaluation.scoring import (
     compute_template_hash,
 )
 from karma.files import atomic_path, save_json
-from karma.generation import CachedModel
+from karma.models.ask import CachedModel
 
 PROTOCOLS = ("answer", "logprob")
 
@@ -39,24 +39,39 @@ def evaluate(
         benchmarks: names, see `karma.evaluation.items`.
         settings: the experiment's `benchmarks` (folder, limit, choice_tokens, descriptive_tokens).
         root: the project's root, from which a relative folder counts.
-        protocol: "answer" (the paper's: a written answer), or "logprob" (the likeliest option of a choice benchmark).
+        protocol: "answer" (the paper's: a written answer), or "logprob" (the likeliest option of a choice benchmark;
+            IFEval has no options and is answered all the same).
 
     Returns:
         The scores (as in scores.json) and the answers, one row an item.
 
     Raises:
-        InputError: items that cannot be loaded, or a benchmark without options by log-probability.
+        InputError: items that cannot be loaded, or an unknown protocol.
+
+    Example:
+        >>> from karma.files import find_project_root
+        >>> from karma.study.experiment import load_experiment
+        >>> smoke = load_experiment("smoke").settings
+        >>> asked = smoke.benchmarks.model_copy(update={"limit": 2})
+        >>> models = {"tiny-a": smoke.models["tiny-a"].model_dump(mode="json")}
+        >>> model = CachedModel(models, "tiny-a", smoke.compute, batch_size=2)
+        >>> scores, answers = evaluate(model, ["arc_easy"], asked, find_project_root())
+        >>> scores["benchmarks"]["arc_easy"]["n"], answers.num_rows
+        (2, 2)
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = _name_tasks(benchmarks, protocol)
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
+    ways = {name: _find_protocol(name, protocol) for name in benchmarks}
+    names = {name: f"karma_{name}{'_logprob' * (way == 'logprob')}" for name, way in ways.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     where = {"folder": str(root / settings.folder) if settings.folder else None, "limit": settings.limit}
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
     tasks = manager.load(list(names.values()))["tasks"]
-    if protocol == "answer":
-        for benchmark, task in names.items():
+    for benchmark, task in names.items():
+        if ways[benchmark] == "answer":
             tasks[task].set_config("generation_kwargs", _generation(benchmark, settings))
     result = simple_evaluate(
         model=model, tasks=list(tasks.values()), task_manager=manager, apply_chat_template=True, bootstrap_iters=0,
@@ -65,25 +80,22 @@ def evaluate(
     scores, rows = {}, []
     for benchmark, task in names.items():
         samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
-        answers = [_read(benchmark, sample, protocol) for sample in samples]
+        answers = [_read(benchmark, sample, ways[benchmark]) for sample in samples]
         rows += answers
         score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples, protocol)
         scores[benchmark] = score | {
-            "protocol": protocol,
+            "protocol": ways[benchmark],
             "task_version": result["versions"][task],
-            "template_hash": compute_template_hash(benchmark, protocol),
+            "template_hash": compute_template_hash(benchmark, ways[benchmark]),
             "shots": 0,
-            "generation": _generation(benchmark, settings) if protocol == "answer" else {},
+            "generation": _generation(benchmark, settings) if ways[benchmark] == "answer" else {},
         }
     return _describe(model, scores), pa.Table.from_pylist(rows, schema=ANSWERS)
 
 
-def _name_tasks(benchmarks: list[str], protocol: str) -> dict[str, str]:
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
-    if protocol == "logprob" and "ifeval" in benchmarks:
-        raise InputError("ifeval has no options to compare by log-probability: leave it out")
-    return {benchmark: f"karma_{benchmark}{'_logprob' * (protocol == 'logprob')}" for benchmark in benchmarks}
+def _find_protocol(benchmark: str, protocol: str) -> str:
+    """Return how a benchmark is asked: a descriptive one has no options to compare, whatever is set."""
+    return "answer" if benchmark == "ifeval" else protocol
 
 
 def _generation(benchmark: str, settings: Any) -> dict[str, Any]:

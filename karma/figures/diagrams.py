@@ -7,48 +7,21 @@ paper's and the demo's counts.
 """
 
 import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.results import STRATEGY_TITLES, Study
-from karma.results.ledger import build_ledger
+from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
+from karma.vocabulary import BASELINE, title_of
+
+if TYPE_CHECKING:
+    from karma.results.study import Study
 
 UNKNOWN = "not recorded"
-PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}
 LINE_IN = 0.146  # inches a line of 8 pt takes
 FIGURE8_LINES, FIGURE8_WIDTH = 26, 96  # lines and characters of a prompt that fit the page
-
-
-def compute_counts(study: Study) -> dict[str, float | None]:
-    """Return what the diagrams show; None where a study has not recorded it.
-
-    Returns:
-        prompts, responses, origin_models, benchmarks, pairs (most of any strategy); of rlaif and kinship:
-        calls, tokens and seconds. For the published study: UltraFeedback's counts, no cost.
-    """
-    names = [f"{who}_{what}" for who in ("rlaif", "kinship") for what in ("calls", "tokens", "seconds")]
-    counts: dict[str, float | None] = dict.fromkeys(
-        ["prompts", "responses", "origin_models", "benchmarks", "pairs", *names]
-    )
-    if study.is_published:
-        return counts | PUBLISHED_COUNTS
-    if len(study.pairs):
-        for key, column in (("prompts", "rows_in"), ("responses", "responses_in"), ("pairs", "pairs_out")):
-            if column in study.pairs:
-                counts[key] = float(study.pairs[column].max())
-    if study.scores is not None:
-        counts["origin_models"], counts["benchmarks"] = map(float, study.scores.scores.shape)
-    for who, bill in zip(("rlaif", "kinship"), build_ledger(study).to_dict("records"), strict=False):
-        counts[f"{who}_calls"], counts[f"{who}_seconds"] = bill["calls"], bill["seconds"]
-        if bill["prompt_tokens"] is not None:
-            counts[f"{who}_tokens"] = bill["prompt_tokens"] + (bill["new_tokens"] or 0)
-    return counts
 
 
 def plot_labelling(counts: dict[str, float | None]) -> Axes:
@@ -83,7 +56,7 @@ def plot_labelling(counts: dict[str, float | None]) -> Axes:
     return ax
 
 
-def plot_framework(study: Study, counts: dict[str, float | None]) -> Axes:
+def plot_framework(study: "Study", counts: dict[str, float | None]) -> Axes:
     """Draw Figure 2: from origin models and prompts to chosen and rejected, and to the trained policies.
 
     Args:
@@ -93,7 +66,7 @@ def plot_framework(study: Study, counts: dict[str, float | None]) -> Axes:
     """
     ax = _canvas(3.1)
     grey, kin = "0.45", strategy_style("k_sim")["color"]
-    strategies = ", ".join(STRATEGY_TITLES[s] for s in study.strategies if s != "rlaif")
+    strategies = ", ".join(title_of(s) for s in study.strategies if s != BASELINE)
     pairs = f"pairs: {UNKNOWN}" if counts["pairs"] is None else f"up to {counts['pairs']:,.0f} pairs"
     top = [
         (_number(counts["origin_models"], "origin models"), grey),
@@ -144,19 +117,6 @@ def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axe
         ax.text(0.015, 1 - top / height, text, bbox=frame, **style)
         top += n * LINE_IN + 0.2
     return ax
-
-
-def find_prompt(study: Study, benchmark: str = "arc_easy") -> tuple[str, str | None, str]:
-    """Return (prompt, answer, source) of an answer on disk, of `benchmark` if there, or a named gap."""
-    root = study.folder or Path()
-    for path in [] if study.is_published else sorted(root.glob("**/answers.parquet")):
-        rows = pd.read_parquet(path, columns=["benchmark", "prompt", "answer"])
-        rows = pd.concat([rows[rows["benchmark"] == benchmark], rows])
-        if len(rows):
-            first = rows.iloc[0]
-            source = f"{first['benchmark']}, {path.parent.relative_to(root).as_posix()}"
-            return str(first["prompt"]), str(first["answer"]), source
-    return "no answer is on disk yet: run 01_origin_evaluation or 05_policy_evaluation first", None, ""
 
 
 def _canvas(height: float) -> Axes:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.figures import COLUMN_WIDTH_IN, PALETTE
+from karma.figures.style import COLUMN_WIDTH_IN, PALETTE
 
 
 def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:

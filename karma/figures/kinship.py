@@ -5,7 +5,6 @@ models. Limit: names of models are readable up to about 60 models; above, the he
 without.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -16,18 +15,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
-from karma.kinship import compute_kinship
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.kinship.clusters import group_benchmarks
-from karma.kinship.strategy_sets import STRATEGIES, build_sets, choose_in_sets
-from karma.scores import ScoreTable, compute_below_chance, compute_normalized, compute_s_pref
+from karma.kinship.similarity import compute_kinship
+from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.strategies import build_sets, choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
-    from karma.kinship.study import KinshipStudy
+    pass
 
 DAGGER = "†"
 MAX_NAMED = 60
-LABELS = {"k_score": r"K$_{score}$", "k_sim": r"K$_{sim}$", "k_score_sim": r"K$_{(score,sim)}$"}
 
 
 def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -> list[str]:
@@ -43,7 +43,7 @@ def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -
     """
     s_pref, kinship = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
     sets = build_sets(len(s_pref), 4, np.random.default_rng(0))
-    picks = np.stack([choose_in_sets(s_pref, kinship, sets, s, tau) for s in STRATEGIES], axis=1)
+    picks = np.stack([choose_in_sets(s_pref, kinship, sets, s, tau) for s in KINSHIP_STRATEGIES], axis=1)
     n_distinct = np.array([len({tuple(p) for p in row if p[0] >= 0}) for row in picks])
     low = np.array([kinship[np.ix_(row, row)][np.triu_indices(len(row), k=1)].min() for row in sets])
     fits = (low < tau) == with_dropped
@@ -115,7 +115,7 @@ def _draw_cells(
 def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float) -> list[Line2D]:
     """Frame each strategy's pair (row: chosen), strike out pairs below tau; return the legend."""
     everyone, handles = np.arange(len(s_pref))[None, :], []
-    for k, strategy in enumerate(STRATEGIES):
+    for k, strategy in enumerate(KINSHIP_STRATEGIES):
         chosen, rejected = choose_in_sets(s_pref, kinship, everyone, strategy, tau)[0]
         look: dict[str, Any] = {
             "color": strategy_style(strategy)["color"],
@@ -126,7 +126,7 @@ def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float)
         if chosen >= 0:
             left, top, side = rejected - 0.5 + inset, chosen - 0.5 + inset, 1 - 2 * inset
             axes.add_patch(Rectangle((left, top), side, side, fill=False, **look))
-        handles.append(Line2D([], [], label=LABELS[strategy], **look))
+        handles.append(Line2D([], [], label=STRATEGIES[strategy].symbol, **look))
     for i, j in np.argwhere(kinship < tau):
         axes.plot([j - 0.4, j + 0.4], [i + 0.4, i - 0.4], color="black", linewidth=0.8)
     if (kinship < tau).any():
@@ -138,7 +138,7 @@ def mark_names(table: ScoreTable, benchmarks: list[str] | None = None) -> pd.Ser
     """Return each model's name, with a dagger where a score of it (on `benchmarks`) is at or below chance.
 
     Example:
-        >>> from karma.scores import load_score_table
+        >>> from karma.scores.read import load_score_table
         >>> mark_names(load_score_table("paper"), ["arc_easy"])[["GPT-4", "Starchat"]].tolist()
         ['GPT-4', 'Starchat †']
     """
@@ -246,25 +246,3 @@ def plot_kinship(kinship: pd.DataFrame, tree: np.ndarray, tau: float, cut: float
     bar.ax.axhline(tau, color="white", linewidth=2)
     bar.ax.annotate(f"τ = {tau:g}", (0, tau), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
     return axes
-
-
-def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
-    """Draw and save every figure of a study; above 500 models only the PCA."""
-    from karma.figures.kinship_map import plot_pca
-    from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
-
-    table = study.table
-    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
-    if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
-        for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
-            axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
-            figures[name] = axes[0].figure
-        figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
-        figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut, table).figure
-        figures["sensitivity"] = plot_sensitivity(study)[0].figure
-        if study.choice_uncertainty is not None:
-            figures["uncertainty"] = plot_uncertainty(study)[0].figure
-    written = [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
-    for figure in figures.values():
-        plt.close(figure)
-    return written

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from karma.figures import MARKERS, PAGE_WIDTH_IN, PALETTE
 from karma.figures.kinship import DAGGER, MAX_NAMED, mark_names
-from karma.scores import ScoreTable
+from karma.figures.style import MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.scores.table import ScoreTable
 
 if TYPE_CHECKING:
     from karma.kinship.clusters import Pca

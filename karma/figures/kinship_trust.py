@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.figures import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.figures.kinship import LABELS, mark_names
-from karma.kinship.strategy_sets import STRATEGIES
+from karma.figures.kinship import mark_names
+from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.kinship.uncertainty import COIN_FLIP
+from karma.vocabulary import KINSHIP_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
     from karma.kinship.study import KinshipStudy
@@ -89,7 +89,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
     place = np.arange(len(shares))[::-1]
     for border in place[:-1] - 0.5:
         right.axhline(border, color="0.9", linewidth=0.8, zorder=1)
-    for strategy, shift in zip(STRATEGIES, (0.2, 0, -0.2), strict=True):
+    for strategy, shift in zip(KINSHIP_STRATEGIES, (0.2, 0, -0.2), strict=True):
         look = strategy_style(strategy)
         right.scatter(
             shares[strategy],
@@ -97,7 +97,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
             s=30,
             color=look["color"],
             marker=look["marker"],
-            label=LABELS[strategy],
+            label=STRATEGIES[strategy].symbol,
             zorder=3,
             edgecolors="white",
             linewidths=0.5,

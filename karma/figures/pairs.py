@@ -9,8 +9,8 @@ import pyarrow as pa
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from karma.figures import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
-from karma.quality_gap import UNITS
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
+from karma.pairs.quality_gap import UNITS
 
 AXIS_TITLES = {
     "length": "length gap",
@@ -102,7 +102,7 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
     """Draw the Response Quality Gap: above, its distribution; below, the difference from the baseline.
 
     Args:
-        gaps: strategy -> gaps, from `karma.quality_gap.compute_gaps`.
+        gaps: strategy -> gaps, from `karma.pairs.quality_gap.compute_gaps`.
         comparison: from `compare_gaps`, with one baseline.
 
     Returns:

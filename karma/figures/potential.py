@@ -10,36 +10,38 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from karma.figures import COLUMN_WIDTH_IN, HATCHES, MARKERS, PAGE_WIDTH_IN, PALETTE
-from karma.potential import Candidates
-from karma.potential_study import METRICS, find_pool
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, row_style
+from karma.potential.margins import Candidates
+from karma.potential.study import find_pool
+from karma.vocabulary import METRICS, title_of
 
 _ORDER = list(METRICS)
-_METHODS = {"sft": "SFT", "dpo": "DPO", "simpo": "SimPO"}
 
 
 def metric_style(metric: str) -> dict[str, Any]:
     """Return the colour and marker of a metric, the same in every figure; `random` is black."""
-    index = [*_ORDER[1:], _ORDER[0]].index(metric)
-    index = {1: 6, 6: 1}.get(index, index)  # yellow is the hardest to see: for the metric that is least drawn
-    return {"color": PALETTE[index], "marker": MARKERS[index], "hatch": HATCHES[index]}
+    place = (_ORDER.index(metric) - 1) % len(_ORDER)  # the control last
+    black = PALETTE.index("#000000")
+    style = row_style(place if metric != _ORDER[0] and place < black else place + 1)
+    return style | {"color": "#000000"} if metric == _ORDER[0] else style
 
 
 def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarray], overlap: pd.DataFrame) -> Figure:
     """Draw the two margins of all candidates, once a metric with what it keeps, and how far the metrics agree.
 
     Args:
-        pools: from `karma.potential_study.gather_pools`.
+        pools: from `karma.potential.study.gather_pools`.
         choices: metric -> positions kept. overlap: square table of shares.
 
     Returns:
         The figure: one panel a metric, and a heat map.
     """
-    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 7.2))
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.5, 1])
+    n_rows = -(-len(choices) // 4)
+    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 2.16 * n_rows + 2.88))
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.16 * n_rows, 2.88])
     above, below = parts
-    axes = list(above.subplots(2, 4).flat)
-    for ax, (metric, places) in zip(axes, choices.items(), strict=False):
+    axes = list(above.subplots(n_rows, 4, squeeze=False).flat)
+    for ax, (metric, places) in zip(axes[: len(choices)], choices.items(), strict=True):
         _plot_choice(ax, pools[find_pool(metric)], metric, places)
     for ax in axes[len(choices) :]:
         ax.remove()
@@ -67,7 +69,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
     """Draw the data-size curve: held-out preference accuracy over the share of pairs kept, one line a metric.
 
     Args:
-        compared: from `karma.potential_study.compare_selections`.
+        compared: from `karma.potential.study.compare_selections`.
 
     Returns:
         Axes, one a (policy, strategy, method).
@@ -87,7 +89,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
             ax.errorbar(x, rows["accuracy"], yerr=spread, label=metric, color=style["color"], marker=style["marker"],
                         ms=4, lw=1, capsize=2)  # fmt: skip
         ax.axhline(0.5, color="black", lw=1, ls=":")
-        ax.set(title=f"{policy}, {strategy}, {_METHODS.get(method, method)}", xlabel="pairs kept (%)")
+        ax.set(title=f"{policy}, {strategy}, {title_of(method)}", xlabel="pairs kept (%)")
         ax.set(xlim=(0, 105), ylim=(-0.02, 1.02))
     for ax in axes[:, 0]:
         ax.set_ylabel("held-out accuracy (share)")

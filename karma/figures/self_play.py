@@ -7,13 +7,12 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from karma.figures import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.vocabulary import ARMS
 
 UNITS = {"instructions": "share of instructions followed", "judge": "the judge's rating, 1 to 5",
          "reward_model": "reward"}  # fmt: skip
-ARM_TITLES = {"evolve_then_select": "evolve, then select", "select_then_evolve": "select, then evolve",
-              "fresh": "fresh prompts (control)"}  # fmt: skip
-_ARMS = list(ARM_TITLES)
+_ARMS = list(ARMS)
 
 
 def plot_margins(pool: pa.Table, kept: pa.Table, unit: str, ax: Axes | None = None) -> Axes:
@@ -73,4 +72,4 @@ def _draw_curve(ax: Axes, x: np.ndarray, own: pd.DataFrame, key: str, arm: str) 
     value = own[key].astype(float).to_numpy()
     spread = np.array([value - own[f"{key}_low"].astype(float), own[f"{key}_high"].astype(float) - value]).clip(min=0)
     ax.errorbar(x, value, yerr=spread, color=color, marker=marker, ms=5, lw=1.4, elinewidth=0.9, capsize=2.5,
-                label=ARM_TITLES[arm])  # fmt: skip
+                label=ARMS[arm])  # fmt: skip

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from karma.figures import PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import PAGE_WIDTH_IN, PALETTE
 
 _PANELS = {  # history key -> (axis label with unit, reference line)
     "loss": ("loss (nats)", None),

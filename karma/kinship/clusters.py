@@ -15,8 +15,9 @@ from scipy.cluster.hierarchy import linkage as compute_scipy_linkage
 from scipy.spatial.distance import squareform
 
 from karma.errors import InputError
-from karma.kinship import compute_cosine
-from karma.scores import ScoreTable, compute_normalized
+from karma.kinship.similarity import compute_cosine
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
 
 LINKAGES = ("average", "complete", "single", "ward")
 DISTANCES = ("rmsd", "cosine")
@@ -87,7 +88,7 @@ def compute_linkage(distance: pd.DataFrame, linkage: str = "average") -> np.ndar
     """Return scipy's linkage matrix, (n - 1) x 4, of a square distance table."""
     if linkage not in LINKAGES:
         raise InputError(f"linkage is '{linkage}', expected one of {', '.join(LINKAGES)}")
-    return compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage)
+    return np.asarray(compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage))
 
 
 def compute_clusters(tree: np.ndarray, cut: float, names: pd.Index) -> pd.Series:
@@ -104,7 +105,7 @@ def group_benchmarks(table: ScoreTable) -> dict[str, list[str]]:
     """Return "total" and each capability with its benchmarks, in the paper's order.
 
     Example:
-        >>> from karma.scores import load_score_table
+        >>> from karma.scores.read import load_score_table
         >>> group_benchmarks(load_score_table("paper"))["knowledge"]
         ['mmlu_stem', 'mmlu_pro']
 

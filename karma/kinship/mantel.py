@@ -7,16 +7,19 @@ is "no" only where a medium effect would have shown; else, and where p is small 
 tests, it is "cannot tell". Limit: 16 models, of which few share a developer.
 """
 
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from karma.kinship.clusters import compute_distance, group_benchmarks
-from karma.scores import ScoreTable, compute_normalized
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+from karma.statistics import ALPHA, adjust_holm
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
-ALPHA = 0.05
 MAX_CELLS = 50_000_000  # permutations x pairs of models in one test
 FACTORS = ("same developer", "same family", "size difference")
 
@@ -99,7 +102,7 @@ def _permute(gaps: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_permut
 def _correlate(rows: np.ndarray, standard: np.ndarray) -> np.ndarray:
     """Return Pearson's r of each row with a standardised vector."""
     centred = rows - rows.mean(axis=1, keepdims=True)
-    return (centred @ standard) / (rows.std(axis=1) * len(standard))
+    return np.asarray((centred @ standard) / (rows.std(axis=1) * len(standard)))
 
 
 def compute_mantel_table(
@@ -149,20 +152,6 @@ def _compute_means(gaps: pd.DataFrame, factor: pd.DataFrame, name: str) -> dict[
     return {"mean_alike": float(pairs.get(0.0, np.nan)), "mean_unlike": float(pairs.get(1.0, np.nan))}
 
 
-def adjust_holm(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p values; NaN stays NaN and is not counted as a test.
-
-    Example:
-        >>> adjust_holm(np.array([0.01, 0.04, np.nan, 0.03])).round(3).tolist()
-        [0.03, 0.06, nan, 0.06]
-    """
-    adjusted, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else []
-    return adjusted
-
-
 def compute_kin_agreement(
     nearest: pd.DataFrame, labels: pd.Series, rng: np.random.Generator, n_permutations: int = 999
 ) -> dict[str, float]:
@@ -202,7 +191,7 @@ def compute_kin_agreement(
     }
 
 
-def _judge(test: dict) -> str:
+def _judge(test: Mapping[str, Any]) -> str:
     """Put one test in words: yes, no, or cannot tell and why."""
     if np.isnan(test["r"]):
         return "cannot tell: the fact is unknown, or the same for all models"

@@ -1,17 +1,19 @@
 """What the choices hang on: tau, the normalisation, each benchmark, the similarity measure.
 
 Each variant changes one thing and repeats all choices: among all models, and in all sets of four
-(`karma.kinship.strategy_sets`). For measures on another scale than the cosine, tau is moved so that as many pairs are
+(`karma.strategies`). For measures on another scale than the cosine, tau is moved so that as many pairs are
 dropped as before; the variant is then the measure alone. Limit: variants are not combined.
 """
 
 import numpy as np
 import pandas as pd
 
-from karma.kinship import compute_cosine
 from karma.kinship.clusters import compute_distance
-from karma.kinship.strategy_sets import STRATEGIES, choose_in_sets
-from karma.scores import ScoreTable, compute_normalized
+from karma.kinship.similarity import compute_cosine
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+from karma.strategies import choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 
@@ -79,7 +81,7 @@ def compute_sensitivity(table: ScoreTable, sets: np.ndarray, tau: float) -> pd.D
     n_dropped = int((paper_kinship[upper] < tau).sum())
     for variant, (s_pref, similarity) in variants.items():
         level = tau if variant == "as in the paper" else match_tau(similarity[upper], n_dropped)
-        for strategy in STRATEGIES:
+        for strategy in KINSHIP_STRATEGIES:
             overall = choose_in_sets(s_pref, similarity, everyone, strategy, level)[0]
             reference = choose_in_sets(paper_s_pref, paper_kinship, everyone, strategy, tau)[0]
             now = choose_in_sets(s_pref, similarity, sets, strategy, level)

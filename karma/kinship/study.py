@@ -6,9 +6,7 @@ gigabyte. Limit: uncertainty needs the number of items behind each score; where 
 None.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,21 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path, save_json
-from karma.kinship import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.kinship.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
 from karma.kinship.mantel import compute_kin_agreement, compute_mantel_table
 from karma.kinship.sensitivity import compute_sensitivity, sweep_tau
-from karma.kinship.strategy_sets import STRATEGIES, build_sets
+from karma.kinship.similarity import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.kinship.uncertainty import (
     compute_choice_uncertainty,
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
 )
-from karma.scores import (
-    ScoreTable,
-    compute_below_chance,
-    compute_normalized,
-    compute_s_pref,
-    load_score_table,
-    merge_score_tables,
-    save_score_table,
-)
+from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
+from karma.scores.read import save_score_table
+from karma.scores.table import ScoreTable
+from karma.strategies import build_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 MAX_LISTED = 20
 MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
@@ -83,45 +76,6 @@ class KinshipStudy:
     n_discarded: int = 0
 
 
-def analyse(
-    table: ScoreTable,
-    folder: str | Path,
-    *,
-    tau: float,
-    distance: str,
-    linkage: str,
-    cut: float,
-    seed: int = 0,
-    n_draws: int = 2000,
-) -> KinshipStudy:
-    """Compute stage 2 and write its folder.
-
-    Args:
-        table: origin models x benchmarks.
-        folder: written files replace those of an earlier run.
-        tau: lowest kinship of an eligible pair, in [-1, 1].
-        distance: of the dendrograms: rmsd or cosine.
-        linkage: average, complete, single or ward.
-        cut: distance below which branches are one cluster.
-        seed: of bootstrap and permutations.
-        n_draws: bootstrap draws.
-
-    Returns:
-        All that was found.
-
-    Raises:
-        InputError: a setting out of range.
-    """
-    from karma.figures import set_style
-    from karma.figures.kinship import save_study_figures
-
-    study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
-    save_study(study, folder)
-    set_style()
-    save_study_figures(study, Path(folder) / "figures")
-    return study
-
-
 def build_study(
     table: ScoreTable,
     *,
@@ -138,30 +92,26 @@ def build_study(
     nearest = compute_nearest_kin(normalized)
     s_pref = compute_s_pref(table).to_frame()
     agreement = _compute_agreement(table, nearest, rng)
-    basis: dict[str, Any] = {
-        "table": table, "tau": tau, "cut": cut, "normalized": normalized, "nearest": nearest,
-        "pca": compute_pca(normalized), "agreement": agreement, "s_pref": s_pref,
-    }  # fmt: skip
+    study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
     if len(table.scores) > MAX_SQUARE:
-        return KinshipStudy(**basis)
+        return study
     kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
     sets = build_sets(len(table.scores), SET_SIZE, rng)
-    square = {
-        "kinship": kinship, "trees": trees, "choices": compute_choices(table, tau), "n_sets": len(sets),
-        "clusters": pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
-        "mantel": compute_mantel_table(table, DISTANCES, rng), "taus": sweep_tau(kinship),
-        "sensitivity": compute_sensitivity(table, sets, tau), "pairs": list_pairs(table, tau),
-    }  # fmt: skip
+    study = replace(
+        study, kinship=kinship, trees=trees, choices=compute_choices(table, tau), n_sets=len(sets),
+        clusters=pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
+        mantel=compute_mantel_table(table, DISTANCES, rng), taus=sweep_tau(kinship),
+        sensitivity=compute_sensitivity(table, sets, tau), pairs=list_pairs(table, tau),
+    )  # fmt: skip
     if table.n_items is not None:
         n_draws = min(n_draws, max(100, MAX_CELLS // len(table.scores) ** 2))
         draws = draw_tables(table, rng, n_draws)
-        basis["s_pref"] = compute_s_pref_intervals(table, draws)
-        square |= {
-            "n_draws": n_draws,
-            "pairs": compute_pair_uncertainty(table, draws, tau), "n_discarded": draws.n_discarded,
-            "choice_uncertainty": compute_choice_uncertainty(table, draws, sets, tau),
-        }  # fmt: skip
-    return KinshipStudy(**basis, **square)
+        study = replace(
+            study, s_pref=compute_s_pref_intervals(table, draws), n_draws=n_draws, n_discarded=draws.n_discarded,
+            pairs=compute_pair_uncertainty(table, draws, tau),
+            choice_uncertainty=compute_choice_uncertainty(table, draws, sets, tau),
+        )  # fmt: skip
+    return study
 
 
 def _compute_agreement(table: ScoreTable, nearest: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -201,7 +151,7 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
     picks = None
     if study.pairs is not None and study.choices is not None:
         pairs = study.pairs.set_index(["chosen", "rejected"])
-        picks = {s: _describe_pick(pairs, study.choices[s]) for s in STRATEGIES}
+        picks = {s: _describe_pick(pairs, study.choices[s]) for s in KINSHIP_STRATEGIES}
     n_pairs = len(study.s_pref) * (len(study.s_pref) - 1) // 2
     eligible = None if study.pairs is None else int(study.pairs["eligible"].sum())
     return {
@@ -244,22 +194,6 @@ def summarize(study: KinshipStudy) -> list[str]:
         lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
                      f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip
     return lines
-
-
-def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
-    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
-    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
-    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
-    table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
-    yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
-    study = analyse(table, out, **settings)
-    yield from summarize(study)
-    if with_paper:
-        kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
-        for model, row in kin.iterrows():
-            kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
-            yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
-    yield f"written to {out}"
 
 
 def _describe_pick(pairs: pd.DataFrame, pick: tuple[str, str] | None) -> dict[str, Any] | None:

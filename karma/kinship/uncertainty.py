@@ -13,9 +13,12 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.kinship import compute_kinship, compute_unit_rows, list_pairs
-from karma.kinship.strategy_sets import STRATEGIES, choose_in_sets
-from karma.scores import ScoreTable, compute_s_pref
+from karma.kinship.similarity import compute_kinship, compute_unit_rows, list_pairs
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.statistics import quantiles
+from karma.strategies import choose_in_sets
+from karma.vocabulary import KINSHIP_STRATEGIES
 
 COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
 
@@ -59,14 +62,13 @@ def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000
     return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), int((~usable).sum()))
 
 
-def compute_s_pref_intervals(table: ScoreTable, draws: Bootstrap, level: float = 0.95) -> pd.DataFrame:
+def compute_s_pref_intervals(table: ScoreTable, draws: Bootstrap) -> pd.DataFrame:
     """Return each model's S_pref with its interval: columns s_pref, low, high, in [0, 1]."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(draws.s_pref, tails, axis=0)
+    low, high = quantiles(draws.s_pref)
     return compute_s_pref(table).to_frame().assign(low=low, high=high)
 
 
-def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float, level: float = 0.95) -> pd.DataFrame:
+def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float) -> pd.DataFrame:
     """Return every pair with the interval of its kinship and the probability that its preference flips.
 
     Returns:
@@ -78,7 +80,7 @@ def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float, le
     place = {model: i for i, model in enumerate(table.scores.index)}
     one, other = (pairs[c].map(place).to_numpy() for c in ("chosen", "rejected"))
     cosine = draws.kinship[:, one, other]
-    low, high = np.quantile(cosine, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = quantiles(cosine)
     gap = draws.s_pref[:, one] - draws.s_pref[:, other]
     flips = (gap < 0).mean(axis=0) + (gap == 0).mean(axis=0) / 2
     crosses = ((cosine >= tau) != pairs["eligible"].to_numpy()).mean(axis=0)
@@ -104,7 +106,7 @@ def compute_choice_uncertainty(
     everyone = np.arange(len(table.scores))[None, :]
     kinship = compute_reference(table)
     rows = {}
-    for strategy in STRATEGIES:
+    for strategy in KINSHIP_STRATEGIES:
         overall = choose_in_sets(*kinship, everyone, strategy, tau)
         inside = choose_in_sets(*kinship, sets, strategy, tau)
         picks = [

@@ -60,10 +60,10 @@ class Accounting:
     strategy: str
     rows_in: int = 0
     pairs_out: int = 0
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     responses_in: int = 0
     responses_usable: int = 0
-    responses_unused: Counter = field(default_factory=Counter)
+    responses_unused: Counter[str] = field(default_factory=Counter)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def add(self, other: "Accounting") -> None:

@@ -11,24 +11,22 @@ Paper: the comparison is ours; section 4 compares the trained policies instead.
 import math
 from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from karma.pool import ResponsePool
-from karma.pool.recorded import AnnotationTable
+from karma.pool.annotations import AnnotationTable
+from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, count_bytes
-
-_Z = 1.959964
+from karma.statistics import compute_wilson
 
 
 def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: bool = False) -> pd.DataFrame:
     """Count agreement of the kinship label with the annotations.
 
     Args:
-        pairs: in the shape of `karma.pairs.binarization.PAIR_SCHEMA`.
+        pairs: in the shape of `karma.pairs.binarizer.PAIR_SCHEMA`.
         annotations: scores of single responses.
         by_models: one row for each (chosen_model, rejected_model), else one row in all.
 
@@ -49,9 +47,13 @@ def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: 
     else:
         table = frame[counts].sum().to_frame().T
     table[counts] = table[counts].astype(int)
-    intervals = [compute_wilson(a, a + d) for a, d in zip(table["agree"], table["disagree"], strict=True)]
+    intervals = [_compute_share(a, a + d) for a, d in zip(table["agree"], table["disagree"], strict=True)]
     table[["share", "low", "high"]] = np.array(intervals, float).reshape(-1, 3)
     return table
+
+
+def _compute_share(k: int, n: int) -> tuple[float, float, float]:
+    return (k / n, *compute_wilson(k / n, n)) if n else (math.nan, math.nan, math.nan)
 
 
 def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFrame:
@@ -83,22 +85,7 @@ def compute_overlap(sets: Mapping[str, pa.Table], of: str = "pair") -> pd.DataFr
     return shares
 
 
-def compute_wilson(k: int, n: int) -> tuple[float, float, float]:
-    """Return k / n with its 95 % Wilson interval; NaN where n is 0.
-
-    Example:
-        >>> [round(x, 3) for x in compute_wilson(8, 10)]
-        [0.8, 0.49, 0.943]
-    """
-    if not n:
-        return math.nan, math.nan, math.nan
-    share = k / n
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return share, middle - half, middle + half
-
-
-def compute_cost_saved(pool: ResponsePool) -> dict[str, Any]:
+def compute_cost_saved(pool: ResponsePool) -> dict[str, int]:
     """Count what annotating every response once would take, and kinship does not.
 
     Returns:

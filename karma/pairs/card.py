@@ -8,13 +8,15 @@ Paper: the licence notes are ours; facts on UltraFeedback's origin models.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import yaml
 
 from karma.pairs.accounting import Accounting
+from karma.vocabulary import find_strategy
 
 LICENCE_GROUPS = {
     "vendor": ("gpt-4", "gpt-3.5-turbo", "bard"),
@@ -25,25 +27,15 @@ LICENCE_NOTES = {
     "llama-2": "the Llama 2 licence forbids improving other language models with its outputs",
 }
 LICENCES = {model: LICENCE_NOTES[group] for group, models in LICENCE_GROUPS.items() for model in models}
-RULE = {
-    "rlaif": "the best-annotated response against a lower one",
-    "k_score": "the two responses whose origin models score highest",
-    "k_sim": "the two responses whose origin models are nearest kin",
-    "k_score_sim": "the response of the best origin model, and that of its nearest kin",
-    "random": "two responses of eligible origin models, drawn at random (a control)",
-    "least_kin": "the two responses whose origin models are least kin (a control)",
-    "binarized": "taken as it is from a set that others made",
-    "self_play": "the best-scored and the worst-scored of several answers of the policy itself",
-}
-LABEL = {"rlaif": "its annotation", "binarized": "its annotation", "self_play": "what the scorer gave this answer"}
 N_EXAMPLES, EXAMPLE_CHARACTERS = 2, 280
+_Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @dataclass
 class CardFacts:
     """What the card counts while pairs stream by."""
 
-    by_models: Counter = field(default_factory=Counter)
+    by_models: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, table: pa.Table) -> None:
@@ -58,12 +50,12 @@ class CardFacts:
 def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> str:
     """Return README.md for a pair set."""
     s, strategy = accounting.settings, accounting.strategy
-    label = LABEL.get(strategy, "the S_pref of its origin model (Eq. 2), not a judgement of the text")
+    made = find_strategy(strategy)
     parts = [
         f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
         f"# {strategy}: {accounting.pairs_out:,} preference pairs",
-        f"Each pair is {RULE[strategy]}; chosen is the response with the higher score, "
-        f"and the score is {label}. "
+        f"Each pair is {made.rule}; chosen is the response with the higher score, "
+        f"and the score is {made.label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         _build_selection(s),
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
@@ -114,7 +106,7 @@ def _build_metadata(accounting: Accounting) -> dict[str, Any]:
     }
 
 
-def _build_licences(by_models: Counter) -> str:
+def _build_licences(by_models: Counter[tuple[str, str]]) -> str:
     total, rows = by_models.total(), Counter[str]()
     for models, n in by_models.items():
         rows.update(
@@ -140,10 +132,10 @@ def _quote(text: str) -> str:
     return flat if len(flat) <= EXAMPLE_CHARACTERS else flat[: EXAMPLE_CHARACTERS - 1] + "…"
 
 
-def _by_count(counter: Counter) -> list[tuple[Any, int]]:
+def _by_count(counter: Counter[_Key]) -> list[tuple[_Key, int]]:
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    lines: list[tuple[object, ...]] = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -8,6 +8,7 @@ models are equally plain and follow each other by id; for rlaif the gap is that 
 Paper: section 2 promises a curriculum; no experiment of the paper uses one, and the order is ours.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.pairs.pairs import PairSet
 
 SLICE_ROWS = 4096
 
@@ -94,3 +96,9 @@ def _gather(reader: pa.ipc.RecordBatchFileReader, places: np.ndarray) -> pa.Tabl
         inside = places[places // SLICE_ROWS == number] - number * SLICE_ROWS
         parts.append(pa.table(reader.get_batch(int(number))).take(pa.array(inside)))
     return pa.concat_tables(parts).combine_chunks().take(pa.array(np.argsort(by_batch, kind="stable")))
+
+
+def order_pairs(pairs: PairSet, n_stages: int) -> PairSet:
+    """Return the pairs from plain to subtle, with a column `stage` (1..n_stages); see `karma.pairs.curriculum`."""
+    settings = {**pairs.accounting.settings, "curriculum_stages": n_stages}
+    return PairSet(order_table(pairs.table, n_stages), replace(pairs.accounting, settings=settings))

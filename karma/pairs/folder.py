@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from karma.errors import InputError, KarmaError
 from karma.files import save_json
 from karma.pairs.accounting import Accounting
-from karma.pairs.binarization import PAIR_SCHEMA
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
+from karma.pairs.pairs import _SLICE_ROWS, PairSet
+from karma.pairs.schema import PAIR_SCHEMA
 
 _PLAIN_COLUMNS = [
     n
@@ -92,3 +93,27 @@ def open_all(folders: dict[str, Path]) -> Iterator[dict[str, PairFolder]]:
         except OSError as error:  # the disk is full, or gone
             where = ", ".join(map(str, folders.values()))
             raise KarmaError(f"{where} cannot be written ({error.strerror or error}): nothing was kept") from error
+
+
+def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
+    """Write a pair folder: pairs.parquet, accounting.json, README.md.
+
+    Args:
+        pairs: a set, or one part of a split.
+        folder: made if absent; other files in it stay.
+        command: what made the set, for the card.
+
+    Example:
+        >>> from karma.pairs.pairs import load_pairs
+        >>> from karma.pairs.schema import PAIR_SCHEMA
+        >>> none = PairSet(PAIR_SCHEMA.empty_table(), Accounting("k_sim"))
+        >>> len(load_pairs(save_pairs(none, Path(tempfile.mkdtemp()) / "pairs")))
+        0
+    """
+    if len(pairs) != pairs.accounting.pairs_out:
+        raise InputError(f"{len(pairs)} pairs, but the accounting counts {pairs.accounting.pairs_out}")
+    with PairFolder(folder, pairs.table.schema) as target:
+        for start in range(0, len(pairs), _SLICE_ROWS):
+            target.write(pairs.table.slice(start, _SLICE_ROWS))
+        target.finish(pairs.accounting, command)
+    return Path(folder)

@@ -13,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from karma.errors import InputError
-from karma.kinship import compute_kinship
-from karma.pool.recorded import AnnotationTable
+from karma.kinship.similarity import compute_kinship
+from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
-from karma.scores import ScoreTable, canonical_model_name, compute_s_pref
+from karma.scores.names import canonical_model_name
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import ScoreTable
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Rules:
     same_system_prompt: bool = False
     near_identical: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
             raise InputError(f"tau is {self.tau}: a cosine lies between -1 and 1")
         if self.rejected not in ("random_lower", "worst"):

@@ -12,22 +12,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.kinship import compute_choices, compute_cosine, list_pairs
 from karma.kinship.clusters import compute_clusters, compute_trees
 from karma.kinship.mantel import compute_mantel_table
-from karma.params import load_base
-from karma.results import (
-    STRATEGY_TITLES,
-    Study,
-    load_printed,
-    load_published,
-)
+from karma.kinship.similarity import compute_choices, compute_cosine, list_pairs
 from karma.results.estimates import Estimate, compute_difference
 from karma.results.noise_floor import Row, audit_noise, build_row
+from karma.results.published import load_printed, load_published
+from karma.results.study import Study
 from karma.results.tables import TOTAL, build_table2
-from karma.scores import ScoreTable, compute_below_chance, compute_s_pref, load_score_table
+from karma.scores.normalise import compute_below_chance, compute_s_pref
+from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable
+from karma.study.experiment import load_base
+from karma.vocabulary import KINSHIP_STRATEGIES, title_of
 
-KINSHIP = ["k_score", "k_sim", "k_score_sim"]
+KINSHIP = list(KINSHIP_STRATEGIES)
 
 
 def audit_paper() -> pd.DataFrame:
@@ -65,7 +64,7 @@ def compare_table2(study: Study) -> pd.DataFrame:
     for spelling, row in printed.iterrows():
         for strategy, text in row.items():
             label = next(b for b in means.index if b.casefold() == str(spelling).casefold())
-            value = float(means.loc[label, STRATEGY_TITLES[str(strategy)]])
+            value = float(means.loc[label, title_of(str(strategy))])
             record = {"benchmark": label, "strategy": str(strategy), "printed": text, "recomputed": value}
             records.append({**record, "agrees": agrees(text, value)})
     return pd.DataFrame(records)
@@ -94,7 +93,7 @@ def _audit_table2(study: Study) -> Iterator[Row]:
     )
     for _, cell in odd.iterrows():
         yield build_row(
-            f"{cell['benchmark']}, {STRATEGY_TITLES[cell['strategy']]}",
+            f"{cell['benchmark']}, {title_of(cell['strategy'])}",
             "Table 2",
             cell["printed"],
             f"{cell['recomputed']:.4f}",
@@ -143,7 +142,7 @@ def _audit_choices(table: ScoreTable) -> Iterator[Row]:
     )
     for strategy, choice in compute_choices(table, tau).items():
         chosen = " / ".join(choice) if choice else "none"
-        yield build_row(f"{STRATEGY_TITLES[strategy]} over all models", "section 3.2", "not stated", chosen, "computed")
+        yield build_row(f"{title_of(strategy)} over all models", "section 3.2", "not stated", chosen, "computed")
 
 
 def _audit_rq2(study: Study) -> Iterator[Row]:
@@ -159,7 +158,7 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
         f"{-trail.value:.4f}",
         "agrees" if agrees("0.008", -trail.value, digits=3) else "differs",
     )
-    above = [s for s in KINSHIP if means[STRATEGY_TITLES[s]] > means["RLAIF"]]
+    above = [s for s in KINSHIP if means[title_of(s)] > means["RLAIF"]]
     yield build_row(
         "Kinship surpasses RLAIF",
         "RQ2",
@@ -193,7 +192,7 @@ def _audit_runs(study: Study) -> Iterator[Row]:
             f"Mean by data set, {method.upper()}",
             "Table 4",
             "not stated",
-            ", ".join(f"{STRATEGY_TITLES[s]} {values[s]:.3f}" for s in study.strategies),
+            ", ".join(f"{title_of(s)} {values[s]:.3f}" for s in study.strategies),
             "computed",
         )
 
@@ -217,10 +216,10 @@ def _audit_rq3(study: Study) -> Iterator[Row]:
         rlaif = compute_difference(study, claimed, "rlaif", policy=policy, method="dpo")
         assert gap is not None and rlaif is not None
         yield build_row(
-            f"RQ3: {policy} does best with {STRATEGY_TITLES[claimed]}",
+            f"RQ3: {policy} does best with {title_of(claimed)}",
             "text on RQ3, DPO",
-            STRATEGY_TITLES[claimed],
-            ", ".join(f"{STRATEGY_TITLES[s]} {v:.3f}" for s, v in means.items()),
+            title_of(claimed),
+            ", ".join(f"{title_of(s)} {v:.3f}" for s, v in means.items()),
             f"{'holds' if best == claimed else 'fails'} among the three ({_describe(gap)}); "
             f"{_describe(rlaif)} against RLAIF",
         )

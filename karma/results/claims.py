@@ -15,23 +15,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.intervals import compute_wilson
 from karma.kinship.clusters import compute_distance, group_benchmarks
-from karma.kinship.mantel import adjust_holm, compute_mantel
-from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study, compute_size
+from karma.kinship.mantel import compute_mantel
 from karma.results.estimates import (
     Estimate,
     compute_difference,
-    compute_needed_items,
     compute_weighted,
 )
-from karma.scores import ScoreTable, compute_normalized
-from karma.stages import START
+from karma.results.published import compute_size
+from karma.results.study import Study
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+from karma.statistics import ALPHA, adjust_holm, compute_needed_n, compute_wilson, quantiles
+from karma.vocabulary import BASELINE, CONTROLS, KINSHIP_STRATEGIES, START, title_of
 
 SMALLEST = 0.02  # share; the smallest gain in accuracy worth claiming; ours
-ALPHA = 0.05
-KINSHIP = ["k_score", "k_sim", "k_score_sim"]
-CONTROLS = ["random", "least_kin"]
 N_DRAWS = 500  # redrawn score tables behind an interval of RQ1 and RQ4
 COLUMNS = ["question", "claim", "effect", "low", "high", "p_holm", "n", "needed_n", "verdict", "basis"]
 
@@ -87,7 +85,7 @@ def _record(claim: str, found: Estimate | None) -> dict:
     if found is None:
         return _unknown(claim, "cannot tell: its runs are missing")
     low, high = found.interval
-    needed = compute_needed_items(found, SMALLEST) if found.standard_error else None
+    needed = compute_needed_n(found.n, found.standard_error, SMALLEST) if found.standard_error else None
     same = "no difference at all: the answers are the same" if not found.standard_error and not found.value else ""
     basis = found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
     return {"claim": claim, "effect": found.value, "low": low, "high": high, "p": found.p_value, "n": found.n,
@@ -101,13 +99,13 @@ def _unknown(claim: str, why: str) -> dict:
 
 def _test_strategies(study: Study) -> Iterator[dict]:
     """Compare each kinship strategy with RLAIF, and with the controls where those were trained."""
-    trained = [s for s in KINSHIP if s in study.strategies]
-    for rival in [r for r in ["rlaif", *CONTROLS] if r in study.strategies]:
+    trained = [s for s in KINSHIP_STRATEGIES if s in study.strategies]
+    for rival in [r for r in [BASELINE, *CONTROLS] if r in study.strategies]:
         for strategy in trained:
-            claim = f"{STRATEGY_TITLES[strategy]} beats {STRATEGY_TITLES[rival]}"
+            claim = f"{title_of(strategy)} beats {title_of(rival)}"
             yield _record(claim, compute_difference(study, strategy, rival))
-            for method in study.methods if rival == "rlaif" else ():
-                label = f"{claim}, {METHOD_TITLES[method]} only"
+            for method in study.methods if rival == BASELINE else ():
+                label = f"{claim}, {title_of(method)} only"
                 yield _record(label, compute_difference(study, strategy, rival, method=method))
 
 
@@ -135,7 +133,7 @@ def _test_sizes(study: Study) -> Iterator[dict]:
 def _test_training(study: Study) -> Iterator[dict]:
     """Ask whether training did anything: against the untrained policy, and on held-out pairs."""
     for method in study.methods:
-        claim = f"{METHOD_TITLES[method]} beats the untrained policy"
+        claim = f"{title_of(method)} beats the untrained policy"
         yield _record(claim, compute_difference(study, list(study.strategies), START, method=method))
     if "held_out_accuracy" not in study.trainings:
         return
@@ -143,7 +141,7 @@ def _test_training(study: Study) -> Iterator[dict]:
         rows = study.trainings[(study.trainings["strategy"] == strategy) & (study.trainings["method"] == "dpo")]
         rows = rows.dropna(subset="held_out_accuracy")
         if len(rows):
-            yield _test_held_out(f"DPO on {STRATEGY_TITLES[strategy]} prefers held-out chosen answers", rows)
+            yield _test_held_out(f"DPO on {title_of(strategy)} prefers held-out chosen answers", rows)
 
 
 def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:
@@ -151,7 +149,7 @@ def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:
     share, n = float(rows["held_out_accuracy"].mean()), int(rows["held_out_n"].max())
     low, high = compute_wilson(share, n)
     error = np.sqrt(0.25 / n)
-    needed = compute_needed_items(Estimate(share - 0.5, error, np.inf, n, len(rows), ""), SMALLEST)
+    needed = compute_needed_n(n, error, SMALLEST)
     seeds = "" if len(rows) > 1 else "; one seed: without training noise"
     return {"claim": claim, "effect": share - 0.5, "low": low - 0.5, "high": high - 0.5, "n": n,
             "p": float(stats.binomtest(round(share * n), n).pvalue), "needed_n": needed, "verdict": "",
@@ -197,7 +195,7 @@ def _compare_families(table: ScoreTable, columns: list[str], claim: str) -> dict
     generator = np.random.default_rng(0)
     test = compute_mantel(compute_distance(compute_normalized(table)[columns]), factor, generator, 1999)
     draws = np.array(_redraw_gaps(table, columns, unlike, generator))
-    low, high = np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2])
+    low, high = quantiles(draws)
     gap = _compute_gap(compute_normalized(table)[columns].to_numpy(), unlike)
     source = "families as known" if known else "families read from the names"
     p = float(np.nan_to_num(test["p"], nan=1.0))

@@ -10,11 +10,12 @@ from dataclasses import replace
 import pandas as pd
 
 from karma.errors import InputError
-from karma.kinship.mantel import adjust_holm
-from karma.results import Study, load_published
 from karma.results.estimates import compute_weighted
+from karma.results.published import load_published
+from karma.results.study import Study
 from karma.results.tables import Table, build_plain, build_table2, build_table3, build_table4
-from karma.scores import canonical_model_name
+from karma.scores.names import canonical_model_name
+from karma.statistics import adjust_holm
 
 PAPER_POLICIES = {  # the paper's spelling, which names a model that does not exist
     "llama-3.2-3b": "llama-3.1-3b",

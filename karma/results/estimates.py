@@ -16,12 +16,12 @@ import pandas as pd
 from scipy import stats
 
 from karma.errors import InputError
-from karma.intervals import LEVEL
-from karma.results import Study
-from karma.stages import START
+from karma.results.study import Study
+from karma.scores.table import load_benchmarks
+from karma.statistics import LEVEL
+from karma.vocabulary import START, order_benchmarks
 
 CELL = ["policy", "strategy", "method", "benchmark"]
-POWER = 0.8  # of the test whose size `compute_needed_items` asks for
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,57 @@ def _compute_seed_variance(rows: pd.DataFrame) -> float | None:
     return float(of_seed.var(ddof=1)) / len(of_seed)
 
 
-def compute_needed_items(estimate: Estimate, effect: float) -> int | None:
-    """Return how many items would show a true `effect` at 5 % with 80 % power; None for an effect of 0.
+CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
-    The standard error is taken to shrink with the square root of the items: seeds would have to grow alike.
 
-    Example:
-        >>> compute_needed_items(Estimate(0.01, 0.02, np.inf, 100, 1, ""), 0.01)
-        3140
+def compute_capabilities(study: Study) -> pd.DataFrame:
+    """Return the mean score of each strategy on each capability, over all policies, methods and seeds.
+
+    Returns:
+        Columns capability, strategy, value, low, high (all NaN where a run is missing), n.
+
+    Paper: Figure 5, with Table 1's capabilities.
     """
-    if effect == 0:
-        return None
-    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
-    return int(np.ceil(round(estimate.n * (z * estimate.standard_error / effect) ** 2, 6)))
+    capability = load_benchmarks()["capability"]
+    runs, records = len(study.policies) * len(study.methods) * len(study.seeds), []
+    for name in CAPABILITIES:
+        benchmarks = [b for b in study.benchmarks if capability[b] == name]
+        for strategy in study.strategies if benchmarks else ():
+            rows = study.results[study.results["benchmark"].isin(benchmarks)]
+            rows = rows[rows["strategy"] == strategy]
+            whole = len(rows) == runs * len(benchmarks)
+            records.append({"capability": name, "strategy": strategy, **_estimate(study, rows if whole else rows[:0])})
+    return pd.DataFrame(records)
+
+
+def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
+    """Return each policy's score by benchmark and strategy, a mean over seeds, the untrained policy included.
+
+    Returns:
+        Columns policy, benchmark, strategy, value, low, high (NaN where a run is missing), n.
+
+    Raises:
+        InputError: a method that the study does not train.
+
+    Paper: Figure 6 (DPO).
+    """
+    if method not in study.methods:
+        raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
+    records = []
+    for policy in study.policies:
+        for benchmark in order_benchmarks(study.benchmarks, "table2"):
+            for strategy in [START, *study.strategies]:
+                rows = study.results.query("policy == @policy and benchmark == @benchmark and strategy == @strategy")
+                rows = rows[rows["method"].isin([START, method])]
+                whole = len(rows) == (1 if strategy == START else len(study.seeds))
+                key = {"policy": policy, "benchmark": benchmark, "strategy": strategy}
+                records.append({**key, **_estimate(study, rows if whole else rows[:0])})
+    return pd.DataFrame(records)
+
+
+def _estimate(study: Study, rows: pd.DataFrame) -> dict[str, float]:
+    if rows.empty:
+        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    found = compute_mean(study, rows)
+    low, high = found.interval
+    return {"value": found.value, "low": max(low, 0.0), "high": min(high, 1.0), "n": found.n}

@@ -11,7 +11,7 @@ annotation's cost is not known.
 import pandas as pd
 
 from karma.errors import InputError
-from karma.results import Study
+from karma.results.study import Study
 
 COLUMNS = ["what", "jobs", "calls", "prompt_tokens", "new_tokens", "seconds", "device"]
 
@@ -95,3 +95,32 @@ def _add(values: pd.Series) -> float | None:
 
 def _name(devices: pd.Series) -> str:
     return ", ".join(dict.fromkeys(str(d) for d in devices.dropna())) or "n/a"
+
+
+PUBLISHED_COUNTS = {"prompts": 63_967, "responses": 255_865, "origin_models": 16, "benchmarks": 6}
+
+
+def compute_counts(study: Study) -> dict[str, float | None]:
+    """Return what the diagrams show; None where a study has not recorded it.
+
+    Returns:
+        prompts, responses, origin_models, benchmarks, pairs (most of any strategy); of rlaif and kinship:
+        calls, tokens and seconds. For the published study: UltraFeedback's counts, no cost.
+    """
+    names = [f"{who}_{what}" for who in ("rlaif", "kinship") for what in ("calls", "tokens", "seconds")]
+    counts: dict[str, float | None] = dict.fromkeys(
+        ["prompts", "responses", "origin_models", "benchmarks", "pairs", *names]
+    )
+    if study.is_published:
+        return counts | PUBLISHED_COUNTS
+    if len(study.pairs):
+        for key, column in (("prompts", "rows_in"), ("responses", "responses_in"), ("pairs", "pairs_out")):
+            if column in study.pairs:
+                counts[key] = float(study.pairs[column].max())
+    if study.scores is not None:
+        counts["origin_models"], counts["benchmarks"] = map(float, study.scores.scores.shape)
+    for who, bill in zip(("rlaif", "kinship"), build_ledger(study).to_dict("records"), strict=False):
+        counts[f"{who}_calls"], counts[f"{who}_seconds"] = bill["calls"], bill["seconds"]
+        if bill["prompt_tokens"] is not None:
+            counts[f"{who}_tokens"] = bill["prompt_tokens"] + (bill["new_tokens"] or 0)
+    return counts

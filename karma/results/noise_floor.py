@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from karma.intervals import compute_wilson
-from karma.kinship import compute_kinship
-from karma.kinship.strategy_sets import build_sets, choose_in_sets
-from karma.params import load_base
-from karma.results import PUBLISHED_ITEMS, Study, load_printed, normalise_benchmark
+from karma.kinship.similarity import compute_kinship
 from karma.results.estimates import compute_mean
-from karma.scores import ScoreTable, compute_s_pref
+from karma.results.published import PUBLISHED_ITEMS, load_printed, normalise_benchmark
+from karma.results.study import Study
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import ScoreTable
+from karma.statistics import compute_wilson
+from karma.strategies import build_sets, choose_in_sets
+from karma.study.experiment import load_base
 
 FOUR_OPTIONS = ["mmlu_stem", "arc_easy", "arc_challenge"]
 ULTRAFEEDBACK_ROWS = 63_967

@@ -1,103 +1,76 @@
-"""The paper's published study as a report of its own: no model, no clone, seconds.
+"""The paper's own numbers: its tables as printed, and the published study in the shape of a measured one.
 
-Tables, figures and audit come from the numbers shipped in data/paper, through the same code as a measured
-study's. The page is a notebook object assembled here and rendered by `karma.results.report`, since a kernel would
-only slow it down. Limit: Figure 8 needs a prompt that was sent, so only a measured study has it.
+Decision: printed cells stay text until they are computed with. Limit: item counts are an inference from the printed
+fractions (`PUBLISHED_ITEMS`), and so is every interval that rests on them.
+
+Paper: Tables 2, 3 and 4.
 """
 
-from pathlib import Path
-from typing import Any
+import re
+from importlib.resources import files
 
-import matplotlib.pyplot as plt
-import nbformat
 import pandas as pd
 
-from karma.figures import set_style
-from karma.figures.diagrams import compute_counts, plot_framework, plot_labelling
-from karma.figures.results import plot_capabilities, plot_policies, save_axes, save_kinship_figures
-from karma.files import atomic_path
-from karma.params import load_base
-from karma.results import Study, load_published
-from karma.results.audit import audit_paper
-from karma.results.report import render_page
-from karma.results.tables import build_tables, compute_intervals
+from karma.results.study import RESULT_COLUMNS, RUN_KEYS, Study
+from karma.scores.read import load_score_table
+from karma.scores.table import load_benchmarks
 
-FIGURES = {
-    1: "who labels what. Counts are UltraFeedback's; no cost is published.",
-    2: "the framework.",
-    3: "a worked example of S_pref, kinship and the strategies.",
-    4: "PCA of the normalised scores, one point an origin model.",
-    5: "mean accuracy by capability. Intervals (95 %) rest on item counts inferred from the fractions, "
-       "and take runs as failing on the same items; the noise of training is not in them.",
-    6: "accuracy by policy, DPO. Intervals as in Figure 5; the dotted line is chance.",
-    7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
-    9: "a worked example in which the threshold drops a pair.",
-}  # fmt: skip
+# Items that make Table 4's four-digit values possible fractions (karma.results.audit); not the full benchmarks.
+PUBLISHED_ITEMS = {"mmlu_stem": 500, "mmlu_pro": 488, "ifeval": 834, "arc_easy": 1000, "arc_challenge": 1172}
 
 
-def report_paper(out: Path) -> Path:
-    """Write tables, figures, audit.csv and report.html of the published study.
+def load_published() -> Study:
+    """Return the paper's own numbers as a study: Table 4's 32 runs and Table 3's origin scores.
 
-    Args:
-        out: folder to write.
+    Item counts are those its fractions allow (PUBLISHED_ITEMS): its intervals rest on an inference.
 
-    Returns:
-        The page.
+    Paper: Tables 3 and 4.
+
+    Example:
+        >>> study = load_published()
+        >>> len(study.results), study.policies[0], len(study.gaps)
+        (160, 'Llama-3.1-3B', 0)
     """
-    set_style()
-    study = load_published()
-    tables = build_tables(study)
-    for table in tables:
-        table.save(out / "tables")
-    audit = audit_paper()
-    save_frame(audit, out / "tables" / "audit.csv")
-    save_frame(compute_intervals(study), out / "tables" / "intervals.csv")
-    _save_figures(study, out / "figures")
-    page = render_page(_assemble(tables, audit, out / "figures"))
-    with atomic_path(out / "report.html") as temporary:
-        temporary.write_text(page, "utf-8")
-    return out / "report.html"
+    printed = load_printed("table4")
+    long = printed.melt(["benchmark", "policy", "method"], var_name="strategy", value_name="value")
+    long["benchmark"] = [normalise_benchmark(b) for b in long["benchmark"]]
+    long["value"], long["method"] = long["value"].astype(float), long["method"].str.lower()
+    long["n"] = long["benchmark"].map(PUBLISHED_ITEMS)
+    long["standard_error"] = (long["value"] * (1 - long["value"]) / long["n"]) ** 0.5
+    long["chance"] = long["benchmark"].map(load_benchmarks()["chance"])
+    long = long.assign(seed=0, unextracted=None, folder="")[RESULT_COLUMNS]
+    unique = {k: tuple(dict.fromkeys(long[k])) for k in ("policy", "strategy", "method", "benchmark")}
+    empty = pd.DataFrame
+    return Study(
+        name="published", policies=unique["policy"], strategies=unique["strategy"], methods=unique["method"],
+        seeds=(0,), benchmarks=unique["benchmark"], results=long, trainings=empty(columns=RUN_KEYS),
+        origins=empty(), scores=load_score_table("paper_four_digit"), pairs=empty(),
+        costs={"annotation": None}, gaps=empty(columns=["what", "file", "made_by"]),
+    )  # fmt: skip
 
 
-def save_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, gaps as n/a, whole or not at all."""
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, na_rep="n/a")
+def load_printed(table: str) -> pd.DataFrame:
+    """Return one of the paper's tables as text, cell by cell as printed (`table2`, `table3`, `table4`)."""
+    return pd.read_csv(str(files("karma") / "data" / "paper" / f"{table}.csv"), dtype=str)
 
 
-def _save_figures(study: Study, folder: Path) -> None:
-    counts = compute_counts(study)
-    save_axes(plot_labelling(counts), folder / "figure1")
-    save_axes(plot_framework(study, counts), folder / "figure2")
-    save_axes(plot_capabilities(study), folder / "figure5")
-    save_axes(plot_policies(study)[0], folder / "figure6")
-    assert study.scores is not None
-    save_kinship_figures(study.scores, load_base().kinship, folder)
-    plt.close("all")
+def normalise_benchmark(text: str) -> str:
+    """Map the spellings of Tables 2 and 4 to the kit's names.
+
+    Example:
+        >>> [normalise_benchmark(t) for t in ("MMLU", "MMLU-pro", "ARC-Easy", "IFeval")]
+        ['mmlu_stem', 'mmlu_pro', 'arc_easy', 'ifeval']
+    """
+    name = text.casefold().replace("-", "_")
+    return "mmlu_stem" if name == "mmlu" else name
 
 
-def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
-    """Put tables, audit and figures into a notebook that counts as executed."""
-    import base64
+def compute_size(model: str) -> float | None:
+    """Read a model's size in billions of parameters from its name.
 
-    intro = ("# The published study, computed again\n\nWhat the paper (arXiv 2502.18744) prints, from its "
-             "own tables: no model was run. Intervals are ours, on inferred item counts.")  # fmt: skip
-    cells = [
-        nbformat.v4.new_markdown_cell(intro),
-        nbformat.v4.new_markdown_cell("## The paper's claims, audited"),
-    ]
-    cells.append(_output({"text/html": audit.to_html(index=False, border=0)}))
-    for table in tables:
-        cells += [
-            nbformat.v4.new_markdown_cell(f"## Table {table.name[-1]}"),
-            _output({"text/html": table.to_html()}),
-        ]
-    for number, text in FIGURES.items():
-        picture = base64.b64encode((figures / f"figure{number}.png").read_bytes()).decode()
-        cells += [nbformat.v4.new_markdown_cell(f"## Figure {number}\n\nFigure {number}: {text}")]
-        cells.append(_output({"image/png": picture}))
-    return nbformat.v4.new_notebook(cells=cells)
-
-
-def _output(content: dict[str, str]) -> Any:
-    return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=content)])
+    Example:
+        >>> compute_size("Llama-2-13b-chat"), compute_size("smollm2-135m"), compute_size("GPT-4")
+        (13.0, 0.135, None)
+    """
+    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([bm])(?![a-z])", model.casefold())
+    return float(found[1]) / (1 if found[2] == "b" else 1000) if found else None

@@ -1,6 +1,6 @@
 """The selection study in the report: the data-size curve, every selection beside `random`, and kinship beside a judge.
 
-The numbers come from `karma.potential_study`, as the notebooks of stage 07 show them; here they are the comparison of
+The numbers come from `karma.potential.study`, as the notebooks of stage 07 show them; here they are the comparison of
 record, since 06 waits for every selection. A study without selections gets nothing, not even a heading.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from karma.files import load_json
-from karma.params import Experiment
-from karma.potential_study import collect_selections, compare_metrics, compare_selections
+from karma.potential.study import collect_selections, compare_metrics, compare_selections
 from karma.results.tables import Table, build_plain
-from karma.stages import STAGES, Job, compute_jobs
+from karma.study.experiment import Experiment
+from karma.study.stages import STAGES, Job
 
 TEXT = """## The selection study: alignment potential against the lot
 
@@ -37,10 +37,10 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     from IPython.display import Markdown
 
     from karma.figures.potential import plot_curve
-    from karma.figures.results import save_axes
+    from karma.figures.style import save_figure
 
     axes = plot_curve(compared)
-    save_axes(axes[0], figures / "selections")
+    save_figure(axes[0], figures / "selections")
     plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
     made = [
         build_selection_table(compared),
@@ -86,7 +86,7 @@ def build_union_table(margins: pd.DataFrame) -> Table | None:
 def build_agreement_table(experiment: Experiment) -> Table | None:
     """Return how M_AP over the pairs' own scores agrees with M_AP over annotations; None where nothing is annotated."""
     stage = STAGES["07_alignment_potential"]
-    jobs = [Job(experiment, stage, p) for p in compute_jobs(stage, experiment.settings)]
+    jobs = [Job(experiment, stage, p) for p in stage.jobs(experiment.settings)]
     records = [load_json(j.folder / "selection.json") for j in jobs if (j.folder / "selection.json").is_file()]
     rows = [{**{k: r[k] for k in ("policy", "strategy", "ratio")}, **r["agreement_with_annotations"]} for r in records]
     keys = ["policy", "strategy", "ratio"]

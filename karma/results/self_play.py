@@ -5,11 +5,11 @@ Decision: a study without self-play gets no section at all, instead of an empty 
 
 from pathlib import Path
 
-from karma.figures.results import save_axes
 from karma.figures.self_play import plot_rounds
-from karma.params import Experiment
+from karma.figures.style import save_figure
 from karma.results.tables import build_plain
 from karma.self_play.curves import find_missing, list_rounds, load_rounds
+from karma.study.experiment import Experiment
 
 TEXT = """## Self-play: what the policy learnt from its own answers
 
@@ -35,7 +35,7 @@ def show_self_play(experiment: Experiment, folder: Path) -> None:
     rounds, missing = load_rounds(experiment), find_missing(experiment)
     display(Markdown(TEXT))
     for policy, own in rounds.groupby("policy", sort=False):
-        save_axes(plot_rounds(own)[0], folder / "figures" / f"self_play_{policy}")
+        save_figure(plot_rounds(own)[0], folder / "figures" / f"self_play_{policy}")
     notes = (*(f"not there yet: {label}" for label in missing), *sorted(set(rounds["shortfalls"]) - {""}))
     frame = rounds.drop(columns=["scorer", "shortfalls"]).set_index(["policy", "arm", "round"])
     caption = "Self-play: held-out score, gain over the untrained policy and held-out preference, with 95 % intervals."

@@ -15,22 +15,13 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path
-from karma.intervals import compute_wilson
-from karma.results import METHOD_TITLES, STRATEGY_TITLES, Study
-from karma.scores import compute_s_pref, load_benchmarks
-from karma.stages import START
+from karma.results.study import Study
+from karma.scores.normalise import compute_s_pref
+from karma.scores.table import load_benchmarks
+from karma.statistics import compute_wilson
+from karma.vocabulary import BASELINE, START, order_benchmarks, title_of
 
-BASELINE = "rlaif"
 TOTAL, HELD_OUT = "Total", "Held-out pairs"
-TABLE2_TITLES = {"mmlu_stem": "MMLU", "ifeval": "IFeval"}  # Table 2's own spelling
-TABLE4_TITLES = {
-    "mmlu_pro": "MMLU-pro",
-    "ifeval": "IFeval",
-    "arc_easy": "ARC-easy",
-    "arc_challenge": "ARC-challenge",
-}
-TABLE2_ORDER = ["mmlu_stem", "mmlu_pro", "arc_easy", "arc_challenge", "ifeval"]
-TABLE4_ORDER = ["mmlu_stem", "mmlu_pro", "ifeval", "arc_easy", "arc_challenge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +120,7 @@ def build_table2(study: Study) -> Table:
 
     Paper: Table 2.
     """
-    benchmarks = [b for b in TABLE2_ORDER if b in study.benchmarks]
-    titles, columns, notes = _titles(TABLE2_TITLES, benchmarks), _columns(study), []
+    titles, columns, notes = order_benchmarks(study.benchmarks, "table2"), _columns(study), []
     frame = pd.DataFrame(np.nan, index=[TOTAL, *titles.values()], columns=list(columns.values()))
     for strategy, column in columns.items():
         rows = study.results[study.results["strategy"] == strategy]
@@ -139,8 +129,8 @@ def build_table2(study: Study) -> Table:
             if len(part) == runs:
                 frame.loc[titles[str(benchmark)], column] = part["value"].mean()
         frame.loc[TOTAL, column] = frame.loc[list(titles.values()), column].mean(skipna=False)
-        if len(rows) < runs * len(benchmarks):
-            notes.append(f"{column}: {len(rows)} of {runs * len(benchmarks)} scores exist; n/a where a run is missing")
+        if len(rows) < runs * len(titles):
+            notes.append(f"{column}: {len(rows)} of {runs * len(titles)} scores exist; n/a where a run is missing")
     frame.index.name = "benchmark"
     caption = "Table 2. Mean accuracy (share in [0, 1]) over all runs of a data set; shaded: at least RLAIF's."
     return _build(study, "table2", caption, _add_held_out(study, frame, ()), shade=True, notes=notes)
@@ -169,8 +159,8 @@ def build_table4(study: Study) -> Table:
     Paper: Table 4.
     """
     columns, notes = _columns(study), []
-    benchmarks = _titles(TABLE4_TITLES, [b for b in TABLE4_ORDER if b in study.benchmarks])
-    methods = {m: METHOD_TITLES[m] for m in study.methods}
+    benchmarks = order_benchmarks(study.benchmarks, "table4")
+    methods = {m: title_of(m) for m in study.methods}
     keys = [(b, p, m) for b in benchmarks for p in study.policies for m in methods]
     index = pd.MultiIndex.from_tuples(
         [(benchmarks[b], p, methods[m]) for b, p, m in keys], names=["benchmark", "policy", "method"]
@@ -211,12 +201,7 @@ def compute_intervals(study: Study) -> pd.DataFrame:
 
 def _columns(study: Study) -> dict[str, str]:
     """Return strategy -> column title; the untrained policy comes first, and not for the published study."""
-    return {s: STRATEGY_TITLES[s] for s in ([] if study.is_published else [START]) + list(study.strategies)}
-
-
-def _titles(own: dict[str, str], benchmarks: list[str]) -> dict[str, str]:
-    titles = load_benchmarks()["title"]
-    return {b: own.get(b, titles[b]) for b in benchmarks}
+    return {s: title_of(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
 
 
 def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
@@ -225,14 +210,14 @@ def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.
         return frame
     rows = study.trainings
     if "held_out_accuracy" not in rows:
-        return pd.concat([frame, *_held_out_rows(frame, by, {})])
+        return pd.concat([frame, *_held_out_rows(study, frame, by, {})])
     cells = rows.dropna(subset="held_out_accuracy")
     means = cells.groupby(["strategy", *by])["held_out_accuracy"].mean()
-    return pd.concat([frame, *_held_out_rows(frame, by, means.to_dict())])
+    return pd.concat([frame, *_held_out_rows(study, frame, by, means.to_dict())])
 
 
-def _held_out_rows(frame: pd.DataFrame, by: tuple[str, ...], means: dict) -> Iterator[pd.DataFrame]:
-    titles = {title: name for name, title in {**STRATEGY_TITLES, **METHOD_TITLES}.items() if name != START}
+def _held_out_rows(study: Study, frame: pd.DataFrame, by: tuple[str, ...], means: dict) -> Iterator[pd.DataFrame]:
+    titles = {title_of(name): name for name in (*study.strategies, *study.methods)}
     keys = dict.fromkeys(tuple(k[1:]) for k in frame.index) if by else [()]
     for key in keys:
         label = pd.MultiIndex.from_tuples([(HELD_OUT, *key)], names=frame.index.names) if by else [HELD_OUT]
@@ -249,11 +234,11 @@ def _build(
     """Mark the best of each row and the cells at least equal to the baseline."""
     none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
     best, shaded = none.copy(), none.copy()
-    trained = [c for c in frame if c != STRATEGY_TITLES[START]]
+    trained = [c for c in frame if c != title_of(START)]
     if bold and len(frame):
         numbers = frame[trained].astype(float)
         best[trained] = numbers.eq(numbers.max(axis=1), axis=0)
-    base = STRATEGY_TITLES[BASELINE]
+    base = title_of(BASELINE)
     if shade and base in frame:
         others = [c for c in trained if c != base]
         shaded[others] = frame[others].ge(frame[base], axis=0)

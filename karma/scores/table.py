@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
+from karma.scores.names import canonical_model_name
 
 FACT_COLUMNS = ("developer", "base_model", "size_b", "family")
 PAPER_TABLES = files("karma") / "data" / "paper"
@@ -46,21 +47,9 @@ class ScoreTable:
     source: str = "memory"
     case_sensitive: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_models(self.scores.index, self.source, self.case_sensitive)
         check_scores(self.scores, self.source)
-
-
-def canonical_model_name(name: str) -> str:
-    """Return the one spelling under which an origin model's names are compared.
-
-    Table 3 of the paper and UltraFeedback differ in capitals only ("GPT-4", "gpt-4").
-
-    Example:
-        >>> canonical_model_name(" Llama-2-7b-chat ") == canonical_model_name("llama-2-7b-chat")
-        True
-    """
-    return name.strip().casefold()
 
 
 @cache

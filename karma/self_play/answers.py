@@ -1,6 +1,6 @@
 """The policy's answers to its prompts: several a prompt, each drawn with a seed of its own.
 
-Asked through the layer that origin evaluation uses (`karma.generation`), so transformers, vLLM and a server all work,
+Asked through the layer that origin evaluation uses (`karma.models.ask`), so transformers, vLLM and a server all work,
 and every batch is kept on disk: a killed round asks nothing twice.
 """
 
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from karma.files import load_json, save_json
-from karma.generation import CachedModel, sample_responses
-from karma.models import Specs
+from karma.models.ask import CachedModel, sample_responses
+from karma.models.load import Specs
 
 
 def sample_answers(

@@ -11,8 +11,8 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.params import Experiment
-from karma.stages import STAGES, Job, compute_jobs
+from karma.study.experiment import Experiment
+from karma.study.stages import STAGES, Job
 
 COLUMNS = [
     "policy", "arm", "round", "scorer", "n_pairs", "score", "score_low", "score_high", "n_prompts", "gain", "gain_low",
@@ -23,7 +23,7 @@ COLUMNS = [
 def list_rounds(experiment: Experiment) -> list[Job]:
     """Return the self-play jobs of an experiment, arm by arm, rounds in order."""
     stage = STAGES["08_self_play"]
-    return [Job(experiment, stage, params) for params in compute_jobs(stage, experiment.settings)]
+    return [Job(experiment, stage, params) for params in stage.jobs(experiment.settings)]
 
 
 def load_rounds(experiment: Experiment) -> pd.DataFrame:

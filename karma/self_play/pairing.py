@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from karma.pairs import PairSet
 from karma.pairs.accounting import Accounting
-from karma.pairs.binarization import PAIR_SCHEMA
+from karma.pairs.pairs import PairSet
+from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.self_play.prompts import Prompt
 

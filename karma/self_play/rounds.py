@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import KarmaError
-from karma.evaluation.compare import compute_interval
 from karma.files import save_json
-from karma.models import Specs, add_trained
-from karma.pairs import PairSet, save_pairs
+from karma.models.load import Specs, add_trained
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import PairSet
 from karma.self_play.answers import sample_answers
 from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, evolve_prompts
 from karma.self_play.pairing import build_self_play_pairs, join_books
 from karma.self_play.prompts import Prompt, load_prompts, split_prompts
 from karma.self_play.scorers import score_answers
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
-
-Z = 1.96  # of a 95 % interval
+from karma.statistics import compute_mean, compute_wilson
+from karma.study.fingerprint import compute_code
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_round(job: Any) -> Round:
     """Return what one job of stage 08 starts from.
 
     Args:
-        job: `karma.notebooks.open_stage("08_self_play", ...)`.
+        job: `karma.study.open.open_stage("08_self_play", ...)`.
     """
     settings, number, root = job.settings.self_play, int(job.params["round"]), job.experiment.root
     file = load_prompts(root / settings.prompts, settings.scorer == "instructions")
@@ -84,7 +84,7 @@ def open_round(job: Any) -> Round:
         models, policy = add_trained(models, policy, job.folder.parent / f"round{earlier}" / "model")
     return Round(settings, job.settings.training, job.settings.compute, models, job.params["policy"], policy,
                  job.params["arm"], number, split_prompts(file, *counts, number, settings.seed), file,
-                 job.experiment.outputs / "answers", job.folder, job.code)  # fmt: skip
+                 job.experiment.outputs / "answers", job.folder, compute_code(job))  # fmt: skip
 
 
 def answer(this: Round, policy: str, prompts: list[Prompt]) -> tuple[list[list[str]], list[list[float]]]:
@@ -167,7 +167,7 @@ def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
 
 def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
     """Save the pairs, train the round's policy on them, and return what training.json holds."""
-    from karma.training import train
+    from karma.training.train import train
 
     command = f"karma notebook 08_self_play EXPERIMENT -p policy={this.start} -p arm={this.arm} -p round={this.number}"
     save_pairs(pairs, this.folder, command)
@@ -189,7 +189,7 @@ def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -
     """
     import torch
 
-    from karma.training import summarise_margins
+    from karma.training.held_out import summarise_margins
 
     held = replace(this, models=models)
     _, scores = answer(held, policy, held_out.prompts)
@@ -209,9 +209,9 @@ def summarise_scores(by_prompt: np.ndarray, is_share: bool = False) -> dict[str,
         >>> found["value"], found["n"], round(found["standard_error"], 3)
         (0.5, 4, 0.204)
     """
-    n, value = len(by_prompt), float(by_prompt.mean())
-    error = float(by_prompt.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    low, high = compute_interval(value, n, error) if is_share else (value - Z * error, value + Z * error)
+    found, n = compute_mean(by_prompt), len(by_prompt)
+    value, error = found["value"], found["standard_error"]
+    low, high = compute_wilson(value, n, error) if is_share else (found["low"], found["high"])
     return {"value": value, "standard_error": error, "n": n, "interval": [low, high]}
 
 

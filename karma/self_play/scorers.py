@@ -1,7 +1,7 @@
 """What rates the policy's answers: instruction checkers (real and free), a judge model, or a reward model.
 
 `instructions`: the share of a prompt's verifiable instructions that the answer follows, strict (no markdown stripped),
-0 to 1. `judge`: the expected rating 1 to 5 of `karma.annotation`. `reward_model`: the one output of a sequence
+0 to 1. `judge`: the expected rating 1 to 5 of `karma.models.judge`. `reward_model`: the one output of a sequence
 classifier, in its own unit, higher is better. Limit: the checkers read form only; an answer that says nothing can
 follow every instruction.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.files import compute_digest
-from karma.models import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
+from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
 from karma.self_play.answers import remember
 from karma.self_play.prompts import Prompt
 
@@ -56,7 +56,7 @@ def score_by_instructions(prompt: Prompt, answer: str) -> float:
 
 
 def _rate_by_judge(rows: list[tuple[str, str]], settings: Any, models: Specs, compute: Any) -> list[float]:
-    from karma.annotation import annotate
+    from karma.models.judge import annotate
 
     todo = [{"row_id": str(i), "response_id": str(i), "model": "", "instruction": prompt, "response": answer}
             for i, (prompt, answer) in enumerate(rows)]  # fmt: skip

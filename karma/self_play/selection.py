@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.margins import measure_logps
-from karma.models import Specs
-from karma.pairs import PairSet
-from karma.potential import compute_potential
+from karma.models.load import Specs
+from karma.pairs.pairs import PairSet
+from karma.potential.logps import measure_logps
+from karma.potential.margins import compute_potential
 
 MARGINS = ("explicit_margin", "implicit_margin", "potential")
 BATCH_TOKENS = 1024  # a forward pass

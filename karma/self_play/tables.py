@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from karma.pairs import PairSet
+from karma.pairs.pairs import PairSet
 from karma.self_play.evolution import Attempt
 from karma.self_play.prompts import Prompt
 from karma.self_play.rounds import Played

@@ -8,14 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from karma.training.held_out import describe_held_out
-
-KINSHIP = "the benchmark scores of the models that wrote the responses: no one read the texts"
-ORIGIN = {  # of a strategy's preferences
-    "rlaif": "annotations of single responses",
-    "self_play": "scores of the policy's own answers",
-    "binarized": "those of a set that others made",
-    "custom": "not said by the pairs",
-}
+from karma.vocabulary import find_strategy
 
 
 def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str) -> str:
@@ -39,7 +32,7 @@ def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {title}\n\n"
         "Tuned with the KARMA kit (method: arXiv 2502.18744) through TRL. The preferences it was tuned on are "
-        f"{ORIGIN.get(strategy, KINSHIP)}.\n\n"
+        f"{find_strategy(strategy).preferences}.\n\n"
         f"## Training\n\n| what | value |\n|---|---|\n{table}\n\n"
         f"## Held-out pairs\n\nPreference {describe_held_out(record['held_out'])}.\n\n## Alarms\n\n{alarms}\n\n"
         "## Limits\n\nAccuracy on held-out pairs says that a preference was learnt, not that it is a good one. Nothing "

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.logprobs import HEAD_CHUNK, tokenize_response
+from karma.models.logprobs import HEAD_CHUNK, tokenize_response
 from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum, is_sharded
 
 _BYTES = {"float32": 4, "bfloat16": 2}

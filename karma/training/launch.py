@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
 from karma.files import find_project_root, load_json, save_json
-from karma.training.tuning import Run, save_outcome, tune
+from karma.training.run import Run
+from karma.training.tuning import save_outcome, tune
 
 POLL_S = 0.5
 LAST_LINES = 12
@@ -86,7 +87,7 @@ def main(path: str) -> None:
     """Be one of the processes."""
     import torch
 
-    from karma.models import load_model, load_tokenizer
+    from karma.models.load import load_model, load_tokenizer
     from karma.training.trainers import choose_weights_dtype, is_sharded
 
     written = load_json(path)

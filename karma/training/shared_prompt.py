@@ -28,7 +28,7 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
-from karma.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps, plan_batches
+from karma.models.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps, plan_batches
 
 PASS_TOKENS = 1024  # of a forward pass on a CPU: pairs of like width go together, so that little is padding
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again

@@ -1,0 +1,1 @@
+"""The command line, one file a command: each calls the package's own function and tells the user."""

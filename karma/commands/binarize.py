@@ -1,0 +1,237 @@
+"""What `karma binarize` does: check the options together, stream the pairs to disk with progress, report the
+books.
+
+The work is in `karma.pairs`; here are only the combinations of options that a library call cannot get wrong.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from karma.commands.options import Out, default
+from karma.errors import InputError
+from karma.files import load_json_lines, read_lines
+from karma.pairs.accounting import DROPPED, UNUSED, Accounting
+from karma.pairs.build import save_pair_sets
+from karma.pairs.card import LICENCE_GROUPS
+from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
+from karma.pool.annotations import load_annotations
+from karma.pool.pool import ResponsePool, load_pool
+from karma.scores.read import load_score_table
+from karma.vocabulary import STRATEGIES
+
+_ALSO = {"binarized": save_binarized, "datasets": save_dataset}
+
+
+def binarize(
+    out: Out,
+    pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
+    strategy: Annotated[
+        list[str],
+        typer.Option(help=f"{', '.join(STRATEGIES)}; may repeat, or `all`."),
+    ],
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
+    revision: Annotated[
+        str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = default("pairs", "seed"),
+    annotation: Annotated[str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")] = default(
+        "annotation", "field"
+    ),
+    annotations: Annotated[
+        Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")
+    ] = None,
+    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = default("pairs", "rejected"),
+    exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = default(
+        "pool", "excluded_origin_models"
+    ),
+    exclude_licence: Annotated[
+        list[str] | None, typer.Option(help="Leave out by licence: llama-2, vendor; may repeat.")
+    ] = None,
+    match_rows: Annotated[
+        bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")
+    ] = False,
+    order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
+    stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
+    drop_truthfulqa: Annotated[bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")] = False,
+    contaminated: Annotated[
+        Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
+    ] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens of 4 bytes.")] = None,
+    same_system_prompt: Annotated[
+        bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
+    ] = False,
+    near_identical: Annotated[
+        float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
+    ] = False,
+    expect: Annotated[list[str] | None, typer.Option(help="A reason to drop that is fine; may repeat.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Write besides: binarized (public shape), datasets; may repeat.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Upload to this data-set repository (private if new).")
+    ] = None,
+) -> None:
+    """Build preference pairs: `karma binarize --pool pool.jsonl --strategy k_sim --out pairs`.
+
+    Several strategies go to one folder each below --out, in one pass over the pool.
+    """
+    options = locals()
+    for line in run_binarize(**options, command=" ".join(["karma", *sys.argv[1:]])):
+        typer.echo(line)
+
+
+def run_binarize(
+    out: Path, pool: str, strategy: list[str], scores: str, revision: str | None, order: str, stages: int,
+    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
+    contaminated: Path | None, strict: bool,
+    expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
+    **rules: Any,
+) -> Iterator[str]:  # fmt: skip
+    """Build the pair folders; yield what to tell the user, line by line.
+
+    Args:
+        out, pool, strategy, ...: the options of `karma binarize`, under their own names.
+        command: the command line, for the data card.
+        **rules: options that are fields of `karma.pairs.rules.Rules` as they are.
+
+    Raises:
+        InputError: an option or file that cannot be used; nothing has been written then.
+    """
+    strategies = list(STRATEGIES) if "all" in strategy else list(dict.fromkeys(strategy))
+    _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
+    excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
+    source = load_pool(pool, revision)
+    score_table = load_score_table(scores)
+    folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
+
+    def check(accounting: Accounting) -> None:
+        if strict:
+            accounting.check_expected(expect or [])
+        check_made_any(accounting)
+
+    with _show_progress(source) as advance:
+        books = save_pair_sets(
+            source,
+            score_table,
+            folders,
+            match_rows=match_rows,
+            n_stages=stages if order == "curriculum" else None,
+            command=command,
+            check=check,
+            progress=advance,
+            annotation_field=annotation,
+            annotations=load_annotations(annotations) if annotations else None,
+            excluded_origin_models=excluded,
+            contaminated=load_instructions(contaminated) if contaminated else (),
+            **rules,
+        )
+    for name, accounting in books.items():
+        for shape in also or []:
+            _ALSO[shape](folders[name])
+        yield describe(accounting, folders[name])
+        if push_to_hub:
+            yield f"uploaded to {push_pairs(folders[name], push_to_hub)}"
+
+
+def list_by_licence(groups: list[str]) -> list[str]:
+    """Return the origin models under the named licence groups; an unknown name is an InputError."""
+    if unknown := [group for group in groups if group not in LICENCE_GROUPS]:
+        raise InputError(f"--exclude-licence {unknown[0]}: choose from {', '.join(LICENCE_GROUPS)}")
+    return [model for group in groups for model in LICENCE_GROUPS[group]]
+
+
+def describe(accounting: Accounting, folder: Path) -> str:
+    """Return one line: pairs, rows, and every reason with its count."""
+    counts = accounting.as_counts()
+    lost = [f"{n:,} {name}" for name, n in counts.items() if name.startswith(("dropped", "unused"))]
+    return (
+        f"{accounting.strategy}: {accounting.pairs_out:,} pairs of {accounting.rows_in:,} rows in {folder}"
+        f" ({'; '.join(lost) or 'nothing dropped'})"
+    )
+
+
+def check_made_any(accounting: Accounting) -> None:
+    """Raise where a strategy made no pair at all, naming the commonest reason."""
+    if accounting.pairs_out:
+        return
+    if (
+        accounting.strategy == "rlaif"
+        and accounting.responses_unused["not_annotated"]
+        and not accounting.responses_usable
+    ):
+        raise InputError(
+            f"rlaif: no response has an annotation ({accounting.settings['annotations']}): choose another "
+            "--annotation field, or give a table made for this pool with --annotations"
+        )
+    reason, n = (accounting.dropped + accounting.responses_unused).most_common(1)[0]
+    raise InputError(
+        f"{accounting.strategy}: no pair from {accounting.rows_in:,} rows; "
+        f"the commonest reason ({n:,} times): {(DROPPED | UNUSED)[reason]}"
+    )
+
+
+def load_instructions(path: Path) -> list[str]:
+    """Read instructions, a line each: plain text, or JSON with `instruction`, `prompt` or `question`.
+
+    Raises:
+        InputError: unreadable, empty, or a JSON line without any of the three.
+    """
+    if path.suffix == ".jsonl":
+        found = [_find_instruction(row, f"{path}: line {number}") for number, row in load_json_lines(path)]
+    else:
+        found = [line for _, line in read_lines(path)]
+    if not found:
+        raise InputError(f"contaminated instructions {path}: the file is empty")
+    return found
+
+
+def _find_instruction(row: Any, where: str) -> str:
+    fields = row if isinstance(row, dict) else {}
+    text = next((fields[k] for k in ("instruction", "prompt", "question") if k in fields), None)
+    if not isinstance(text, str):
+        raise InputError(f"{where} is no JSON with instruction, prompt or question: give one of the three, a text")
+    return text
+
+
+def _check_options(
+    out: Path, strategies: list[str], order: str, match_rows: bool, strict: bool, expect: list[str] | None,
+    also: list[str] | None, push_to_hub: str | None,
+) -> None:  # fmt: skip
+    if order not in ("pool", "curriculum"):
+        raise InputError(f"--order {order}: choose pool or curriculum")
+    if match_rows and len(strategies) == 1:
+        raise InputError("--match-rows compares strategies: repeat --strategy, or give --strategy all")
+    if expect and not strict:
+        raise InputError("--expect means nothing without --strict")
+    if unknown := [a for a in also or [] if a not in _ALSO]:
+        raise InputError(f"--also {unknown[0]}: choose from {', '.join(_ALSO)}")
+    if push_to_hub and len(strategies) > 1:
+        raise InputError("--push-to-hub takes one strategy: a repository holds one set")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder to write to")
+
+
+class _show_progress:
+    """Rows read, of how many where that is known, with the time left; on a terminal only."""
+
+    def __init__(self, pool: ResponsePool):
+        self._progress = Progress(
+            TextColumn("rows read"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+        )
+        self._task = self._progress.add_task("", total=pool.n_rows)
+
+    def __enter__(self):
+        self._progress.start()
+        return lambda n_rows: self._progress.update(self._task, completed=n_rows)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,90 @@
+"""What `karma kinship` does: load a table, analyse it, and say what was found."""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from karma.commands.options import Out, default
+from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
+from karma.scores.read import load_score_table, merge_score_tables
+from karma.scores.table import ScoreTable
+
+
+def kinship(
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
+    out: Out,
+    with_paper: Annotated[bool, typer.Option("--with-paper", help="Add the rows of the paper's Table 3.")] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = default("kinship", "distance"),
+    linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = default("kinship", "linkage"),
+    cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = default(
+        "kinship", "cut"
+    ),
+    seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
+) -> None:
+    """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
+    for line in run_kinship(
+        scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed
+    ):
+        typer.echo(line)
+
+
+def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
+    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
+    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
+    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
+    table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
+    yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
+    study = analyse(table, out, **settings)
+    yield from summarize(study)
+    if with_paper:
+        kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
+        for model, row in kin.iterrows():
+            kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
+            yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
+    yield f"written to {out}"
+
+
+def analyse(
+    table: ScoreTable,
+    folder: str | Path,
+    *,
+    tau: float,
+    distance: str,
+    linkage: str,
+    cut: float,
+    seed: int = 0,
+    n_draws: int = 2000,
+) -> KinshipStudy:
+    """Compute stage 2 and write its folder.
+
+    Args:
+        table: origin models x benchmarks.
+        folder: written files replace those of an earlier run.
+        tau: lowest kinship of an eligible pair, in [-1, 1].
+        distance: of the dendrograms: rmsd or cosine.
+        linkage: average, complete, single or ward.
+        cut: distance below which branches are one cluster.
+        seed: of bootstrap and permutations.
+        n_draws: bootstrap draws.
+
+    Returns:
+        All that was found.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+    from karma.figures.kinship_study import save_study_figures
+    from karma.figures.style import set_style
+
+    study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
+    save_study(study, folder)
+    set_style()
+    save_study_figures(study, Path(folder) / "figures")
+    return study

@@ -1,0 +1,63 @@
+"""What `karma report` does: tables, figures and report.html of a study, of the paper's numbers, or of two compared."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from karma.errors import InputError
+from karma.results.page import export_html, open_results
+from karma.results.study import collect_results
+from karma.study.execute import execute_notebook
+from karma.study.provenance import save_provenance
+
+
+def report(
+    study: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment, or `paper`: the published study.")],
+    other: Annotated[str | None, typer.Argument(help="A second experiment: the differences between the two.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: outputs/<name>.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
+) -> None:
+    """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
+    typer.echo(f"written: {write_report(study, other, out, price)}")
+
+
+def write_report(study: str, other: str | None = None, out: Path | None = None, price: float | None = None) -> Path:
+    """Write what `karma report` writes, and return the file to open.
+
+    Args:
+        study: an experiment, or "paper". other: a second experiment, to compare with.
+        out: folder to write; default: outputs/published, the study's own folder, or <study>/compared.
+        price: of a million tokens, for the ledger of cost.
+
+    Raises:
+        InputError: an unknown experiment, "paper" compared with another study, or no run in common.
+        KarmaError: a cell of the notebook failed; the executed notebook keeps the traceback.
+    """
+    if other is not None:
+        return _write_comparison(study, other, out)
+    if study == "paper":
+        from karma.results.paper_report import report_paper
+
+        return report_paper(out or Path("outputs") / "published")
+    job, started = open_results(study), time.perf_counter()
+    values = {"experiment": str(job.experiment.path), "out": str((out or job.folder).resolve()),
+              "price_per_million_tokens": price}  # fmt: skip
+    execute_notebook(job, values)  # unlike `karma notebook` it does not ask that the study be whole
+    page = export_html(job.executed_notebook, (out or job.folder) / "report.html")
+    if out is None and all(path.exists() for needed in job.inputs for path in needed.products):
+        save_provenance(job, time.perf_counter() - started, f"karma report {study}")
+    return page
+
+
+def _write_comparison(study: str, other: str, out: Path | None) -> Path:
+    from karma.results.comparison import build_comparison, compare_studies
+    from karma.study.experiment import load_experiment
+
+    if "paper" in (study, other):
+        raise InputError("'paper' is no measured study: `karma report EXPERIMENT` already stands beside the paper")
+    studies = [collect_results(load_experiment(name)) for name in (study, other)]
+    folder = out or (studies[0].folder or Path()) / "compared"
+    table = build_comparison(*compare_studies(*studies), name=f"{studies[0].name}_against_{studies[1].name}")
+    return table.save(folder)[1]

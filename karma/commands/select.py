@@ -1,0 +1,188 @@
+"""What `karma select` does: check the options together, measure the margins, select, write and report.
+
+Log-probabilities are kept below --out (or --cache), so that the same command, another metric or another ratio goes on
+from what was measured.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from karma.commands.options import Out, default
+from karma.errors import InputError
+from karma.pairs.accounting import DROPPED
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import PairSet, load_pairs
+from karma.pairs.public_shape import load_binarized
+from karma.pool.annotations import load_annotations
+from karma.potential import margins
+from karma.potential.margins import FORMS, RANKINGS, check_weight, compute_k
+from karma.potential.selection import (
+    SOURCES,
+    build_selection,
+    describe_selection,
+    find_scores,
+    find_unusable,
+    gather_candidates,
+    is_signed,
+)
+from karma.scores.normalise import compute_s_pref
+from karma.scores.read import load_score_table
+from karma.vocabulary import METRICS
+
+
+def select(
+    out: Out,
+    pairs: Annotated[
+        Path, typer.Option(help="A pair folder, or .jsonl, .json, .parquet in the public binarised shape.")
+    ],
+    policy: Annotated[str, typer.Option(help="Who is about to learn: smollm2-135m, a folder, or a Hub id.")],
+    metric: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(RANKINGS)}."),
+    ] = "m_ap",
+    ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,
+    weight: Annotated[float, typer.Option(help="w of z(explicit) - w z(implicit).")] = default("potential", "weight"),
+    explicit: Annotated[
+        str, typer.Option(help="score (the pairs' own), kinship (with --scores), annotation (with --annotations).")
+    ] = default("potential", "explicit"),
+    scores: Annotated[
+        str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="annotation: a parquet table of row_id, response_id, score.")
+    ] = None,
+    implicit: Annotated[str, typer.Option(help="absolute, signed, or dpo (with --reference).")] = default(
+        "potential", "implicit"
+    ),
+    reference: Annotated[str | None, typer.Option(help="dpo: the model that the policy started from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of `random`.")] = default("potential", "seed"),
+    revision: Annotated[str | None, typer.Option(help="A Hub policy's commit.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and response kept.")] = default(
+        "training", "max_length"
+    ),
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = default(
+        "potential", "batch_tokens"
+    ),
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept log-probabilities; default: OUT/cache.")] = None,
+) -> None:
+    """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
+    options = locals()
+    for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
+        typer.echo(line)
+
+
+def run_select(
+    out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
+    implicit: str, reference: str | None, explicit: str, scores: str | None, annotations: Path | None, seed: int,
+    command: str, **asking: Any,
+) -> Iterator[str]:  # fmt: skip
+    """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
+
+    Args:
+        out, pairs, ...: the options of `karma select`, under their own names.
+        command: the command line, for the data card.
+        **asking: how the policy is asked: device, dtype, threads, max_length, batch_tokens, revision, cache.
+
+    Raises:
+        InputError: an option or file that cannot be used; no model has been loaded then.
+    """
+    _check_models({"--policy": policy, "--reference": reference})
+    _check_options(out, metric, ratio, k, implicit, reference, explicit, scores, annotations)
+    source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
+    if "metric" in source.accounting.settings:
+        raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
+    table = load_annotations(annotations) if annotations else None
+    s_pref = compute_s_pref(load_score_table(scores)).to_dict() if scores else None
+    found = find_scores(source.table, explicit, s_pref, table)
+    check_weight(weight)
+    _check_candidates(source, found, explicit, ratio, k)
+    asked = _measure(source, policy, asking, out)
+    against = _measure(source, reference, {**asking, "revision": None}, out) if reference else None
+    pool = gather_candidates(
+        source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
+        reference_logps=against.logps if against else None,
+    )  # fmt: skip
+    places = margins.select(pool, metric, ratio, k, seed)
+    settings = {
+        "metric": metric, "rule": METRICS[metric].rule, "ratio": ratio, "k": len(places),
+        "candidates": int(pool.fit.sum()), "weight": weight, "explicit": explicit,
+        "implicit": "signed" if is_signed(metric) else implicit, "policy": _name(policy),
+        "policy_digest": asked.digest, "reference": reference and _name(reference), "dtype": asked.dtype,
+        "max_length": asking["max_length"], "truncated": asked.n_truncated, "select_seed": seed,
+    }  # fmt: skip
+    save_pairs(build_selection(source, pool, places, settings), out, command)
+    yield f"{policy}: {asked.n_asked} pairs asked ({asked.n_kept} kept from before), {asked.dtype} on {asked.device}"
+    if asked.n_truncated:
+        yield f"note: {asked.n_truncated} pairs reach {asking['max_length']} tokens: judged by their start"
+    yield from (f"note: {n} pairs are no candidates: {DROPPED[reason]}" for reason, n in sorted(pool.counts.items()))
+    if n_equal := int((pool.explicit[pool.fit] == 0).sum()):
+        yield f"note: {n_equal} candidates have an explicit margin of 0: equal scores are no preference"
+    yield f"{describe_selection(metric, METRICS[metric].rule, len(places), pool)}; written: {out}"
+
+
+def _measure(source: PairSet, policy: str, asking: dict[str, Any], out: Path) -> Any:
+    from karma.models.load import build_spec
+    from karma.potential.logps import measure_logps
+
+    how = dict(asking)
+    cache, length, tokens, revision = (how.pop(k) for k in ("cache", "max_length", "batch_tokens", "revision"))
+    specs = {policy: build_spec(policy, None, None, revision)}
+    return measure_logps(source.table, specs, policy, SimpleNamespace(**how), length, tokens, cache or out / "cache")
+
+
+def _name(model: str) -> str:
+    """Name a model without the path of a machine."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def _check_models(options: dict[str, str | None]) -> None:
+    for option, model in options.items():
+        if model and model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise InputError(f"{option} {model}: there is no such folder")
+
+
+def _check_options(
+    out: Path, metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None, explicit: str,
+    scores: str | None, annotations: Path | None,
+) -> None:  # fmt: skip
+    for option, value, known in (
+        ("metric", metric, RANKINGS),
+        ("implicit", implicit, FORMS),
+        ("explicit", explicit, SOURCES),
+    ):
+        if value not in known:
+            raise InputError(f"--{option} {value}: choose from {', '.join(known)}")
+    if ratio is not None and k is not None:
+        raise InputError("give either --ratio or --k")
+    if (implicit == "dpo") != (reference is not None):
+        raise InputError("--implicit dpo and --reference belong together: the one means nothing without the other")
+    if is_signed(metric) and implicit == "dpo":
+        raise InputError(f"--metric {metric} takes the length-normalised margin: leave out --implicit dpo")
+    if (explicit == "kinship") != (scores is not None):
+        raise InputError("--explicit kinship and --scores belong together: S_pref comes from a score table")
+    if (explicit == "annotation") != (annotations is not None):
+        raise InputError("--explicit annotation and --annotations belong together")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder to write to")
+
+
+def _check_candidates(source: PairSet, scores: np.ndarray, explicit: str, ratio: float | None, k: int | None) -> None:
+    """Refuse what can be refused before a model is asked: no scores, or more pairs wanted than there can be."""
+    usable = np.array(find_unusable(source.table)) == ""
+    n = int((usable & np.isfinite(scores).all(axis=1)).sum())
+    if not n:
+        raise InputError(
+            f"none of {len(source)} pairs has usable texts and an explicit margin from '{explicit}': "
+            f"choose another --explicit ({', '.join(SOURCES)})"
+        )
+    compute_k(n, ratio, k)

@@ -1,0 +1,88 @@
+"""What runs or shows a study: run, status, notebook, pool, annotation, models."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from karma.commands.options import Experiment, Parameters
+from karma.errors import InputError
+
+
+def run(
+    experiment: Experiment,
+    cores: Annotated[int | None, typer.Option(help="CPU cores to use (default: all).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, why each runs and what it needs.")] = False,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. 03_binarization.")] = None,
+) -> None:
+    """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
+    from karma.study import sweep as engine
+    from karma.study.experiment import load_experiment
+    from karma.study.stages import STAGES
+
+    if until and until not in STAGES:
+        raise InputError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
+    study = load_experiment(experiment)
+    if dry_run:
+        engine.show_plan(study, until)
+    else:
+        engine.run_sweep(study, cores, until)
+
+
+def status(experiment: Experiment) -> None:
+    """Show how far a study is: of the sweep at work now, or of what lies in its folder."""
+    from karma.study import sweep as engine
+    from karma.study.experiment import load_experiment
+
+    engine.show_status(load_experiment(experiment))
+
+
+def notebook(
+    name: Annotated[str, typer.Argument(help="The notebook, e.g. 03_binarization.")],
+    experiment: Experiment,
+    p: Parameters = None,
+) -> None:
+    """Run one notebook headless with papermill: `karma notebook 03_binarization params/demo.yaml -p strategy=k_sim`."""
+    _run_stage(name, experiment, p)
+
+
+def pool(experiment: Experiment) -> None:
+    """Write a study's pool: prompts with responses, generated or read from where its settings say."""
+    _run_stage("pool", experiment, None)
+
+
+def annotation(experiment: Experiment) -> None:
+    """Rate a study's pool with its judge model, for the RLAIF baseline."""
+    _run_stage("annotation", experiment, None)
+
+
+def models(experiment: Experiment) -> None:
+    """List a study's models: where each comes from, what it is for, and whether it is here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from karma.models.load import describe_model
+    from karma.study.experiment import load_experiment
+
+    settings = load_experiment(experiment).settings
+    specs = {name: spec.model_dump(mode="json") for name, spec in settings.models.items()}
+    table = Table("model", "role", "comes from", "is here")
+    for name in specs:
+        roles = {"origin": name in settings.origin_models, "policy": name in settings.policies,
+                 "judge": name == settings.annotation.judge}  # fmt: skip
+        table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
+    Console().print(table)
+
+
+def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:
+    from karma.study.execute import run_stage
+
+    params = {}
+    for assignment in assignments or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"-p {assignment}: write it as NAME=VALUE")
+        params[key] = value
+    command = " ".join(["karma", *sys.argv[1:]])
+    job = run_stage(name.removesuffix(".ipynb"), experiment, params, command)
+    typer.echo(f"{job.label}: done; its files are in {job.folder}")

@@ -1,0 +1,122 @@
+"""What `karma train` does: read the pairs, check everything, train, and say how it went."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from karma.commands.options import Out, default
+from karma.errors import InputError
+from karma.models.load import build_spec
+from karma.study.experiment import View, load_base
+from karma.study.settings import Training
+from karma.vocabulary import METHODS
+
+
+def train(
+    pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
+    policy: Annotated[str, typer.Option(help="smollm2-135m, a folder, or a Hub id.")],
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")],
+    out: Out,
+    revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
+        "pairs", "held_out"
+    ),
+    seed: Annotated[int, typer.Option(help="Of order and adapters; held-out pairs are the same for all.")] = 0,
+    p: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+) -> None:
+    """Tune a policy: `karma train --pairs DIR --policy smollm2-135m --method dpo -p warmup_steps=10 --out DIR`.
+
+    The defaults are the paper's; the same command goes on where it was killed.
+    """
+    for line in run_train(pairs, policy, method, out, revision, held_out, seed, p or [], device, dtype, threads):
+        typer.echo(line)
+
+
+def run_train(
+    pairs: Path, policy: str, method: str, out: Path, revision: str | None, held_out: float, seed: int,
+    assignments: list[str], device: str, dtype: str, threads: int,
+) -> Iterator[str]:  # fmt: skip
+    """Train, and yield what to tell the user, line by line.
+
+    Args:
+        pairs, policy, ...: the options of `karma train`, under their own names.
+        assignments: "name=value" of the `training` settings.
+
+    Raises:
+        InputError: an option, a setting or a pair that cannot be used, or an output folder that holds something else.
+        KarmaError: the training failed.
+    """
+    settings = build_settings(assignments)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder to write to")
+    if method not in METHODS:
+        raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
+    from karma.models.load import load_tokenizer
+    from karma.pairs.pairs import load_pairs, split_pairs
+    from karma.pairs.public_shape import load_binarized
+    from karma.training.checks import check_folder, check_pairs
+    from karma.training.held_out import describe_held_out
+    from karma.training.train import compute_identity, describe_memory, train
+
+    source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, load_base().pairs.seed))
+    spec = build_spec(policy, None, None, revision)
+    policy = Path(policy).name if spec["path"] else policy
+    models, compute = {policy: spec}, SimpleNamespace(device=device, dtype=dtype, threads=threads)
+    report = check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
+    memory = describe_memory(models, policy, method, settings, compute, report["longest_tokens"])
+    yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])
+    yield (f"{report['pairs']} pairs ({len(kept_out)} held out), {report['updates']} updates; about "
+           f"{memory['total_gib']:.1f} GiB of {memory['free_gib']:.1f} GiB free")  # fmt: skip
+    identity = compute_identity(train_pairs, models, policy, method, seed, settings, compute)
+    state = check_folder(out, identity)
+    if state == "done":
+        yield f"{out} holds this very training: nothing to do"
+        return
+    if state == "resumable":
+        yield f"{out}: going on from the last checkpoint"
+    record = train(train_pairs, kept_out, models, policy, method, seed, settings, compute, out)
+    yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
+    yield f"held-out preference {describe_held_out(record['held_out'])}"
+    yield f"written: {out}/model, training.json, held_out.parquet"
+
+
+def build_settings(assignments: list[str]) -> View:
+    """Return base.yaml's `training` with some values changed.
+
+    Args:
+        assignments: "name=value"; the value is YAML, so that `lora={rank: 8, ...}` and `null` work.
+
+    Raises:
+        InputError: no such setting, or a value of the wrong kind.
+
+    Example:
+        >>> build_settings(["learning_rate=1.0e-6"]).learning_rate
+        1e-06
+    """
+    values: dict[str, Any] = load_base().training.model_dump(mode="json")
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in values:
+            raise InputError(f"-p {assignment}: write it as NAME=VALUE, with a name of {', '.join(values)}")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"-p {assignment}: the value is not valid YAML") from None
+    try:
+        return View(Training.model_validate(values).model_dump(mode="json"), "", "karma train")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"-p {where}={first['input']!r}: {first['msg']} (write 5.0e-7, not 5e-7)") from None

@@ -1,0 +1,59 @@
+"""Every figure of a score table at once: those of stage 2, and the paper's Figures 3, 4, 7 and 9 for the report."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_kinship, plot_worked_example
+from karma.figures.kinship_map import plot_pca
+from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
+from karma.figures.style import save_figure
+from karma.kinship.clusters import compute_pca, compute_trees
+from karma.kinship.study import KinshipStudy
+from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable
+
+
+def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
+    """Draw and save every figure of a study; above 500 models only the PCA."""
+    table = study.table
+    figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
+    if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
+        for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
+            axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
+            figures[name] = axes[0].figure
+        figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
+        figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut, table).figure
+        figures["sensitivity"] = plot_sensitivity(study)[0].figure
+        if study.choice_uncertainty is not None:
+            figures["uncertainty"] = plot_uncertainty(study)[0].figure
+    written = [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+    for figure in figures.values():
+        plt.close(figure)
+    return written
+
+
+def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -> list[Axes]:
+    """Draw and save Figures 3, 4, 7 and 9 of a score table, as stage 2 draws them.
+
+    Args:
+        table: origin models x benchmarks; None (stage 2 has not run) draws nothing.
+        kinship: the experiment's kinship settings (tau, distance, linkage, cut).
+        folder: figure3.png, figure3.svg and so on go there.
+
+    Returns:
+        The first axes of each figure.
+    """
+    if table is None:
+        return []
+    tau = kinship.tau
+    worked = {n: find_worked_set(table, tau, with_dropped=n == 9) for n in (3, 9)}
+    drawn = {3: plot_worked_example(table, worked[3], tau)[0]}
+    drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table)[0]
+    drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut, table)[0]
+    drawn[9] = plot_worked_example(table, worked[9], tau)[0]
+    for number, ax in drawn.items():
+        save_figure(ax, folder / f"figure{number}")
+    return list(drawn.values())

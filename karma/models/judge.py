@@ -1,0 +1,73 @@
+"""The RLAIF baseline's annotator: a judge model that rates every response on its own.
+
+The rating is the expectation over the tokens "1" to "5" of the judge's next-token distribution: one forward pass a
+response, no sampling. Calls, tokens and seconds are counted, because not needing them is what kinship is for.
+"""
+
+import time
+from typing import Any
+
+import pyarrow as pa
+import torch
+from tqdm.auto import tqdm
+
+from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
+
+JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
+
+Instruction: {instruction}
+
+Response: {response}
+
+Reply with one digit."""
+RATINGS = "12345"
+
+
+def annotate(
+    rows: list[dict[str, str]], models: Specs, judge: str, compute: Any, batch_size: int
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Rate each response with a judge model.
+
+    Args:
+        rows: dictionaries with row_id, response_id, model, instruction, response.
+        models: name -> specification. judge: which of them rates.
+        compute: the experiment's `compute` settings.
+        batch_size: prompts a forward pass.
+
+    Returns:
+        A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds).
+    """
+    started, device = time.perf_counter(), choose_device(compute.device)
+    torch.set_num_threads(compute.threads)
+    tokenizer = load_tokenizer(models, judge)
+    model = load_model(models, judge, choose_dtype(compute.dtype, device), device)
+    digits = [tokenizer.encode(rating, add_special_tokens=False)[-1] for rating in RATINGS]
+    prompts = [_write_prompt(tokenizer, row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (-len(prompts[i]), prompts[i]))
+    scores, n_tokens = [0.0] * len(rows), 0
+    with tqdm(total=len(rows), desc=f"{judge} rates", unit="response") as bar:
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=False)
+            n_tokens += int(inputs["attention_mask"].sum())
+            for index, score in zip(batch, _rate(model, inputs.to(model.device), digits), strict=True):
+                scores[index] = score
+            bar.update(len(batch))
+    table = pa.table({k: [row[k] for row in rows] for k in ("row_id", "response_id", "model")} | {"score": scores})
+    cost = {"annotator": judge, "calls": len(rows), "prompt_tokens": n_tokens, "device": device,
+            "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+    return table, cost
+
+
+def _write_prompt(tokenizer: Any, row: dict[str, str]) -> str:
+    content = JUDGE_PROMPT.format(instruction=row["instruction"], response=row["response"])
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+
+@torch.no_grad()
+def _rate(model: Any, inputs: Any, digits: list[int]) -> list[float]:
+    """Return each row's expected rating, given that the next token is one of the digits (padding on the left)."""
+    logits = model(**inputs, logits_to_keep=1).logits[:, -1, digits].float()
+    return (logits.softmax(1) @ torch.arange(1.0, 6.0, device=logits.device)).tolist()

@@ -1,0 +1,243 @@
+"""From batches of a pool to tables of pairs: usable responses, the strategies, filters, and the books.
+
+One pass over the pool serves any number of strategies: ids, draws and usable responses are worked out once
+a batch, and only the texts of the chosen and rejected responses are copied, by Arrow, without becoming
+Python strings. Memory is that of one batch. Limit: filters that compare whole rows with each other (beyond
+TruthfulQA's own questions) need a list made before.
+
+Paper: section 3.2 and 3.3; the filters are ours, off unless asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from karma.errors import InputError
+from karma.pairs.accounting import Accounting
+from karma.pairs.rules import Rules, build_origins
+from karma.pairs.schema import PAIR_SCHEMA
+from karma.pool.draws import compute_draws, compute_keys
+from karma.pool.pool import ResponsePool
+from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, to_hex
+from karma.scores.names import canonical_model_name
+from karma.scores.table import ScoreTable
+from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
+from karma.vocabulary import STRATEGIES
+
+
+@dataclass
+class Binarizer:
+    """Turns batches into pairs for several strategies, and keeps the books of each.
+
+    Attributes:
+        strategies: in the order of the tables yielded.
+        books: strategy -> its accounting so far.
+    """
+
+    scores: ScoreTable | None
+    strategies: Sequence[str]
+    rules: Rules
+    match_rows: bool = False
+    books: dict[str, Accounting] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            if strategy not in STRATEGIES:
+                raise InputError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
+            if self.scores is None and strategy != "rlaif":
+                raise InputError(f"strategy {strategy} needs a score table; only rlaif does without")
+        self.books = {s: Accounting(s) for s in self.strategies}
+        self.origins = build_origins(self.scores)
+        self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
+        self._truthfulqa: set[str] = set()
+        self._contaminated = {_normalize(text) for text in self.rules.contaminated}
+
+    def run(self, pool: ResponsePool) -> Iterator[dict[str, pa.Table]]:
+        """Yield, for each batch of the pool, the pairs of each strategy."""
+        if self.rules.drop_truthfulqa:
+            self._truthfulqa = _find_truthfulqa(pool)
+        recorded = "rlaif" in self.strategies and self.rules.annotations is None
+        for batch in pool.batches(self.rules.annotation_field if recorded else None):
+            yield self.binarize(batch)
+
+    def binarize(self, batch: ResponseBatch) -> dict[str, pa.Table]:
+        """Decide one batch, and enter it in the books."""
+        unused, models = self._sort_out(batch)
+        usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())))
+        row_keys = compute_keys(batch.row_digest)
+        candidates = Candidates(
+            n_rows=batch.n_rows,
+            row=batch.row[usable],
+            model=models[usable],
+            draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
+                               compute_keys(batch.response_digest[usable])),
+            annotation=self._annotate(batch, usable),
+        )  # fmt: skip
+        barred = self._bar_rows(batch)
+        choices = {s: self._filter(batch, usable, self._choose(s, candidates)) for s in self.strategies}
+        choices = {s: _bar(choice, barred, batch.n_rows) for s, choice in choices.items()}
+        if self.match_rows:
+            choices = _match(choices, batch.n_rows)
+        for strategy, choice in choices.items():
+            self._enter(strategy, batch, unused, candidates, choice)
+        return {s: self._build_table(s, batch, usable, candidates, choice) for s, choice in choices.items()}
+
+    def _sort_out(self, batch: ResponseBatch) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return why responses are unused (disjoint masks), and each response's row in the score table."""
+        excluded = np.array([n in self._excluded for n in batch.model_names] + [False])[batch.model]
+        empty = _is_blank(batch.response)
+        masks = {"no_model": batch.model < 0, "excluded_origin_model": excluded, "empty_response": empty}
+        if self.rules.max_response_tokens is not None:
+            masks["over_length"] = count_bytes(batch.response) > BYTES_PER_TOKEN * self.rules.max_response_tokens
+        taken = np.zeros(len(batch.model), bool)
+        for reason, mask in masks.items():
+            masks[reason], taken = mask & ~taken, taken | mask
+        models = np.array([self.origins.position.get(n, -1) for n in batch.model_names] + [-1])[batch.model]
+        unknown = np.flatnonzero(~taken & (models < 0))
+        if self.origins.known and len(unknown):
+            name = batch.model_names[batch.model[unknown[0]]]
+            raise InputError(
+                f"origin model '{name}' has no scores in the score table: add a row, "
+                "or list it under excluded_origin_models"
+            )
+        return masks, models
+
+    def _annotate(self, batch: ResponseBatch, usable: np.ndarray) -> np.ndarray:
+        if self.rules.annotations is None:
+            return np.asarray(batch.annotation[usable])
+        return self.rules.annotations.look_up(batch.row_digest[batch.row[usable]], batch.response_digest[usable])
+
+    def _bar_rows(self, batch: ResponseBatch) -> dict[str, np.ndarray]:
+        barred = {"no_prompt": _is_blank(batch.instruction)}
+        for reason, known in (("truthfulqa", self._truthfulqa), ("contaminated", self._contaminated)):
+            if known:
+                texts = (_normalize(t or "") for t in batch.instruction.to_pylist())
+                barred[reason] = np.fromiter((t in known for t in texts), bool, batch.n_rows)
+        return barred
+
+    def _choose(self, strategy: str, candidates: Candidates) -> Choice:
+        if strategy == "rlaif":
+            return choose_by_annotation(candidates, self.rules.rejected)
+        return choose_by_kinship(strategy, candidates, self.origins.s_pref, self.origins.kinship, self.rules.tau)
+
+    def _filter(self, batch: ResponseBatch, usable: np.ndarray, choice: Choice) -> Choice:
+        """Drop pairs whose two texts make no preference."""
+        chosen, rejected = pa.array(usable[choice.chosen]), pa.array(usable[choice.rejected])
+        texts = batch.response.take(chosen), batch.response.take(rejected)
+        masks = {"identical_responses": pc.equal(*texts).to_numpy(zero_copy_only=False)}
+        if self.rules.near_identical is not None:
+            overlap = np.array([_overlap(a, b) for a, b in zip(*(t.to_pylist() for t in texts), strict=True)])
+            masks["near_identical_responses"] = overlap >= self.rules.near_identical
+        if self.rules.same_system_prompt:
+            prompts = batch.system_prompt.fill_null("")
+            masks["differing_system_prompt"] = pc.not_equal(prompts.take(chosen), prompts.take(rejected)).to_numpy(
+                False
+            )
+        return _drop(choice, masks, batch.n_rows)
+
+    def _enter(
+        self,
+        strategy: str,
+        batch: ResponseBatch,
+        unused: dict[str, np.ndarray],
+        candidates: Candidates,
+        choice: Choice,
+    ) -> None:
+        part = Accounting(strategy, batch.n_rows, len(choice.row), responses_in=len(batch.model))
+        part.dropped.update({k: int(mask.sum()) for k, mask in choice.dropped.items()})
+        part.responses_unused.update({k: int(mask.sum()) for k, mask in unused.items()})
+        part.responses_usable = len(candidates.row)
+        if strategy == "rlaif":
+            part.responses_usable = int(np.isfinite(candidates.annotation).sum())
+            part.responses_unused["not_annotated"] = len(candidates.row) - part.responses_usable
+        part.check()
+        self.books[strategy].add(part)
+
+    def _build_table(
+        self, strategy: str, batch: ResponseBatch, usable: np.ndarray, candidates: Candidates, choice: Choice
+    ) -> pa.Table:
+        chosen, rejected = usable[choice.chosen], usable[choice.rejected]
+        models = candidates.model[choice.chosen], candidates.model[choice.rejected]
+        if strategy == "rlaif":
+            scores = candidates.annotation[choice.chosen], candidates.annotation[choice.rejected]
+        else:
+            scores = self.origins.s_pref[models[0]], self.origins.s_pref[models[1]]
+        kinship = self.origins.kinship[models] if self.origins.known else pa.nulls(len(choice.row), pa.float64())
+        names, rows = pa.array(batch.model_names, pa.string()), pa.array(choice.row)
+        columns = [
+            to_hex(batch.row_digest[choice.row]),
+            batch.source.take(rows),
+            _as_messages("user", batch.instruction.take(rows)),
+            *(_as_messages("assistant", batch.response.take(pa.array(i))) for i in (chosen, rejected)),
+            *(names.take(pa.array(batch.model[i])) for i in (chosen, rejected)),
+            *(pa.array(s, pa.float64()) for s in scores),
+            pa.array(kinship, pa.float64()),
+            pa.repeat(pa.scalar(strategy), len(choice.row)),
+            *(to_hex(batch.response_digest[i]) for i in (chosen, rejected)),
+        ]
+        return pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)
+
+
+def _find_truthfulqa(pool: ResponsePool) -> set[str]:
+    """Return TruthfulQA's questions in the pool, so that other sources' copies of them are found too."""
+    found: set[str] = set()
+    for batch in pool.batches():
+        ours = pc.fill_null(pc.match_substring(batch.source, "truthful"), False)
+        found.update(_normalize(t or "") for t in batch.instruction.filter(ours).to_pylist())
+    return found
+
+
+def _bar(choice: Choice, barred: dict[str, np.ndarray], n_rows: int) -> Choice:
+    """Give barred rows their own reason, before any other."""
+    taken = np.zeros(n_rows, bool)
+    for reason, mask in barred.items():
+        barred, taken = {**barred, reason: mask & ~taken}, taken | mask
+    kept = ~taken[choice.row]
+    dropped = {k: mask & ~taken for k, mask in choice.dropped.items()} | barred
+    return Choice(choice.row[kept], choice.chosen[kept], choice.rejected[kept], dropped)
+
+
+def _drop(choice: Choice, masks: dict[str, np.ndarray], n_rows: int) -> Choice:
+    """Drop pairs under the masks (one entry a pair), each for the first reason that applies."""
+    dropped, kept = dict(choice.dropped), np.ones(len(choice.row), bool)
+    for reason, mask in masks.items():
+        dropped[reason] = np.zeros(n_rows, bool)
+        dropped[reason][choice.row[mask & kept]] = True
+        kept &= ~mask
+    return replace(
+        choice,
+        row=choice.row[kept],
+        chosen=choice.chosen[kept],
+        rejected=choice.rejected[kept],
+        dropped=dropped,
+    )
+
+
+def _match(choices: dict[str, Choice], n_rows: int) -> dict[str, Choice]:
+    """Keep the rows that every strategy kept."""
+    kept_by = [np.bincount(choice.row, minlength=n_rows) for choice in choices.values()]
+    alone = np.sum(kept_by, axis=0) < len(choices)
+    return {s: _drop(choice, {"not_shared": alone[choice.row]}, n_rows) for s, choice in choices.items()}
+
+
+def _as_messages(role: str, texts: pa.Array) -> pa.Array:
+    roles = pa.repeat(pa.scalar(role), len(texts))
+    messages = pa.StructArray.from_arrays([roles, texts], names=["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), messages)
+
+
+def _is_blank(texts: pa.Array) -> np.ndarray:
+    blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
+    return np.asarray(blank.fill_null(True).to_numpy(zero_copy_only=False))
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _overlap(first: str, second: str) -> float:
+    a, b = set(first.casefold().split()), set(second.casefold().split())
+    return len(a & b) / len(a | b) if a | b else 1.0

@@ -1,0 +1,118 @@
+"""Preference pairs: build them from a pool, keep them in a folder, split off what training must not see.
+
+A pair is one prompt with two responses by different origin models; which two, and which is chosen, follows
+from the scores of the models (`karma.strategies`), never from reading the responses. A pair folder holds
+pairs.parquet (in the shape TRL trains on), accounting.json (the books) and README.md (the data card); it is
+written under a temporary name and moved when whole, and the same input gives the same bytes.
+
+    from karma import build_pairs, load_pool, load_score_table
+    pairs = build_pairs(load_pool("pool.jsonl"), load_score_table("paper"), "k_sim", tau=0.1, seed=0)
+
+Limit: `build_pairs` holds its pairs in memory; `save_pair_sets` streams a pool of any size to disk.
+
+Paper: section 3.2 and 3.3, Eq. 3.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
+
+from karma.errors import InputError
+from karma.files import load_json
+from karma.pairs.accounting import Accounting
+from karma.pairs.schema import PAIR_SCHEMA
+from karma.pool.draws import compute_draws
+
+_SLICE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of one strategy.
+
+    Attributes:
+        table: columns of `karma.pairs.binarizer.PAIR_SCHEMA` (and `stage`, where a curriculum ordered them).
+        accounting: rows in, pairs out, dropped by reason, and the settings.
+    """
+
+    table: pa.Table
+    accounting: Accounting
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def strategy(self) -> str:
+        """Return the name of the strategy."""
+        return self.accounting.strategy
+
+
+def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:
+    """Split off pairs that training must not see, by a draw on (seed, prompt).
+
+    A prompt is held out of every strategy or of none, wherever it is repeated: runs on different sets are tested on
+    prompts none has seen.
+
+    Args:
+        pairs: a pair set.
+        held_out: share of the prompts, 0..1; the actual number varies around it.
+        seed: of the draw.
+
+    Returns:
+        (train, held_out); each one's books count the other's rows as dropped, so that they balance.
+
+    Example:
+        >>> from karma.pairs.accounting import Accounting
+        >>> prompts = [[{"role": "user", "content": f"Add {i % 500} and 1."}] for i in range(1000)]
+        >>> whole = PairSet(pa.table({"prompt": prompts}), Accounting("k_sim", rows_in=1000, pairs_out=1000))
+        >>> train, held = split_pairs(whole, 0.1, seed=0)
+        >>> len(train) + len(held), 60 < len(held) < 140, len(held) % 2
+        (1000, True, 0)
+    """
+    if not 0 <= held_out < 1:
+        raise InputError(f"held_out is {held_out}: a share of the rows from 0 up to, not including, 1")
+    prompts = pairs.table["prompt"].to_pylist()
+    texts = [" ".join(" ".join(turn["content"] for turn in prompt).casefold().split()) for prompt in prompts]
+    keys = np.array([xxh3_64_intdigest(text.encode("utf-8", "replace")) for text in texts], np.uint64)
+    draws = compute_draws(seed, "held_out", keys).astype(np.float64) / 2.0**64
+    is_held = draws < held_out
+    return _take_part(pairs, ~is_held, "held_out"), _take_part(pairs, is_held, "in_training")
+
+
+def _take_part(pairs: PairSet, mask: np.ndarray, reason: str) -> PairSet:
+    table = pairs.table.filter(pa.array(mask))
+    dropped = pairs.accounting.dropped + Counter({reason: len(pairs) - table.num_rows})
+    return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
+
+
+def load_pairs(folder: str | Path) -> PairSet:
+    """Load a pair folder.
+
+    Raises:
+        InputError: no pair folder, a column missing, or accounting that does not fit the pairs.
+
+    Example:
+        >>> load_pairs("nowhere")
+        Traceback (most recent call last):
+        karma.errors.InputError: nowhere is no pair folder: pairs.parquet is missing; make one with `karma binarize`
+    """
+    folder = Path(folder)
+    file = folder / "pairs.parquet"
+    if not file.is_file():
+        raise InputError(f"{folder} is no pair folder: {file.name} is missing; make one with `karma binarize`")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    missing = [c for c in PAIR_SCHEMA.names if c not in table.column_names]
+    if missing:
+        raise InputError(f"{file} has no column '{missing[0]}': make it again with `karma binarize`")
+    accounting = Accounting.from_dict(load_json(folder / "accounting.json"), str(folder / "accounting.json"))
+    if accounting.pairs_out != table.num_rows:
+        raise InputError(f"{folder}: {table.num_rows} pairs, but accounting.json counts {accounting.pairs_out}")
+    return PairSet(table, accounting)

@@ -1,0 +1,186 @@
+"""The Response Quality Gap: how unlike the two responses of a pair are, measured from several sides.
+
+The paper argues that pairs by kin models have a small gap in coherence, complexity and reasoning, and that
+small gaps teach more. It does not measure the gap. Here every pair gets, as differences without a sign:
+
+    length      |log2(words chosen / words rejected)|                           doublings
+    complexity  |readability grade chosen - rejected| (Automated Readability)     US school grades
+    lexical     1 - |shared words| / |all words|                                 0..1
+    judge       |annotation chosen - rejected|                                   the annotator's units
+    embedding   1 - cosine of the two texts' embeddings                          0..2
+
+and a strategy is compared with a baseline on the prompts both have, so that the prompts' own difficulty
+cancels. Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
+
+Paper: section 1 and 3.1 (Response Quality Gap).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from karma.errors import InputError
+from karma.pool.annotations import AnnotationTable
+from karma.pool.draws import compute_draws
+from karma.statistics import compute_mean
+
+UNITS = {"length": "doublings", "complexity": "school grades", "lexical": "share of words", "judge": "points",
+         "embedding": "1 - cosine"}  # fmt: skip
+Embed = Callable[[list[str]], np.ndarray]
+
+
+def compute_gaps(
+    pairs: pa.Table, annotations: AnnotationTable | None = None, embed: Embed | None = None
+) -> pd.DataFrame:
+    """Measure every pair of a set.
+
+    Args:
+        pairs: in the shape of `karma.pairs.binarizer.PAIR_SCHEMA`.
+        annotations: scores of single responses, for the judge's gap.
+        embed: texts -> array (texts, dimensions), for the embedding gap.
+
+    Returns:
+        One row a pair, index row_id, one column a measure that could be taken; NaN where one text gives none.
+
+    Example:
+        >>> message = lambda text: [[{"role": "assistant", "content": text}]]
+        >>> one = pa.table({"row_id": ["0" * 32], "chosen": message("a b c d"), "rejected": message("a b")})
+        >>> compute_gaps(one)[["length", "lexical"]].iloc[0].to_dict()
+        {'length': 1.0, 'lexical': 0.5}
+    """
+    chosen, rejected = (get_texts(pairs[name]) for name in ("chosen", "rejected"))
+    words = [[t.split() for t in texts] for texts in (chosen, rejected)]
+    counts = np.array([[max(len(w), 1) for w in side] for side in words], float).reshape(2, -1)
+    gaps = {
+        "length": np.abs(np.log2(counts[0] / counts[1])),
+        "lexical": np.array([_unlike(a, b) for a, b in zip(*words, strict=True)]),
+    }
+    if has_readability():
+        grades = [np.array([_grade(t) for t in texts], float) for texts in (chosen, rejected)]
+        gaps["complexity"] = np.abs(grades[0] - grades[1])
+    if annotations is not None and len(annotations):
+        scores = annotations.score_pairs(pairs)
+        gaps["judge"] = np.abs(scores[0] - scores[1])
+    if embed is not None:
+        gaps["embedding"] = 1 - _cosine_rows(np.asarray(embed(chosen)), np.asarray(embed(rejected)))
+    ids = pd.Index(pairs["row_id"].to_pylist(), name="row_id")
+    return pd.DataFrame({k: gaps[k] for k in UNITS if k in gaps}, index=ids, dtype=float)
+
+
+def has_readability() -> bool:
+    """Tell whether textstat is installed, which measures complexity."""
+    return find_spec("textstat") is not None
+
+
+def sample_rows(pairs: pa.Table, n: int, seed: int) -> pa.Table:
+    """Return at most about n pairs, drawn by (seed, row_id): the same prompts from every strategy's set.
+
+    Args:
+        pairs: with a column row_id.
+        n: how many of the set's rows to aim at.
+        seed: of the draw.
+    """
+    if pairs.num_rows <= n:
+        return pairs
+    keys = np.array([int(i[:16], 16) for i in pairs["row_id"].to_pylist()], np.uint64)
+    share = compute_draws(seed, "gap sample", keys).astype(float) / 2.0**64
+    return pairs.filter(pa.array(share < n / pairs.num_rows))
+
+
+def compare_gaps(gaps: Mapping[str, pd.DataFrame], baseline: str) -> pd.DataFrame:
+    """Compare each strategy's gaps with a baseline's, prompt by prompt.
+
+    Args:
+        gaps: strategy -> its gaps, from `compute_gaps`.
+        baseline: a key of `gaps`, e.g. "random".
+
+    Returns:
+        One row a (measure, strategy): n prompts both have, mean, the baseline's mean there, difference with
+        its 95 % interval (paired t), effect (Cohen's d, standard deviations pooled), a verdict in words.
+
+    Raises:
+        InputError: the baseline is not among the gaps.
+    """
+    if baseline not in gaps:
+        raise InputError(f"baseline '{baseline}' has no gaps: choose from {', '.join(gaps)}")
+    rows = []
+    for measure in (m for m in UNITS if m in gaps[baseline]):
+        for strategy, own in gaps.items():
+            if strategy == baseline or measure not in own:
+                continue
+            both = pd.concat([_by_row(own[measure]), _by_row(gaps[baseline][measure])], axis=1, join="inner").dropna()
+            rows.append(
+                {
+                    "measure": measure,
+                    "strategy": strategy,
+                    "baseline": baseline,
+                    **_compare(*both.to_numpy().T),
+                }
+            )
+    columns = [
+        "measure",
+        "strategy",
+        "baseline",
+        "n",
+        "mean",
+        "baseline_mean",
+        "difference",
+        "low",
+        "high",
+        "effect",
+        "gap",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def get_texts(messages: pa.ChunkedArray | pa.Array) -> list[str]:
+    """Return the text of single-turn message lists."""
+    texts: list[str] = pc.struct_field(pc.list_flatten(messages), "content").to_pylist()
+    return texts
+
+
+def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, object]:
+    n = len(own)
+    if n < 2:
+        nothing = dict.fromkeys(("mean", "baseline_mean", "difference", "low", "high", "effect"), math.nan)
+        return {"n": n, **nothing, "gap": "too few prompts"}
+    difference, spread = own - other, math.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2)
+    found = compute_mean(difference)
+    low, high = found["low"], found["high"]
+    verdict = "narrower" if high < 0 else "wider" if low > 0 else "no difference shown"
+    return {
+        "n": n,
+        "mean": own.mean(),
+        "baseline_mean": other.mean(),
+        "difference": difference.mean(),
+        "low": low,
+        "high": high,
+        "effect": difference.mean() / spread if spread else 0.0,
+        "gap": verdict,
+    }
+
+
+def _by_row(values: pd.Series) -> pd.Series:
+    """One value a prompt: the mean of those of a repeated row."""
+    return values.groupby(level=0).mean()
+
+
+def _unlike(first: list[str], second: list[str]) -> float:
+    a, b = {w.casefold() for w in first}, {w.casefold() for w in second}
+    return 1 - len(a & b) / len(a | b) if a | b else 0.0
+
+
+def _grade(text: str) -> float:
+    import textstat
+
+    return textstat.automated_readability_index(text) if any(c.isalpha() for c in text) else math.nan
+
+
+def _cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray(np.divide((a * b).sum(axis=1), norms, out=np.full(len(a), np.nan), where=norms > 0))

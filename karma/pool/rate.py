@@ -1,0 +1,25 @@
+"""The stage `annotation`: a study's pool, every response rated by its judge (`karma.models.judge`)."""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from karma.files import atomic_path, save_json
+from karma.models.judge import annotate
+
+
+def run(job: Any) -> None:
+    """Annotate an experiment's pool with its judge."""
+    from karma.pool.responses import compute_response_id, compute_row_id
+
+    rows = pq.read_table(job.experiment.outputs / "pool" / "pool.parquet").to_pylist()
+    todo = [
+        {"row_id": compute_row_id(row), "response_id": compute_response_id(c["model"], c["response"]),
+         "model": c["model"], "instruction": row["instruction"], "response": c["response"]}
+        for row in rows for c in row["completions"] if c["response"]
+    ]  # fmt: skip
+    settings = job.settings.annotation
+    table, cost = annotate(todo, job.models, settings.judge, job.settings.compute, settings.batch_size)
+    with atomic_path(job.folder / "annotations.parquet") as temporary:
+        pq.write_table(table, temporary)
+    save_json(cost, job.folder / "annotation_cost.json")

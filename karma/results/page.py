@@ -1,0 +1,151 @@
+"""report.html: one self-contained page from an executed notebook, and `karma report`.
+
+nbconvert renders the outputs and the prose; code stays in the notebook. Around it goes a small page of
+our own (data/report/): contents, sortable tables, a print style. Decision: nothing is fetched, neither
+scripts nor fonts, so that the page reads the same offline and in ten years. Limit: equations are not
+typeset (nbconvert would fetch MathJax), so notebook 06 holds none.
+"""
+
+import logging
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from karma.errors import InputError
+from karma.files import atomic_path, load_json
+from karma.results.study import Study
+from karma.study.stages import Job, find_job
+
+RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
+_PARTS = files("karma") / "data" / "report"
+
+
+def run(job: Job) -> None:
+    """Write report.html of the executed notebook 06: what stage 06 does after its notebook."""
+    export_html(job.executed_notebook, job.folder / "report.html")
+
+
+def export_html(executed_notebook: str | Path, out: str | Path) -> Path:
+    """Write an executed notebook as one page: no code, contents, figures in the file, sortable tables.
+
+    Args:
+        executed_notebook: a notebook with outputs.
+        out: the HTML file. Relative links in the notebook hold from its folder.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: the notebook is missing, or was never executed.
+    """
+    import nbformat
+
+    path, out = Path(executed_notebook), Path(out)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: run `karma notebook 06_results EXPERIMENT` first")
+    notebook = nbformat.read(path, as_version=4)
+    if not any(cell.get("outputs") for cell in notebook.cells):
+        raise InputError(f"{path} has no outputs, expected an executed notebook: run it first")
+    with atomic_path(out) as temporary:
+        temporary.write_text(render_page(notebook), "utf-8")
+    return out
+
+
+def show_links(study: Study, folder: Path) -> Any:
+    """Return each folder with links to its records, and the executed notebooks, for a notebook's cell.
+
+    Args:
+        study: a measured study.
+        folder: where report.html will lie.
+    """
+    from IPython.display import HTML
+
+    assert study.folder is not None
+    rows = []
+    for path in sorted(study.folder.glob("**/provenance.json")):
+        where = path.parent.relative_to(study.folder).as_posix()
+        names = [n for n in ("training.json", "scores.json", "accounting.json") if (path.parent / n).is_file()]
+        links = [_link(path.parent / name, name, folder) for name in [*names, "provenance.json"]]
+        rows.append({"folder": where, "records": " ".join(links), "stages": ", ".join(load_json(path))})
+    notebooks = sorted((study.folder / "notebooks").glob("*.ipynb"))
+    rows.append(
+        {
+            "folder": "notebooks",
+            "records": " ".join(_link(p, p.stem, folder) for p in notebooks),
+            "stages": "",
+        }
+    )
+    return HTML(pd.DataFrame(rows).to_html(index=False, escape=False, border=0))
+
+
+def _link(path: Path, text: str, folder: Path) -> str:
+    return f'<a href="{os.path.relpath(path, folder)}">{text}</a>'
+
+
+def render_page(notebook: Any) -> str:
+    """Return the page of a notebook object as HTML."""
+    import jinja2
+    from bs4 import BeautifulSoup
+    from markupsafe import Markup
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+    exporter.log = logging.getLogger("karma.results.page")
+    exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
+    body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
+    for kind in body.select("script, style[scoped], .anchor-link"):
+        kind.decompose()
+    contents = _number_headings(body)
+    for table in body.select("table"):
+        _join_heads(table)
+        table.wrap(body.new_tag("div", attrs={"class": "table"}))
+    title = body.h1.get_text() if body.h1 else "KARMA"
+    parts = {name: (_PARTS / f"page.{name}").read_text("utf-8") for name in ("css", "js")}
+    page = jinja2.Environment(autoescape=True).from_string((_PARTS / "page.html.j2").read_text("utf-8"))
+    safe = {"css": parts["css"], "script": parts["js"], "body": str(body)}
+    marked = {name: Markup(text) for name, text in safe.items()}
+    return page.render(title=title, contents=contents, footer="Made by the KARMA kit.", **marked)
+
+
+def _join_heads(table: Any) -> None:
+    """Move the names of a frame's index into the row of its column heads, and drop layout attributes."""
+    for tag in [table, *table.select("tr")]:
+        for name in ("border", "style"):
+            del tag[name]
+    rows = table.select("thead tr")
+    if len(rows) == 2 and len(rows[0].select("th")) == len(rows[1].select("th")):
+        for above, below in zip(rows[0].select("th"), rows[1].select("th"), strict=True):
+            if below.get_text().strip() and not above.get_text().strip():
+                above.string = below.get_text().strip()
+        rows[1].decompose()
+
+
+def _number_headings(body: Any) -> list[tuple[str, str]]:
+    """Give every h2 an id, and every picture the heading above it as its text; return the contents."""
+    contents: list[tuple[str, str]] = []
+    heading = ""
+    for tag in body.find_all(["h1", "h2", "h3", "img"]):
+        if tag.name == "img":
+            tag["alt"] = heading
+            continue
+        heading = tag.get_text().strip()
+        if tag.name == "h2":
+            tag["id"] = f"section-{len(contents) + 1}"
+            contents.append((tag["id"], heading))
+    return contents
+
+
+def open_results(experiment: str | Path) -> Job:
+    """Open stage 06 in the kit's figure style; unlike other stages it starts although files are missing."""
+    import matplotlib.pyplot as plt
+
+    from karma.figures.style import set_style
+    from karma.study.experiment import load_experiment
+
+    set_style()
+    plt.rcParams["figure.dpi"] = 160  # a page that is printed shows what the notebook shows
+    pd.set_option("display.max_colwidth", None)
+    return find_job(load_experiment(experiment), "06_results", {})

@@ -1,0 +1,131 @@
+"""How sure a number is: every interval, correction and sample size of the kit, once.
+
+Shares get Wilson's interval, which behaves at 0 and 1; units that come in clusters (IFEval's instructions of one
+prompt) count for as many independent ones as their standard error says. Differences on the same items are paired, with
+Student's t and the prompt as the unit. Limit: none of these knows the noise of training; with one seed it is in no
+interval, and whoever shows one says so.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import, in every job of a study
+
+from karma.errors import InputError
+
+LEVEL = 0.95  # confidence of every interval
+ALPHA = round(1 - LEVEL, 12)  # of every test
+POWER = 0.8  # of the test whose size `compute_needed_n` asks for
+
+
+def compute_wilson(value: float, n: float, standard_error: float | None = None) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share.
+
+    Args:
+        value: in [0, 1]; ties may count half.
+        n: units, at least 1.
+        standard_error: of the value, where units come in clusters; None takes them as independent.
+
+    Raises:
+        InputError: a value outside [0, 1], or n below 1.
+
+    Example:
+        >>> [round(x, 3) for x in compute_wilson(0.5, 100)], compute_wilson(0.0, 10)[0]
+        ([0.404, 0.596], 0.0)
+        >>> [round(x, 2) for x in compute_wilson(0.5, 100, standard_error=0.1)]  # as 26 independent units
+        [0.32, 0.68]
+    """
+    if not 0 <= value <= 1 or n < 1:
+        raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
+    if standard_error and 0 < value < 1:
+        n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
+    z = float(ndtri((1 + LEVEL) / 2))
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return float(min(low, value)), float(max(high, value))  # at 0 and 1 rounding must not shut the value out
+
+
+def compute_mean(values: ArrayLike, units: ArrayLike | None = None) -> dict[str, float]:
+    """Return a mean over prompts (or pairs) with its standard error and 95 % interval: Student's t.
+
+    Of a paired difference, give the differences. With `units` the mean is sum(values) / sum(units), a ratio over
+    clusters, linearised.
+
+    Args:
+        values: (n,), a cluster's sum each. units: (n,), how many units each holds; None: one each.
+
+    Returns:
+        value, standard_error, low, high (NaN where n is 1), df.
+
+    Example:
+        >>> found = compute_mean([1.0, 0.0, 1.0, 1.0])
+        >>> found["value"], round(found["low"], 3)
+        (0.75, -0.046)
+    """
+    own = np.asarray(values, float)
+    size = np.ones(len(own)) if units is None else np.asarray(units, float)
+    n, mean = len(own), float(own.sum() / size.sum())
+    if n < 2:
+        return {"value": mean, "standard_error": math.nan, "low": math.nan, "high": math.nan, "df": 0}
+    error = float(np.sqrt(((own - mean * size) ** 2).sum() * n / (n - 1)) / size.sum())
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
+    return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": n - 1}
+
+
+def compute_spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
+    """Return Spearman's correlation with its 95 % interval: Fisher's z with Bonett and Wright's error.
+
+    Example:
+        >>> rho, low, high = compute_spearman(range(20), [*range(1, 20), 0])
+        >>> round(rho, 2), -1 < low < rho < high < 1
+        (0.71, True)
+    """
+    from scipy.stats import spearmanr
+
+    rho = float(spearmanr(first, second).statistic)
+    n = len(np.asarray(first))
+    half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    centre = np.arctanh(np.clip(rho, -0.999999, 0.999999))
+    low, high = np.tanh([centre - half, centre + half])
+    return rho, float(low), float(high)
+
+
+def adjust_holm(p: ArrayLike) -> np.ndarray:
+    """Return Holm's adjusted p values; NaN stays NaN and is not counted as a test.
+
+    Example:
+        >>> adjust_holm([0.01, 0.04, np.nan, 0.03]).round(3).tolist()
+        [0.03, 0.06, nan, 0.06]
+    """
+    values = np.asarray(p, float)
+    adjusted, tested = np.full(len(values), np.nan), np.flatnonzero(~np.isnan(values))
+    order = tested[np.argsort(values[tested], kind="stable")]
+    scaled = values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else []
+    return adjusted
+
+
+def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int = 1) -> int | None:
+    """Return how many units would show a true `effect` with 80 % power; None for an effect of 0.
+
+    The standard error is taken to shrink with the square root of n: seeds would have to grow alike.
+
+    Args:
+        n: units now. standard_error: with these. effect: to be shown.
+        n_tests: of the family; the level is shared out among them (Bonferroni: never fewer than Holm would need).
+
+    Example:
+        >>> compute_needed_n(100, 0.02, 0.01), compute_needed_n(100, 0.02, 0.01, n_tests=3)
+        (3140, 4188)
+    """
+    if effect == 0:
+        return None
+    z = float(ndtri(1 - ALPHA / 2 / n_tests) + ndtri(POWER))
+    return math.ceil(round(n * float(z * standard_error / effect) ** 2, 6))
+
+
+def quantiles(draws: np.ndarray) -> np.ndarray:
+    """Return the 95 % interval of bootstrap draws along the first axis: (low, high)."""
+    return np.asarray(np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2], axis=0))

@@ -1,0 +1,293 @@
+"""The rule by which each strategy picks a pair, once: for the rows of a pool, and for sets of origin models.
+
+Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria (`RULES`); each
+keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
+first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped. Ties go to
+the higher S_pref, then the higher kinship; what is still equal is decided by a draw keyed by (seed, row, response) and
+never by the order of models, completions or rows (among the origin models of a score table, which have no responses to
+draw from, by the order given).
+
+    k_score      the higher S_pref of the pair, then the lower one        (the two best models)
+    k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
+    k_sim        the kinship                                             (the two nearest kin)
+    least_kin    the kinship, lowest first                                (control: ours)
+    random       a draw                                                   (control: ours)
+    rlaif        the annotations of single responses; kinship plays no part
+
+k_score and k_score_sim therefore agree on the chosen response wherever both keep the row.
+Limit: a row of c candidates makes c (c - 1) / 2 pairs; rows of thousands of responses need another way.
+
+Paper: section 3.2 (thresholds and strategies), Eq. 3 (preference).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from karma.pool.draws import mix
+
+MAX_SETS = 5000
+Criteria = list[np.ndarray]
+RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Criteria]] = {
+    "k_score": lambda high, low, kin, draw: [high, low],  # S_pref of the pair's two models, kinship, a draw a pair
+    "k_score_sim": lambda high, low, kin, draw: [high, kin],
+    "k_sim": lambda high, low, kin, draw: [kin],
+    "least_kin": lambda high, low, kin, draw: [-kin],
+    "random": lambda high, low, kin, draw: [draw],
+}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Usable responses of a batch, ordered by row.
+
+    Attributes:
+        n_rows: rows of the batch, with or without candidates.
+        row: int64, the row of each candidate, ascending.
+        model: int32, the position of its origin model in the score table (-1: not in it; rlaif only).
+        draw: uint64, its own random key.
+        annotation: float64, its annotation, NaN where there is none.
+    """
+
+    n_rows: int
+    row: np.ndarray
+    model: np.ndarray
+    draw: np.ndarray
+    annotation: np.ndarray
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a strategy decided.
+
+    Attributes:
+        row: rows with a pair, ascending.
+        chosen, rejected: positions among the candidates, one a row with a pair.
+        dropped: reason -> boolean mask over all rows of the batch; the masks do not overlap.
+    """
+
+    row: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    dropped: dict[str, np.ndarray]
+
+
+def choose_by_kinship(
+    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float
+) -> Choice:
+    """Pick a pair a row from the origin models' scores and kinship alone.
+
+    Args:
+        strategy: a key of RULES.
+        candidates: all with a model of the score table.
+        s_pref: shape (models,), in [0, 1].
+        kinship: shape (models, models), cosine in [-1, 1].
+        tau: the least kinship of an eligible pair.
+
+    Example:
+        >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
+        >>> three = Candidates(1, row, np.arange(3), draws, np.full(3, np.nan))
+        >>> kin = np.array([[1.0, 0.5, 0.9], [0.5, 1.0, 0.8], [0.9, 0.8, 1.0]])
+        >>> scores = np.array([0.2, 0.5, 0.9])
+        >>> for name in ("k_score", "k_sim", "least_kin"):
+        ...     pick = choose_by_kinship(name, three, scores, kin, tau=0.1)
+        ...     print(name, pick.chosen, pick.rejected)
+        k_score [2] [1]
+        k_sim [2] [0]
+        least_kin [1] [0]
+
+    Paper: section 3.2, Eq. 3.
+    """
+    row, model, draw = candidates.row, candidates.model, candidates.draw
+    dropped = {"fewer_than_two_responses": _count_rows(row, candidates.n_rows) < 2}
+    first, second = list_pairs(row, candidates.n_rows)
+    first, second = _keep(candidates, dropped, "one_origin_model", first, second, model[first] != model[second])
+    eligible = kinship[model[first], model[second]] >= tau
+    first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
+    high, low = _orient(candidates, s_pref, first, second)
+    score, kin = s_pref[model], kinship[model[high], model[low]]
+    criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
+    ties = [score[high], score[low], kin, draw[high], draw[low]]
+    high, low = keep_best(row, high, low, [*criteria, *ties])
+    is_tie = score[high] == score[low]
+    dropped["equal_s_pref"] = _mark(row[high][is_tie], candidates.n_rows)
+    high, low = high[~is_tie], low[~is_tie]
+    return Choice(row[high], high, low, dropped)
+
+
+def choose_by_annotation(candidates: Candidates, rejected: str) -> Choice:
+    """Pick the best annotated response against a lower one: the instance-wise baseline.
+
+    Args:
+        candidates: annotations may be NaN; such responses take no part.
+        rejected: "random_lower" (any response annotated below the best, by draw) or "worst".
+
+    Example:
+        >>> row, draws, scores = np.zeros(3, int), np.arange(3, dtype=np.uint64), np.array([4.0, 1.0, 3.0])
+        >>> pick = choose_by_annotation(Candidates(1, row, row, draws, scores), "worst")
+        >>> int(pick.chosen[0]), int(pick.rejected[0])
+        (0, 1)
+    """
+    n_usable = _count_rows(candidates.row, candidates.n_rows)
+    rated = np.flatnonzero(np.isfinite(candidates.annotation))
+    n_rated = _count_rows(candidates.row[rated], candidates.n_rows)
+    best = np.full(candidates.n_rows, -np.inf)
+    np.maximum.at(best, candidates.row[rated], candidates.annotation[rated])
+    is_best = candidates.annotation[rated] == best[candidates.row[rated]]
+    lower = rated[~is_best]
+    has_lower = _mark(candidates.row[lower], candidates.n_rows)
+    top = rated[is_best]
+    top = top[has_lower[candidates.row[top]]]
+    chosen, _ = keep_best(candidates.row, top, top, [candidates.draw[top]])
+    draw = mix_draws(candidates.draw[lower])
+    criteria = [draw] if rejected == "random_lower" else [-candidates.annotation[lower], draw]
+    loser, _ = keep_best(candidates.row, lower, lower, criteria)
+    dropped = {
+        "fewer_than_two_responses": n_usable < 2,
+        "fewer_than_two_annotated": (n_usable >= 2) & (n_rated < 2),
+        "equal_annotation": (n_rated >= 2) & ~has_lower,
+    }
+    return Choice(candidates.row[chosen], chosen, loser, dropped)
+
+
+def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, strategy: str, tau: float) -> np.ndarray:
+    """Return the (chosen, rejected) pair a strategy picks in each set of origin models; ties go to S_pref, then order.
+
+    A prompt in the pool was answered by a few origin models (UltraFeedback: four of 17), so that a strategy's choice is
+    one within such a set. Over all sets of four one sees how much strategies, and variants of one, really differ.
+    Limit: every set counts alike, whereas in a real pool some models answer more often.
+
+    Args:
+        s_pref: n models.
+        kinship: n x n.
+        sets: k x c positions of models.
+        strategy: a key of RULES.
+        tau: lowest kinship of an eligible pair.
+
+    Returns:
+        k x 2 positions; (-1, -1) where no pair is eligible or the pick is equal in S_pref.
+
+    Example:
+        >>> kinship = np.array([[1, 0.5, 0.9], [0.5, 1, 0.8], [0.9, 0.8, 1]])
+        >>> s_pref = np.array([0.9, 0.6, 0.2])
+        >>> for strategy in ("k_score", "k_sim", "k_score_sim"):
+        ...     choose_in_sets(s_pref, kinship, np.array([[0, 1, 2]]), strategy, tau=0.1).tolist()
+        [[0, 1]]
+        [[0, 2]]
+        [[0, 2]]
+
+    Paper: section 3.2.
+    """
+    n_sets, size = sets.shape
+    row, model = np.repeat(np.arange(n_sets), size), sets.ravel()
+    order = np.tile(np.arange(size, 0, -1, dtype=np.uint64), n_sets)  # the earlier wins
+    candidates = Candidates(n_sets, row, model, order, np.full(len(row), np.nan))
+    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau)
+    picked = np.full((n_sets, 2), -1)
+    picked[choice.row] = np.stack([model[choice.chosen], model[choice.rejected]], axis=1)
+    return picked
+
+
+def build_sets(n_models: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return all sets of `size` models, or MAX_SETS distinct random ones where there are more.
+
+    Returns:
+        k x size positions, ascending within a set; one set of all models where n_models < size.
+
+    Example:
+        >>> build_sets(16, 4, np.random.default_rng(0)).shape
+        (1820, 4)
+    """
+    if comb(n_models, min(size, n_models)) <= MAX_SETS:
+        return np.array(list(combinations(range(n_models), min(size, n_models))))
+    drawn = rng.random((MAX_SETS, n_models)).argpartition(size, axis=1)[:, :size]
+    return np.unique(np.sort(drawn, axis=1), axis=0)
+
+
+def list_pairs(row: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all unordered pairs of candidates within each row, ordered by row.
+
+    Example:
+        >>> first, second = list_pairs(np.array([0, 0, 0, 1, 2, 2]), 3)
+        >>> list(zip(first.tolist(), second.tolist()))
+        [(0, 1), (0, 2), (1, 2), (4, 5)]
+    """
+    counts = _count_rows(row, n_rows)
+    n_pairs = counts * (counts - 1) // 2
+    largest = int(counts.max(initial=0))
+    later, earlier = np.tril_indices(largest, -1)  # (1,0), (2,0), (2,1), ...: the order does not depend on the count
+    place = np.arange(n_pairs.sum()) - np.repeat(np.cumsum(n_pairs) - n_pairs, n_pairs)
+    start = np.repeat(np.cumsum(counts) - counts, n_pairs)
+    return start + earlier[place], start + later[place]
+
+
+def keep_best(
+    row: np.ndarray, first: np.ndarray, second: np.ndarray, criteria: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep, in each row, the pair that is largest by the criteria taken in order.
+
+    Args:
+        row: the row of each candidate.
+        first, second: positions among the candidates, ordered by row.
+        criteria: arrays as long as `first`; a later one decides only among equals of those before.
+    """
+    for position in range(len(criteria)):
+        if not len(first):
+            break
+        starts = _find_starts(row[first])
+        lengths = np.diff(np.append(starts, len(first)))
+        best = np.repeat(np.maximum.reduceat(criteria[position], starts), lengths)
+        kept = criteria[position] == best
+        first, second = first[kept], second[kept]
+        criteria = [c[kept] for c in criteria]
+    starts = _find_starts(row[first])  # what is left equal is the same text by the same model
+    return first[starts], second[starts]
+
+
+def mix_draws(values: np.ndarray) -> np.ndarray:
+    """Give each draw a second, unrelated value."""
+    return mix(mix(values))
+
+
+def _orient(
+    candidates: Candidates, s_pref: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put the response of the higher S_pref first; of equal ones the larger draw."""
+    a, b = s_pref[candidates.model[first]], s_pref[candidates.model[second]]
+    swap = (b > a) | ((a == b) & (candidates.draw[second] > candidates.draw[first]))
+    return np.where(swap, second, first), np.where(swap, first, second)
+
+
+def _keep(
+    candidates: Candidates,
+    dropped: dict[str, np.ndarray],
+    reason: str,
+    first: np.ndarray,
+    second: np.ndarray,
+    mask: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the pairs under the mask; a row that loses its last pair is dropped for `reason`."""
+    before = _mark(candidates.row[first], candidates.n_rows)
+    first, second = first[mask], second[mask]
+    dropped[reason] = before & ~_mark(candidates.row[first], candidates.n_rows)
+    return first, second
+
+
+def _count_rows(row: np.ndarray, n_rows: int) -> np.ndarray:
+    return np.bincount(row, minlength=n_rows)
+
+
+def _mark(rows: np.ndarray, n_rows: int) -> np.ndarray:
+    marked = np.zeros(n_rows, bool)
+    marked[rows] = True
+    return marked
+
+
+def _find_starts(rows: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.diff(rows, prepend=-1))
+
+
+MAX_SETS = 5000

@@ -1,0 +1,116 @@
+"""Run one job without a reader: papermill on its notebook, checks before, provenance after.
+
+Parameters are checked before a kernel starts (papermill would only warn about a misspelt one and run the defaults),
+the executed copy is kept with its traceback, and a kernel that died is reported as such.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from karma.errors import InputError, KarmaError
+from karma.files import cache_folder, load_json
+from karma.study.experiment import load_experiment
+from karma.study.provenance import _relative, save_provenance
+from karma.study.stages import PARAMETER_TYPES, Job, find_job
+
+
+def run_stage(name: str, experiment: str, params: Mapping[str, object], command: str = "") -> Job:
+    """Run one job headless: its notebook, or for stages without one the module's `run`; record where it came from.
+
+    Raises:
+        InputError: unknown stage, parameter or value, or a missing input; no kernel has started.
+        KarmaError: a cell failed (the executed notebook keeps the traceback), or the kernel died.
+    """
+    job = find_job(load_experiment(experiment), name, params)
+    job.check_inputs()
+    started = time.perf_counter()
+    with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
+        if job.stage.has_notebook:
+            values = {"experiment": str(job.experiment.path), **job.params}
+            execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
+        if job.stage.module:
+            import_module(f"karma.{job.stage.module}").run(job)
+    save_provenance(job, time.perf_counter() - started, command)
+    return job
+
+
+def execute_notebook(job: Job, values: Mapping[str, object]) -> None:
+    """Execute a job's notebook with papermill; the executed copy, traceback included, lies at `job.executed_notebook`.
+
+    Args:
+        job: whose notebook. values: of the parameters; names that the notebook does not have are refused.
+
+    Raises:
+        InputError: no such parameter. KarmaError: a cell failed, or the kernel died.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # jsonschema would build its grammar: 1 s
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    source = job.experiment.root / "notebooks" / f"{job.stage.name}.ipynb"
+    check_parameters(source, values)
+    job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
+            progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise KarmaError(f"{job.label}: cell {error.exec_count}: {error.ename}: {error.evalue}; "
+                         f"see {_relative(job.executed_notebook)}") from error  # fmt: skip
+    except DeadKernelError as error:
+        seen = _relative(job.executed_notebook)
+        raise KarmaError(
+            f"{job.label}: the kernel died: out of memory, or killed; see {seen}, and try a smaller batch size"
+        ) from error
+
+
+def check_parameters(notebook: Path, values: Collection[str]) -> None:
+    """Raise an InputError where a name is not in the notebook's `parameters` cell."""
+    import ast
+
+    cells = load_json(notebook)["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise InputError(f"{notebook.name} has no cell tagged `parameters`")
+    tree = ast.parse("".join(tagged[0]["source"]))
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    known = [target.id for target in targets if isinstance(target, ast.Name)]
+    for name in values:
+        if name not in known:
+            raise InputError(f"{notebook.name} has no parameter '{name}'; it has {', '.join(known)}")
+
+
+@contextmanager
+def _devices(n: int) -> Iterator[None]:
+    """Hold `n` CUDA devices by file locks while a job runs, and show it only those."""
+
+    with ExitStack() as stack:
+        held: list[str] = []
+        while len(held) < min(n, count_gpus()):
+            for device in map(str, range(count_gpus())):
+                if len(held) < n and device not in held:
+                    lock = FileLock(cache_folder() / f"cuda-{device}.lock", timeout=0)
+                    try:
+                        stack.enter_context(lock)
+                        held.append(device)
+                    except Timeout:
+                        continue
+            if len(held) < min(n, count_gpus()):
+                time.sleep(1)
+        if held:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield
+
+
+def count_gpus() -> int:
+    """Return how many CUDA devices the driver shows, without importing torch."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0

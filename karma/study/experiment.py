@@ -1,0 +1,215 @@
+"""The settings of an experiment: loaded, merged, validated, and traced to the file that set each value.
+
+`params/base.yaml` holds every value; an experiment file states what differs. Maps merge key by key, lists are
+replaced. What may be said is in `karma.study.settings`. A stage sees only the settings it declares
+(`karma.study.stages`), so that changing one value reruns exactly the stages that read it.
+"""
+
+import difflib
+from collections.abc import Hashable, Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from karma.errors import InputError
+from karma.files import find_project_root
+from karma.study.settings import ModelSpec, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic_core import ErrorDetails
+
+
+class View:
+    """Settings as attributes, cut down to what a stage declares; anything else is a clear error."""
+
+    def __init__(self, values: dict[str, Any], path: str, stage: str) -> None:
+        self.__dict__.update({k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()})
+        self._values, self._path, self._stage = values, path, stage
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values below this point as plain dictionaries."""
+        return self._values
+
+
+def _is_branch(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+class Experiment:
+    """An experiment's validated settings, with the file that set each value.
+
+    Attributes:
+        settings: the validated values.
+        sources: dotted key -> file name that set it.
+        path: the experiment's file. root: the clone's top folder. outputs: root / outputs / name.
+    """
+
+    def __init__(self, settings: Settings, sources: dict[str, str], path: Path, root: Path) -> None:
+        self.settings, self.sources, self.path, self.root = settings, sources, path, root
+        self.outputs = root / "outputs" / settings.name
+
+    def select(self, keys: tuple[str, ...], stage: str = "?") -> View:
+        """Return the values under the dotted `keys`, and nothing else, as attributes."""
+        full: dict[str, Any] = self.settings.model_dump(mode="json")
+        chosen: dict[str, Any] = {}
+        for key in keys:
+            node, target, parts = full, chosen, key.split(".")
+            for part in parts[:-1]:
+                node, target = node[part], target.setdefault(part, {})
+            target[parts[-1]] = node[parts[-1]]
+        return View(chosen, "", stage)
+
+    def show(self, keys: tuple[str, ...]) -> "pd.DataFrame":
+        """Return the values under `keys` as a table: setting, value, file that set it."""
+        import pandas as pd
+
+        chosen = [(k, v) for k, v in _leaves(self.select(keys).as_dict())]
+        rows = [(key, str(value), self._source(key)) for key, value in chosen]
+        return pd.DataFrame(rows, columns=["setting", "value", "set by"]).set_index("setting")
+
+    def _source(self, key: str) -> str:
+        while key and key not in self.sources:
+            key = key.rpartition(".")[0]
+        return self.sources.get(key, "default")
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Load an experiment file over base.yaml.
+
+    Args:
+        path: a YAML file, relative to the project's root or the current folder; or a bare name in params/.
+
+    Raises:
+        InputError: unreadable file, unknown key (with the nearest valid name), wrong type, impossible value.
+
+    Example:
+        >>> experiment = load_experiment("params/paper.yaml")
+        >>> experiment.settings.training.warmup_steps, experiment.show(("training",)).loc["training.beta", "set by"]
+        (500, 'base.yaml')
+    """
+    file, root = find_experiment_file(path)
+    base_file = root / "params" / "base.yaml"
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source in dict.fromkeys([base_file, file]):
+        _merge(merged, sources, _load_yaml(source), source.name, "")
+    return Experiment(_validate(merged, file), sources, file, root)
+
+
+@cache
+def load_base() -> Settings:
+    """Return base.yaml's values: from the clone, or from the installed wheel."""
+    packaged = Path(str(files("karma") / "data" / "base.yaml"))
+    path = packaged if packaged.is_file() else find_project_root() / "params" / "base.yaml"
+    return _validate({**_load_yaml(path), "scores": {"table": "paper"}}, path)
+
+
+def find_experiment_file(path: str | Path) -> tuple[Path, Path]:
+    """Return the experiment's file and the clone it belongs to."""
+    root = find_project_root()
+    for candidate in (Path(path), root / path, root / "params" / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate.resolve(), root
+    there = ", ".join(sorted(f"params/{p.name}" for p in (root / "params").glob("*.yaml") if p.stem != "base"))
+    raise InputError(f"experiment '{path}' not found; there are {there}")
+
+
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML carries no types
+    """A safe loader that refuses a key given twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        repeated = [k for k in keys if keys.count(k) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} must be a map of settings, as params/base.yaml is")
+    return content
+
+
+def _merge(into: dict[str, Any], sources: dict[str, str], values: dict[str, Any], file: str, prefix: str) -> None:
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if _is_branch(value) and _is_branch(into.get(key)) and key not in ("lora",) and prefix != "models.":
+            _merge(into[key], sources, value, file, f"{dotted}.")
+            continue
+        into[key] = value
+        for leaf in [dotted, *(f"{dotted}.{k}" for k, _ in _leaves(value))]:
+            sources[leaf] = file
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if _is_branch(values):
+        for key, value in values.items():
+            if _is_branch(value) and value:
+                yield from _leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+
+def _validate(values: dict[str, Any], file: Path) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{file.name}: {'; '.join(_explain(e) for e in error.errors())}") from None
+
+
+def _explain(error: "ErrorDetails") -> str:
+    """Turn one pydantic error into: key, what was given, what was expected."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        model: type[BaseModel] | None = Settings
+        for part in error["loc"][:-1]:
+            field = model.model_fields.get(str(part)) if model else None
+            model = _inner_model(field.annotation) if field else ModelSpec
+        known = list(model.model_fields) if model is not None else []
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"unknown setting '{key}'; {hint}"
+    if error["type"] == "missing":
+        return f"'{key}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    secret = key.endswith("key_env") or (key.endswith("base_url") and "@" in str(error["input"]))
+    given = "not shown (it may hold a secret)" if secret else repr(error["input"])
+    hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
+    return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
+
+
+def _inner_model(annotation: object) -> type[BaseModel] | None:
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _looks_scientific(value: object) -> bool:
+    if not isinstance(value, str) or "e" not in value.lower():
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

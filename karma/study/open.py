@@ -1,0 +1,42 @@
+"""What a notebook calls first: its stage, with settings, folders and files, checked.
+
+`open_stage` resolves the settings, finds the project's root wherever the kernel started, and says which notebook to run
+first when a file is missing. Running notebooks without a reader is `karma.study.execute`.
+"""
+
+from pathlib import Path
+
+from karma.study.experiment import load_experiment
+from karma.study.stages import Job, find_job, list_jobs
+
+
+def open_stage(name: str, experiment: str, **params: object) -> Job:
+    """Open a stage from inside its notebook: settings, folders and files, checked.
+
+    Args:
+        name: the stage, e.g. "03_binarization".
+        experiment: its file, e.g. "params/demo.yaml".
+        **params: the stage's parameters, e.g. strategy="k_sim".
+
+    Returns:
+        The job: `.settings`, `.folder`, `.experiment.show(...)`.
+
+    Example:
+        >>> job = open_stage("02_kinship_analysis", "params/paper.yaml")
+        >>> job.folder.relative_to(job.experiment.root).as_posix(), job.settings.kinship.tau
+        ('outputs/paper/kinship', 0.1)
+    """
+    job = find_job(load_experiment(experiment), name, params)
+    job.check_inputs()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return job
+
+
+def find_siblings(job: Job) -> list[Path]:
+    """Return the folders of the other jobs of a stage that could have trained on the same data.
+
+    Of a run: the other strategies' runs of the same policy, method and seed; of a selection: the same policy's others.
+    """
+    same = [other for other in list_jobs(job.experiment) if other.stage is job.stage and other.params != job.params]
+    keys = [k for k in ("policy", "method", "seed") if k in job.params]
+    return [o.folder for o in same if all(o.params[k] == job.params[k] for k in keys)]

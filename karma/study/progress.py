@@ -1,0 +1,186 @@
+"""What a sweep is doing, read from Snakemake's events: states, progress with time left, one screen.
+
+Where there is no terminal (a log file, continuous integration), a line is printed for each finished job instead.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from subprocess import Popen
+from typing import TypedDict
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from karma.study.experiment import Experiment
+from karma.study.stages import STAGES, Job, find_job, list_jobs
+
+console = Console()
+
+
+class JobState(TypedDict):
+    """What Snakemake has told of one job; times in seconds since the epoch, `ended` None while it runs."""
+
+    job: Job
+    label: str
+    status: str
+    reason: object
+    started: float
+    ended: float | None
+    log: Path
+
+
+def describe_needs(job: Job) -> str:
+    """Say what a job needs: models, data, devices."""
+    s = job.experiment.settings
+    needs = [spec["hub"] or name for name, spec in job.models.items()]
+    if job.stage.name == "pool":
+        needs.append(s.pool.source if s.pool.source != "generate" else str(s.pool.instructions))
+    if job.models:
+        gpus = s.compute.gpus_per_job
+        needs.append(f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}")
+    if job.stage.name == "04_alignment_training":
+        t = s.training
+        needs.append(f"{t.per_device_batch_size * t.gradient_accumulation * t.devices} pairs an update")
+    return ", ".join(needs) or "files of earlier stages"
+
+
+def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
+    """Return the last known state of each job that Snakemake planned: label, status, reason, times, log."""
+    states: dict[str, JobState] = {}
+    if not path.is_file():
+        return states
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line being written just now
+            continue
+        number = str(event.get("jobid", event.get("job_id")))
+        if event["event"] == "job_info" and event.get("rule_name") != "all":
+            name = event["rule_name"].removesuffix("_start")
+            params = event.get("wildcards") or {}
+            job = find_job(experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"})
+            log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
+            states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
+                              "started": event["time"], "ended": None, "log": log}  # fmt: skip
+        elif number in states and event["event"] in ("job_finished", "job_error"):
+            states[number]["status"] = "done" if event["event"] == "job_finished" else "failed"
+            states[number]["ended"] = event["time"]
+    return states
+
+
+def find_elapsed(events: Path) -> float:
+    """Return the seconds since a sweep's first event; 0 before there is one."""
+    first = events.read_text("utf-8").partition("\n") if events.is_file() else ("", "", "")
+    return time.time() - float(json.loads(first[0])["time"]) if first[1] else 0.0
+
+
+def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
+    """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
+    started = time.time()
+    told: set[str] = set()
+    total = len(list_jobs(experiment))
+    with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
+        while child.poll() is None:
+            time.sleep(0.5)
+            states = read_events(experiment, events)
+            if console.is_terminal:
+                live.update(render(experiment, states, time.time() - started), refresh=True)
+            else:
+                _print_changes(states, told, sum(read_plan(events).values()) or total)
+    if not console.is_terminal:
+        _print_changes(read_events(experiment, events), told, sum(read_plan(events).values()) or total)
+
+
+def _print_changes(states: dict[str, JobState], told: set[str], total: int) -> None:
+    for number, state in states.items():
+        if state["ended"] and number not in told:
+            told.add(number)
+            seconds = state["ended"] - state["started"]
+            print(f"[{len(told)}/{total}] {state['status']:<6} {state['label']} ({seconds:.0f} s)", flush=True)
+
+
+def read_plan(events: Path) -> dict[str, int]:
+    """Return how many jobs of each stage Snakemake means to run, from its own statistics; empty before it has told."""
+    lines = events.read_text("utf-8").splitlines() if events.is_file() else []
+    told = [json.loads(line)["stats"] for line in lines if '"stats"' in line]
+    plan: dict[str, int] = {}
+    for rule, count in (told[-1] if told else {}).items():
+        if rule not in ("all", "total"):
+            plan[rule.removesuffix("_start")] = plan.get(rule.removesuffix("_start"), 0) + count
+    return plan
+
+
+def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) -> Table:
+    """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left."""
+    jobs, plan = list_jobs(experiment), read_plan(experiment.outputs / ".sweep" / "events.jsonl")
+    table = Table("stage", "jobs", "done", "running", "failed", "to do", title=experiment.settings.name)
+    for stage in STAGES.values():
+        total = sum(job.stage is stage for job in jobs)
+        mine = [state["status"] for state in states.values() if state["job"].stage is stage]
+        running, failed, done = (mine.count(status) for status in ("running", "failed", "done"))
+        to_do = plan.get(stage.name, 0) - len(mine)
+        if total:
+            counts = (total - plan.get(stage.name, 0) + done, running, failed, to_do)
+            table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
+    left = estimate_left(states, plan, time.time())
+    now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
+    table.caption = (
+        f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
+    )
+    return table
+
+
+def _say_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
+
+
+def _log_folder(experiment: Experiment) -> str:
+    return os.path.relpath(experiment.outputs / ".sweep" / "logs")
+
+
+def estimate_left(states: dict[str, JobState], plan: dict[str, int], now: float) -> float | None:
+    """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now.
+
+    Args:
+        states: from `read_events`. plan: stage -> jobs to run. now: the time; what a running job has behind it counts.
+    """
+    took: dict[str, list[float]] = {}
+    for state in states.values():
+        if state["ended"]:
+            took.setdefault(state["job"].stage.name, []).append(state["ended"] - state["started"])
+    if not took or not plan:
+        return None
+    everything = [seconds for one in took.values() for seconds in one]
+    mean = {name: sum(took.get(name, everything)) / len(took.get(name, everything)) for name in plan}
+    left = sum((count - len(took.get(name, ()))) * mean[name] for name, count in plan.items())
+    running = [state for state in states.values() if state["status"] == "running"]
+    for state in running:
+        left -= min(now - state["started"], mean.get(state["job"].stage.name, 0.0))
+    return max(left, 0.0) / max(len(running), 1)
+
+
+def shorten(reason: object) -> str:
+    """Return a reason on one line, at most 90 characters."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def find_last_line(path: Path) -> str:
+    """Return a log's last line that says something."""
+    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()] if path.is_file() else []
+    return lines[-1].strip() if lines else "no output"
+
+
+def show_where(experiment: Experiment) -> None:
+    """Print where tables, figures, report and the newest curves of self-play lie."""
+    curves = experiment.outputs.glob("self_play/*/*/*/figures/rounds.png")
+    found = {name: experiment.outputs / name for name in ("tables", "figures", "report.html")}
+    found["self-play"] = max(curves, key=lambda path: path.stat().st_mtime, default=experiment.outputs / "self-play")
+    for name, path in found.items():
+        if path.exists():
+            console.print(f"  {name:<12} {os.path.relpath(path)}", soft_wrap=True)

@@ -1,0 +1,338 @@
+"""What an experiment may say: every setting with its type and its range, and what must fit together.
+
+The models have no defaults but for `ModelSpec`, whose fields exclude each other: values stand in params/base.yaml.
+"""
+
+from collections.abc import Collection
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES
+
+
+def _known(names: Collection[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"choose from {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Strategy = Annotated[str, _known(STRATEGIES)]
+Method = Annotated[str, _known(METHODS)]
+Metric = Annotated[str, _known(METRICS)]
+Benchmark = Annotated[str, _known(BENCHMARKS)]
+Arm = Annotated[str, _known(ARMS)]
+
+
+def _check_unique(values: list[object]) -> list[object]:
+    repeated = sorted({str(v) for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is listed twice")
+    return values
+
+
+def _check_name(value: str) -> str:
+    if not value or not all(c.isalnum() or c in "._-" for c in value) or value.startswith("."):
+        raise ValueError("names become folders: use letters, digits, '.', '_' and '-'")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class RandomShape(_Strict):
+    """The shape of a randomly initialised Llama."""
+
+    hidden_size: Count
+    layers: Count
+    heads: Count
+
+
+class ApiSource(_Strict):
+    """A model behind an OpenAI-compatible server; the key stays in an environment variable."""
+
+    base_url: str = Field(pattern=r"^https?://[^@\s]+$", description="ends before /chat/completions, mostly in /v1")
+    model: Annotated[str, Field(min_length=1)]
+    key_env: str | None = Field(
+        default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="the variable's name, not the key"
+    )
+
+
+_SOURCES = ("hub", "path", "packaged", "perturbed", "random", "api")
+
+
+class ModelSpec(_Strict):
+    """Where a model comes from: exactly one of hub, path, packaged, perturbed, random, api."""
+
+    hub: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    packaged: Literal["smollm2-135m"] | None = None
+    perturbed: Name | None = None
+    noise: float = Field(default=0.0, ge=0, description="std of the added noise / std of each weight matrix")
+    noise_seed: int = 0
+    drop_layers: list[int] = []
+    random: RandomShape | None = None
+    seed: int = 0
+    api: ApiSource | None = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        given = [k for k in _SOURCES if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(_SOURCES)} (got {given or 'none'})")
+        if not self.perturbed and (self.noise or self.drop_layers):
+            raise ValueError("noise and drop_layers belong to `perturbed: <model>`")
+        if self.perturbed and not (self.noise or self.drop_layers):
+            raise ValueError("a perturbed copy needs noise or drop_layers, or it is its father")
+        return self
+
+
+class Compute(_Strict):
+    """Where and in what precision."""
+
+    backend: Literal["transformers", "vllm"]
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    threads: Count
+    gpus_per_job: int = Field(ge=0)
+
+
+class Benchmarks(_Strict):
+    """What is asked, of whom, and how long an answer may be."""
+
+    origin: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
+    policy: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
+    folder: str | None
+    protocol: Literal["answer", "logprob"]
+    limit: Count | None
+    batch_size: Count
+    choice_tokens: Count
+    descriptive_tokens: Count
+
+
+class Scores(_Strict):
+    """The score table that kinship is computed from."""
+
+    table: str
+
+
+class Kinship(_Strict):
+    """Threshold and clustering."""
+
+    tau: float = Field(ge=-1, le=1)
+    distance: Literal["rmsd", "cosine"]
+    linkage: Literal["average", "complete", "single", "ward"]
+    cut: float = Field(gt=0)
+
+
+class Pool(_Strict):
+    """Prompts with responses: where they come from, or how they are sampled."""
+
+    source: str
+    revision: str | None
+    excluded_origin_models: list[str]
+    instructions: str | None
+    models_per_prompt: int = Field(ge=2)
+    max_new_tokens: Count
+    temperature: float = Field(ge=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    batch_size: Count
+    seed: int
+
+
+class Annotation(_Strict):
+    """What labels the RLAIF baseline."""
+
+    source: Literal["recorded", "judge"]
+    field: Literal["overall_score", "fine-grained_score", "mean_aspect"]
+    judge: Name | None
+    batch_size: Count
+
+
+class Pairs(_Strict):
+    """Which pairs are kept, and which rows stay out of training."""
+
+    rejected: Literal["random_lower", "worst"]
+    match_rows: Annotated[list[Strategy], AfterValidator(_check_unique)]
+    held_out: float = Field(ge=0, lt=1)
+    seed: int
+    curriculum_stages: int | None = Field(ge=1, le=127)
+
+
+class Lora(_Strict):
+    """Low-rank adapters on the last layers only, so that the backward pass stops early."""
+
+    rank: Count
+    alpha: Count
+    dropout: float = Field(ge=0, lt=1)
+    last_layers: Count
+
+
+class Simpo(_Strict):
+    """SimPO's own two numbers (its beta is not DPO's)."""
+
+    beta: float = Field(gt=0)
+    gamma_ratio: float = Field(ge=0, description="target margin / beta")
+
+
+class Training(_Strict):
+    """Appendix A of the paper, by default."""
+
+    epochs: float = Field(gt=0)
+    per_device_batch_size: Count
+    gradient_accumulation: Count
+    devices: Count
+    learning_rate: float = Field(gt=0, lt=1)
+    warmup_steps: int = Field(ge=0)
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    max_length: int = Field(ge=16)
+    gradient_checkpointing: bool
+    beta: float = Field(gt=0)
+    loss_type: str
+    label_smoothing: Share
+    simpo: Simpo
+    lora: Lora | None
+    merge_adapter: bool
+    checkpoint_steps: int = Field(ge=0)
+    sample_tokens: int = Field(ge=0)
+    accelerate: str | None
+
+
+class Potential(_Strict):
+    """Selecting pairs by alignment potential, and training on the selections; off without metrics."""
+
+    metrics: Annotated[list[Metric], AfterValidator(_check_unique)]
+    ratios: Annotated[list[Ratio], Field(min_length=1), AfterValidator(_check_unique)]
+    strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
+    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
+    explicit: Literal["score", "annotation"]
+    implicit: Literal["absolute", "signed"]
+    weight: float = Field(ge=0, le=100)
+    batch_tokens: Count
+    seed: int
+
+
+class SelfPlay(_Strict):
+    """Pairs that a policy makes of its own answers, in rounds; off with rounds: 0."""
+
+    rounds: int = Field(ge=0)
+    arms: Annotated[list[Arm], Field(min_length=1), AfterValidator(_check_unique)]
+    method: Method
+    prompts: str
+    scorer: Literal["instructions", "judge", "reward_model"]
+    scorer_model: Name | None
+    base_prompts: Count
+    held_out_prompts: int = Field(ge=2)
+    fresh_prompts: Count
+    samples: int = Field(ge=2)
+    max_new_tokens: Count
+    temperature: float = Field(gt=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    batch_size: Count
+    length_factor: float = Field(ge=1)
+    select_ratio: float = Field(gt=0, le=1)
+    weight: float = Field(ge=0)
+    base_pairs: Count
+    added_pairs: Count
+    seed: int
+
+    @model_validator(mode="after")
+    def _check_scorer(self) -> Self:
+        if (self.scorer == "instructions") == (self.scorer_model is not None):
+            raise ValueError("scorer_model: name a model for judge and reward_model, and none for instructions")
+        return self
+
+
+class Settings(_Strict):
+    """One experiment's values, all of them."""
+
+    name: Name
+    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
+    strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
+    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
+    models: dict[Name, ModelSpec]
+    origin_models: Annotated[list[Name], AfterValidator(_check_unique)]
+    policies: Annotated[list[Name], AfterValidator(_check_unique)]
+    compute: Compute
+    benchmarks: Benchmarks
+    scores: Scores
+    kinship: Kinship
+    pool: Pool
+    annotation: Annotation
+    pairs: Pairs
+    training: Training
+    potential: Potential
+    self_play: SelfPlay
+
+    @property
+    def has_annotations(self) -> bool:
+        """Tell whether single responses may have annotations: the pool's own, or a judge's, made for rlaif."""
+        return self.annotation.source == "recorded" or "rlaif" in self.strategies
+
+    def _check_backend(self, named: dict[str, list[str]]) -> None:
+        """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
+        if self.compute.backend != "vllm":
+            return
+        for key in ("policies", "origin_models"):
+            for name in named.get(key, []):
+                if self.models[name].perturbed or self.models[name].random:
+                    raise ValueError(f"compute.backend: vllm cannot load '{name}', which is made in memory ({key})")
+        if self.policies and self.training.lora and not self.training.merge_adapter:
+            raise ValueError("compute.backend: vllm loads whole weights only: set training.merge_adapter to true")
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        if not self.strategies and not self.self_play.rounds:
+            raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
+        known = ", ".join(self.models) or "none"
+        named = {"policies": self.policies, "self_play.scorer_model": []}
+        if self.self_play.rounds and self.self_play.scorer_model:
+            named["self_play.scorer_model"] = [self.self_play.scorer_model]
+        named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
+        if self.strategies and (self.scores.table == "measured" or self.pool.source == "generate"):
+            named["origin_models"] = self.origin_models
+        for name, spec in self.models.items():
+            named[f"models.{name}.perturbed"] = [spec.perturbed] if spec.perturbed else []
+            if spec.perturbed == name or (spec.perturbed in self.models and self.models[spec.perturbed].perturbed):
+                raise ValueError(f"models.{name}: perturb a model that is not itself perturbed")
+        for key, names in named.items():
+            for name in names:
+                if name not in self.models:
+                    raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
+        if unknown := [s for s in self.potential.strategies if s not in self.strategies]:
+            raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
+        if self.potential.metrics and self.potential.explicit == "annotation" and not self.has_annotations:
+            raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
+        if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
+            raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
+        loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
+        loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
+        for key, names in loaded.items():
+            for name in names:
+                if self.models[name].api:
+                    raise ValueError(
+                        f"{key}: '{name}' is behind an API: it can write and be evaluated, not be loaded here"
+                    )
+        self._check_backend(named)
+        if self.pool.source == "generate":
+            if not self.pool.instructions:
+                raise ValueError("pool.instructions: a generated pool needs a file of instructions")
+            if self.pool.models_per_prompt > len(self.origin_models):
+                raise ValueError(
+                    f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
+                    f"{len(self.origin_models)} origin models"
+                )
+        if self.strategies and self.scores.table == "measured" and len(self.origin_models) < 2:
+            raise ValueError("origin_models: kinship needs at least two origin models to measure")
+        return self

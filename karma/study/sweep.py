@@ -1,0 +1,219 @@
+"""Start Snakemake, and clean up after a killed sweep.
+
+Snakemake runs as a child in the experiment's folder. Before it starts, survivors of a killed sweep are ended (every
+process of a sweep carries $KARMA_SWEEP), and the fingerprints of settings and code that rules depend on are rewritten
+where they changed. This command's own lock, held by a live process or by nobody, stands in for Snakemake's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Column, Table
+
+from karma.errors import InterruptedSweep, KarmaError
+from karma.files import compute_file_digest, save_if_changed
+from karma.study.execute import count_gpus
+from karma.study.experiment import Experiment
+from karma.study.fingerprint import compute_stage_code
+from karma.study.progress import (
+    JobState,
+    console,
+    describe_needs,
+    find_elapsed,
+    find_last_line,
+    read_events,
+    render,
+    shorten,
+    show_progress,
+    show_where,
+)
+from karma.study.stages import STAGES, Job, list_jobs
+
+HERE = Path(__file__).parent
+
+
+def run_sweep(experiment: Experiment, cores: int | None = None, until: str | None = None) -> None:
+    """Run every job that is missing or out of date; independent jobs go on when one fails.
+
+    Args:
+        experiment: what to run.
+        cores: CPU cores to use; None takes all.
+        until: a stage's name; nothing after it runs.
+
+    Raises:
+        KarmaError: another sweep of this experiment is at work, or jobs failed (their logs are named).
+    """
+    with _lock(experiment):
+        _end_survivors(experiment)
+        prepare(experiment)
+        events = experiment.outputs / ".sweep" / "events.jsonl"
+        events.unlink(missing_ok=True)
+        child = _start(experiment, events, cores, until)
+        try:
+            show_progress(experiment, events, child)
+        except KeyboardInterrupt:
+            _end_survivors(experiment)
+            raise InterruptedSweep("interrupted; the same command goes on from here") from None
+    states = read_events(experiment, events)
+    failed = [state for state in states.values() if state["status"] == "failed"]
+    if failed:
+        lines = "\n".join(
+            f"  {state['label']}: {find_last_line(state['log'])}\n    log {state['log']}" for state in failed
+        )
+        raise KarmaError(f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}")
+    if child.returncode:
+        raise KarmaError(f"the sweep stopped: {_last_error(experiment, events)}")
+    done = f"{len(states)} jobs done" if states else "everything is up to date"
+    console.print(f"{experiment.settings.name}: {done}")
+    show_where(experiment)
+
+
+def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobState]:
+    """Return the jobs a run would do, each with Snakemake's reason, without doing any."""
+    prepare(experiment)
+    events = experiment.outputs / ".sweep" / f"plan-{os.getpid()}.jsonl"
+    try:
+        child = _start(experiment, events, None, until, "--dry-run")
+        child.wait()
+        if child.returncode:
+            raise KarmaError(f"the plan failed: {_last_error(experiment, events)}")
+        return list(read_events(experiment, events).values())
+    finally:
+        events.unlink(missing_ok=True)
+
+
+def show_plan(experiment: Experiment, until: str | None = None) -> None:
+    """Print the plan: each job, why it runs, and what it needs."""
+    jobs = plan_sweep(experiment, until)
+    table = Table(
+        Column("job", no_wrap=True), "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do"
+    )
+    for state in jobs:
+        table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"]))
+    Console(width=None if console.is_terminal else 220).print(table if jobs else "everything is up to date")
+
+
+def show_status(experiment: Experiment) -> None:
+    """Print how far the experiment is: of the sweep at work now, or of what lies in its folder."""
+    running = _is_locked(experiment)
+    if running:
+        states = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
+        console.print(render(experiment, states, find_elapsed(experiment.outputs / ".sweep" / "events.jsonl")))
+        return
+    todo = {state["label"]: state for state in plan_sweep(experiment)}
+    table = Table("stage", "done", "to do", title=f"{experiment.settings.name}: no sweep is running")
+    for stage in STAGES.values():
+        jobs = [job for job in list_jobs(experiment) if job.stage is stage]
+        missing = sum(job.label in todo for job in jobs)
+        if jobs:
+            table.add_row(stage.name, str(len(jobs) - missing), str(missing) if missing else "-")
+    console.print(table)
+    last = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
+    for state in last.values():
+        if state["status"] == "failed" and state["label"] in todo:
+            console.print(f"failed last time: {state['label']}: {find_last_line(state['log'])}\n  log {state['log']}")
+
+
+def prepare(experiment: Experiment) -> None:
+    """Rewrite, where they changed, the fingerprints of settings and code that the rules depend on."""
+    folder = experiment.outputs / ".sweep"
+    for stage in STAGES.values():
+        code = compute_stage_code(stage, experiment.root)
+        save_if_changed(json.dumps(code, indent=1), folder / "code" / f"{stage.name}.json")
+    for job in list_jobs(experiment):
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(fingerprint_settings(job), indent=1, sort_keys=True)
+        save_if_changed(text, folder / "settings" / f"{job.label}.json")
+
+
+def fingerprint_settings(job: Job) -> dict[str, Any]:
+    """Return what a job reads: settings, models, and the contents of files that its settings name."""
+    values, root = job.settings.as_dict(), job.experiment.root
+    named = [values.get("benchmarks", {}).get("folder"), values.get("pool", {}).get("instructions"),
+             values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
+             values.get("self_play", {}).get("prompts")]  # fmt: skip
+    named += [spec["path"] for spec in job.models.values()]
+    digests = {name: compute_file_digest(root / name) for name in named if name and (root / name).exists()}
+    return {"settings": values, "models": job.models, "files": digests}
+
+
+@contextmanager
+def _lock(experiment: Experiment) -> Iterator[None]:
+    folder = experiment.outputs / ".sweep"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            (folder / "pid").write_text(str(os.getpid()))
+            yield
+    except Timeout:
+        pid = (folder / "pid").read_text() if (folder / "pid").is_file() else "?"
+        raise KarmaError(
+            f"another `karma run` of {experiment.settings.name} is at work (pid {pid}): wait, or end it"
+        ) from None
+
+
+def _is_locked(experiment: Experiment) -> bool:
+    path = experiment.outputs / ".sweep" / "lock"
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _end_survivors(experiment: Experiment) -> None:
+    """End every process of an earlier sweep of this experiment: Snakemake, its jobs, their kernels."""
+    survivors = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("KARMA_SWEEP") == str(experiment.outputs):
+                process.kill()
+                survivors.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    psutil.wait_procs(survivors, timeout=10)
+
+
+def _start(
+    experiment: Experiment, events: Path, cores: int | None, until: str | None, *options: str
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ, "KARMA_EVENTS": str(events), "KARMA_EXPERIMENT": str(experiment.path),
+        "KARMA_ROOT": str(experiment.root),
+        "PYTHONPATH": _join_path(str(HERE / "plugins"), os.environ.get("PYTHONPATH")),
+        "PATH": _join_path(str(Path(sys.executable).parent), os.environ.get("PATH")),
+        "KARMA_UNTIL": until or "",
+    }  # fmt: skip
+    if "--dry-run" not in options:
+        environment["KARMA_SWEEP"] = str(experiment.outputs)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"),
+        "--directory", str(experiment.outputs),
+        "--cores", str(cores or "all"), "--nolock", "--rerun-incomplete", "--keep-going", "--logger", "karma",
+        "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
+    ]  # fmt: skip
+    output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _join_path(*parts: str | None) -> str:
+    return os.pathsep.join(part for part in parts if part)
+
+
+def _last_error(experiment: Experiment, events: Path) -> str:
+    text = events.read_text("utf-8").splitlines() if events.is_file() else []
+    messages = [e["message"] for e in map(json.loads, text) if e.get("level") == "ERROR" and e.get("message")]
+    return (
+        " ".join(messages[-1].split()) if messages else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
+    )

@@ -1,0 +1,219 @@
+"""Tune a policy on pairs with SFT, DPO or SimPO, through TRL.
+
+SFT trains on the chosen response only (completion-only loss); DPO on chosen against rejected, with the reference
+model's log-probabilities computed once, before the first update; SimPO on their length-normalised difference. Rows
+that are held out of training are the same for every strategy, and give each run its held-out preference accuracy: how
+often the tuned policy prefers the chosen response more than the untrained one did.
+Decision: two runs with the same data, settings and seed are one training (K_score and K_(score,sim) choose the same
+responses, so their SFT sets are the same); the second takes over the first's weights and says so.
+
+Paper: section 4.1 and Appendix A.
+"""
+
+import gc
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock
+
+from karma.files import atomic_path, compute_digest, load_json, save_json
+from karma.models.load import (
+    Specs,
+    add_trained,
+    choose_device,
+    choose_dtype,
+    compute_weights_digest,
+    load_model,
+    load_tokenizer,
+)
+from karma.training.card import build_model_card
+from karma.training.checks import check_memory, estimate_memory, find_memory
+from karma.training.health import compare_lengths, find_alarms, sample_answers
+from karma.training.held_out import build_margins, measure_pairs, summarise_margins
+from karma.training.progress import ShowProgress
+from karma.training.run import Run
+from karma.training.trainers import build_dataset, choose_weights_dtype
+from karma.training.tuning import clean_up, prepare_checkpoints, save_outcome, tune
+
+
+def train(
+    train_pairs: pa.Table, held_out: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any,
+    compute: Any, folder: Path, siblings: Sequence[Path] = (), code: str = "", reference_folder: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Tune a policy and save it, with the record of how it went; a killed training goes on where it was.
+
+    Args:
+        train_pairs, held_out: the two splits of a pair set.
+        models: name -> specification. policy: which of them is tuned.
+        method: "sft", "dpo" or "simpo". seed: of data order and adapters.
+        settings: the experiment's `training`. compute: its `compute`.
+        folder: where `model/`, `training.json` and `held_out.parquet` go.
+        siblings: run folders whose training is taken over if it was the same.
+        code: digest of the code in use; a run made by other code is never taken over.
+        reference_folder: where DPO's reference log-probabilities are kept for other seeds; None: not kept.
+
+    Returns:
+        What training.json holds.
+
+    Raises:
+        InputError: pairs or settings that cannot be trained. KarmaError: the training failed.
+    """
+    started, folder = time.perf_counter(), Path(folder)
+    run = _describe_run(train_pairs, models, policy, method, seed, settings, compute, folder, code,
+                        reference_folder or folder)  # fmt: skip
+    torch.set_num_threads(run.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(models, policy)
+    tokenizer.padding_side = "right"
+    with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
+        twin = _find_twin(siblings, run.identity)
+        prepare_checkpoints(run)
+        if twin:
+            outcome = _take_over(twin, folder)
+        elif settings.accelerate:  # no model is loaded here while the processes have the devices
+            from karma.training.launch import launch
+
+            outcome = launch(run, train_pairs, settings.accelerate)
+        else:
+            outcome = _tune_here(run, tokenizer, train_pairs)
+        _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
+                        convert=settings.accelerate is not None and not twin)  # fmt: skip
+        measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"])
+        record = _build_record(run, train_pairs, outcome, measured, settings, time.perf_counter() - started)
+        strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
+        (folder / "model" / "README.md").write_text(build_model_card(record, models[policy], strategy), "utf-8")
+        save_json(record, folder / "training.json")
+        clean_up(folder)
+    return record
+
+
+def compute_identity(
+    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any, code: str = ""
+) -> str:
+    """Return the digest of all that decides the weights: texts, order, settings, seed, code, policy, device."""
+    return _describe_run(pairs, models, policy, method, seed, settings, compute, Path(), code, Path()).identity
+
+
+def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any,
+                  folder: Path, code: str, reference_folder: Path) -> Run:  # fmt: skip
+    device = choose_device(compute.device)
+    dtype = choose_dtype(compute.dtype, device)
+    weights = compute_weights_digest(models, policy)
+    texts = compute_digest(build_dataset(pairs, method).to_list())
+    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
+    shared = settings.as_dict()
+    identity = compute_digest([data, shared, seed, code, method, weights, dtype, device, compute.threads])
+    kept_in = choose_weights_dtype(settings, dtype)
+    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
+    return Run(models, policy, method, seed, shared, device, dtype, compute.threads, str(folder), identity,
+               str(reference_folder / f"reference-{reference}.parquet"), texts)  # fmt: skip
+
+
+def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
+    """Train in this process, save the weights in the precision they are to compute in, and return the outcome."""
+    model = load_model(run.models, run.policy, choose_weights_dtype(run.view, run.dtype), run.device)
+    view = run.open_view()
+    try:
+        trainer = tune(run, model, tokenizer, pairs, [ShowProgress(view)])
+    finally:
+        view.close()
+    if not run.view.lora:
+        trainer.model.to(getattr(torch, run.dtype))
+    return save_outcome(trainer, tokenizer, run)
+
+
+def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray) -> dict[str, Any]:
+    """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary.
+
+    Decision: on a CPU in float32, whatever was trained in: after a short training bfloat16's rounding of two
+    log-probabilities is as large as what the pair's margin learnt, and decided its sign.
+    """
+    folder, dtype = Path(run.folder), "float32" if run.device == "cpu" else run.dtype
+    trained = add_trained(run.models, run.policy, folder / "model")
+    is_adapter = (folder / "model" / "adapter_config.json").is_file()
+    weights = dtype if is_adapter else run.dtype  # whole weights were rounded when they were saved: so is the start
+    asked, logps, answers = prompts.slice(0, 10).to_pylist(), {}, {}
+    for when, (models, name) in (("before", (run.models, run.policy)), ("after", trained)):
+        gc.collect()  # the trained model is in a cycle with its trainer
+        model = load_model(models, name, weights, run.device).to(getattr(torch, dtype))
+        logps[when] = measure_pairs(model, tokenizer, held_out, run.view, f"held-out pairs {when}")
+        answers[when] = sample_answers(model, tokenizer, asked, run.view.sample_tokens)
+        del model
+    margins = build_margins(held_out, logps["before"], logps["after"], run.view.beta)
+    with atomic_path(folder / "held_out.parquet") as temporary:
+        pq.write_table(margins, temporary)
+    texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
+             for prompt, old, new in zip(asked, *answers.values(), strict=False)]  # fmt: skip
+    return {"held_out": {**summarise_margins(torch.tensor(margins["margin"].to_pylist())), "dtype": dtype},
+            "answers": texts, "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
+
+
+def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, settings: Any, seconds: float) -> dict:
+    alarms = find_alarms(outcome["history"], outcome["n_updates"], run.pairs_an_update, **run.rewards)
+    alarms += [measured["length_alarm"]] if measured["length_alarm"] else []
+    adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
+    return {"policy": run.policy, "method": run.method, "seed": run.seed, "n_train_pairs": len(pairs),
+            "n_held_out_pairs": measured["held_out"]["n"], "data_digest": run.data_digest, "identity": run.identity,
+            **outcome, "held_out": measured["held_out"], "answers": measured["answers"], "alarms": alarms,
+            "adapter": adapter, "device": run.device, "dtype": run.dtype, "settings": run.settings,
+            "seconds": round(seconds, 3)}  # fmt: skip
+
+
+def _finish_weights(run: Run, tokenizer: Any, merge: bool, convert: bool) -> None:
+    """Write whole weights in the precision they compute in, where an adapter is merged or processes saved float32."""
+    folder = Path(run.folder) / "model"
+    if not merge and not (convert and not (folder / "adapter_config.json").is_file()):
+        return
+    whole = load_model(*add_trained(run.models, run.policy, folder), run.dtype)
+    with atomic_path(folder) as temporary:
+        whole.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
+    """Copy a twin's weights, and what its record says of the training."""
+    done = load_json(twin / "training.json")
+    with atomic_path(folder / "model") as temporary:
+        shutil.copytree(twin / "model", temporary)
+    kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history")}
+    return {**kept, "same_data_as": os.path.relpath(twin, folder)}
+
+
+def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
+    for sibling in siblings:
+        record = sibling / "training.json"
+        if record.is_file() and (sibling / "model").is_dir() and load_json(record).get("identity") == identity:
+            return sibling
+    return None
+
+
+def describe_memory(
+    models: Specs, policy: str, method: str, settings: Any, compute: Any, longest: int
+) -> dict[str, Any]:
+    """Estimate a training's memory from the policy's shape and compare it with what is free, loading no weights.
+
+    Args:
+        models, policy, method, settings, compute: as for `train`. longest: the longest row, in tokens.
+
+    Returns:
+        states_gib, activations_gib, free_gib, and `warnings`.
+
+    Raises:
+        InputError: weights, gradients and optimiser alone do not fit.
+    """
+    from karma.models.load import load_shape
+
+    device = choose_device(compute.device)
+    dtype = choose_dtype(compute.dtype, device)
+    config, n_parameters = load_shape(models, policy)
+    estimate, free = estimate_memory(config, n_parameters, settings, dtype, method, longest), find_memory(device)
+    gib = {name.replace("_bytes", "_gib"): round(value / 2**30, 2) for name, value in estimate.items()}
+    return {**gib, "free_gib": round(free / 2**30, 2), "warnings": check_memory(estimate, free, device)}

@@ -1,0 +1,174 @@
+"""The words of the kit: strategies, methods, metrics, benchmarks and arms, each with all that is said of it, once.
+
+Settings take their names from these tables, cards their sentences, tables and figures their titles and order (colours
+follow the order, `karma.figures.style`). A new strategy, method or metric is a row here and its one function; a new
+benchmark is a row of data/paper/benchmarks.csv, its task and its reader. Decision: no number depends on a word, so that
+rewording a sentence reruns nothing that trains or generates (`karma.study.fingerprint`).
+"""
+
+import csv
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Literal
+
+START = "start"  # in place of a strategy and a method: the policy before any training
+START_TITLE = "untrained"
+
+BY_S_PREF = "the S_pref of its origin model (Eq. 2), not a judgement of the text"
+BY_SCORES = "the benchmark scores of the models that wrote the responses: no one read the texts"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Where a pair set comes from.
+
+    Attributes:
+        title: as the paper's tables print it. symbol: as a figure's legend does (matplotlib's maths).
+        rule: which two responses of a prompt make the pair. label: what decides which of them is chosen.
+        preferences: whose preferences a policy learns from it. role: in a study's comparisons.
+        source: where the rule is from.
+    """
+
+    title: str
+    symbol: str
+    rule: str
+    label: str
+    preferences: str
+    role: Literal["baseline", "kinship", "control", "other"]
+    source: str
+
+
+STRATEGIES = {
+    "rlaif": Strategy(
+        "RLAIF", "RLAIF", "the best-annotated response against a lower one", "its annotation",
+        "annotations of single responses", "baseline", "the public binarised sets; section 4.1"),
+    "k_score": Strategy(
+        "K_score", r"K$_{score}$", "the two responses whose origin models score highest", BY_S_PREF, BY_SCORES,
+        "kinship", "section 3.2"),
+    "k_sim": Strategy(
+        "K_sim", r"K$_{sim}$", "the two responses whose origin models are nearest kin", BY_S_PREF, BY_SCORES,
+        "kinship", "section 3.2"),
+    "k_score_sim": Strategy(
+        "K_(score,sim)", r"K$_{(score,sim)}$", "the response of the best origin model, and that of its nearest kin",
+        BY_S_PREF, BY_SCORES, "kinship", "section 3.2"),
+    "random": Strategy(
+        "random", "random", "two responses of eligible origin models, drawn at random (a control)", BY_S_PREF,
+        BY_SCORES, "control", "ours"),
+    "least_kin": Strategy(
+        "least kin", "least kin", "the two responses whose origin models are least kin (a control)", BY_S_PREF,
+        BY_SCORES, "control", "ours"),
+}  # fmt: skip
+OTHER_SETS = {  # pair sets that no strategy of a study made
+    "binarized": Strategy(
+        "binarized", "binarized", "taken as it is from a set that others made", "its annotation",
+        "those of a set that others made", "other", "ours"),
+    "self_play": Strategy(
+        "self-play", "self-play", "the best-scored and the worst-scored of several answers of the policy itself",
+        "what the scorer gave this answer", "scores of the policy's own answers", "other", "arXiv 2503.01864"),
+    "custom": Strategy(
+        "custom", "custom", "as they were given", "not said by the pairs", "not said by the pairs", "other", "ours"),
+}  # fmt: skip
+BASELINE = next(name for name, row in STRATEGIES.items() if row.role == "baseline")
+KINSHIP_STRATEGIES = tuple(name for name, row in STRATEGIES.items() if row.role == "kinship")
+CONTROLS = tuple(name for name, row in STRATEGIES.items() if row.role == "control")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to tune a policy.
+
+    Attributes:
+        title: in tables. sentence: what it learns from a pair. source: its paper.
+        learns_from: "chosen" responses alone, or "pairs".
+    """
+
+    title: str
+    sentence: str
+    source: str
+    learns_from: Literal["chosen", "pairs"]
+
+
+METHODS = {
+    "sft": Method("SFT", "the chosen response, token by token", "section 4.1", "chosen"),
+    "dpo": Method("DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs"),
+    "simpo": Method("SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", "pairs"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to rank candidate pairs for selection.
+
+    Attributes:
+        rule: what it keeps, and where it is from. pool: whose margins it ranks: the study's ("plain"), without their
+            absolute value ("signed"), or with annotators' scores ("annotated").
+        ranking: the ranking of `karma.potential.margins` behind it; "" where it bears the metric's own name.
+    """
+
+    rule: str
+    pool: Literal["plain", "signed", "annotated"] = "plain"
+    ranking: str = ""
+
+
+METRICS = {
+    "random": Metric("pairs by lot (the control)"),
+    "explicit_large": Metric("the largest explicit margins (a rival in arXiv 2503.01864)"),
+    "explicit_small": Metric("the smallest explicit margins (a part of RIP, arXiv 2501.18578)"),
+    "implicit_small": Metric(
+        "the smallest implicit margins (a rival in arXiv 2503.01864; signed: arXiv 2508.04149)"),
+    "implicit_large": Metric("the largest implicit margins (a part of BeeS, arXiv 2502.14560)"),
+    "m_ap": Metric("the largest alignment potential, z(M_r) - w z(M_pi) (arXiv 2503.01864)"),
+    "m_ap_signed": Metric(
+        "the largest alignment potential of signed margins, which can see a mislabelled pair (ours)", "signed"),
+    "m_ap_annotated": Metric(
+        "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)", "annotated", "m_ap"),
+}  # fmt: skip
+
+ARMS = {  # of self-play -> title
+    "evolve_then_select": "evolve, then select",
+    "select_then_evolve": "select, then evolve",
+    "fresh": "fresh prompts (control)",
+}
+
+
+def _read_benchmarks() -> dict[str, dict[str, str]]:
+    with (files("karma") / "data" / "paper" / "benchmarks.csv").open(encoding="utf-8") as stream:
+        return {row["name"]: row for row in csv.DictReader(stream)}
+
+
+BENCHMARKS = _read_benchmarks()  # name -> facts as text; `karma.scores.table.load_benchmarks` has them as numbers
+
+
+def order_benchmarks(names: Collection[str], table: Literal["table2", "table4"]) -> dict[str, str]:
+    """Return benchmarks in the order of one of the paper's tables, with the titles printed there; others come last.
+
+    Example:
+        >>> order_benchmarks(["hellaswag", "ifeval", "mmlu_stem"], "table2")
+        {'mmlu_stem': 'MMLU', 'ifeval': 'IFeval', 'hellaswag': 'HellaSwag'}
+    """
+    known = [name for name in BENCHMARKS if name in names]
+    ordered = sorted(known, key=lambda name: int(BENCHMARKS[name][f"{table}_place"] or len(BENCHMARKS) + 1))
+    return {name: BENCHMARKS[name][f"{table}_title"] for name in ordered}
+
+
+def find_strategy(name: str) -> Strategy:
+    """Return what is said of a pair set's strategy, or of one that no strategy made.
+
+    Example:
+        >>> find_strategy("k_sim").title, find_strategy("self_play").label
+        ('K_sim', 'what the scorer gave this answer')
+    """
+    return STRATEGIES.get(name) or OTHER_SETS.get(name) or OTHER_SETS["custom"]
+
+
+def title_of(name: str) -> str:
+    """Return the title of a strategy or a method; of the untrained policy too.
+
+    Example:
+        >>> [title_of(name) for name in ("k_score_sim", "simpo", "start")]
+        ['K_(score,sim)', 'SimPO', 'untrained']
+    """
+    if name == START:
+        return START_TITLE
+    return METHODS[name].title if name in METHODS else find_strategy(name).title
