@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import yaml
+from lm_eval.api.instance import Instance
 
 from karma.errors import InputError
+from karma.evaluation.answer_text import STOPS
 from karma.evaluation.compare import build_score_frame, compare_answers
 from karma.evaluation.items import HUB, load_items
 from karma.evaluation.protocol import write_choice_prompt
@@ -103,9 +106,22 @@ def test_scores_say_what_is_needed_to_repeat_them(tmp_path):
     assert ifeval["n"] == table["n"].sum() and ifeval["value"] == pytest.approx(table["correct"].sum() / ifeval["n"])
 
 
+def test_choice_answers_stop_at_a_next_question_as_their_task_says(tmp_path):
+    model = CachedModel(MODELS, "a", COMPUTE, 4)
+    scores, answers = evaluate(model, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
+    arc, ifeval = scores["benchmarks"]["arc_easy"], scores["benchmarks"]["ifeval"]
+    assert (arc["generation"]["until"], ifeval["generation"]["until"]) == (STOPS, [])
+    assert (arc["task_version"], ifeval["task_version"]) == (2.0, 1.0)
+    choice = (ROOT / "karma" / "evaluation" / "tasks" / "_choice.yaml").read_text()
+    assert yaml.safe_load(choice.replace("!function", ""))["generation_kwargs"]["until"] == STOPS
+    prompt, whole = answers.to_pylist()[-1]["prompt"], answers.to_pylist()[-1]["answer"]
+    stop = whole[len(whole) // 2 :][:2]
+    how = {**arc["generation"], "until": [stop]}
+    assert model.generate_until([Instance("generate_until", {}, (prompt, how), 0)], True) == [whole.split(stop)[0]]
+
+
 def test_answers_equal_lm_eval_s_own_backend():
     """The same prompts through lm-evaluation-harness's hf model, one by one, give the same text."""
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     ours = CachedModel(MODELS, "a", COMPUTE, 3)
@@ -172,7 +188,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_log_probabilities_equal_lm_eval_s_own_and_are_kept(tmp_path):
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     model = CachedModel(MODELS, "a", COMPUTE, 2, tmp_path)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.evaluation.answer_text import STOPS
 from karma.evaluation.items import load_items
 from karma.evaluation.scoring import (
     ANSWERS,
@@ -81,7 +82,7 @@ def evaluate(
         samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
         answers = [_read(benchmark, sample, ways[benchmark]) for sample in samples]
         rows += answers
-        score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples)
+        score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples, protocol)
         scores[benchmark] = score | {
             "protocol": ways[benchmark],
             "task_version": result["versions"][task],
@@ -98,8 +99,9 @@ def _find_protocol(benchmark: str, protocol: str) -> str:
 
 
 def _generation(benchmark: str, settings: Any) -> dict[str, Any]:
-    tokens = settings.descriptive_tokens if benchmark == "ifeval" else settings.choice_tokens
-    return {"until": [], "do_sample": False, "max_gen_toks": tokens}
+    if benchmark == "ifeval":
+        return {"until": [], "do_sample": False, "max_gen_toks": settings.descriptive_tokens}
+    return {"until": [*STOPS], "do_sample": False, "max_gen_toks": settings.choice_tokens}
 
 
 def _read(benchmark: str, sample: dict[str, Any], protocol: str) -> dict[str, Any]:
