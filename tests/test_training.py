@@ -17,7 +17,6 @@ from karma.study.experiment import View
 from karma.study.settings import ModelSpec
 from karma.training.checks import check_pairs
 from karma.training.held_out import summarise_margins
-from karma.training.run import describe_run
 from karma.training.train import train
 from karma.training.trainers import build_dataset
 
@@ -29,11 +28,6 @@ SETTINGS = {
     "loss_type": "sigmoid", "label_smoothing": 0.0, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
     "merge_adapter": False, "checkpoint_steps": 0, "sample_tokens": 8, "accelerate": None,
 }  # fmt: skip
-
-
-def tune_policy(train_pairs, held_out, *what, siblings=(), **how):
-    """Train on what is described: models, policy, method, seed, settings, compute, folder."""
-    return train(describe_run(train_pairs, *what, **how), train_pairs, held_out, siblings)
 
 
 def settings(**changes):
@@ -120,7 +114,7 @@ def test_an_empty_training_set_is_refused(tiny):
 @pytest.fixture(scope="module")
 def dpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("k_sim")
-    record = tune_policy(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
+    record = train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
     return folder, record
 
 
@@ -152,7 +146,7 @@ def test_held_out_margins_are_trl_s_reward_margins(dpo_run):
 
 def test_training_twice_gives_the_same_weights(dpo_run, tmp_path):
     folder, _ = dpo_run
-    tune_policy(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path, code="x")
+    train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path, code="x")
     digests = [compute_weights_digest(*add_trained(MODELS, "tiny", f / "model")) for f in (folder, tmp_path)]
     assert digests[0] == digests[1]
 
@@ -160,10 +154,10 @@ def test_training_twice_gives_the_same_weights(dpo_run, tmp_path):
 def test_the_same_training_set_is_trained_once(dpo_run, tmp_path):
     folder, first = dpo_run
     args = (make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path)
-    record = tune_policy(*args, siblings=[folder], code="x")
+    record = train(*args, siblings=[folder], code="x")
     assert record["same_data_as"] and record["history"] == first["history"]
     assert record["held_out"]["margin_mean"] == pytest.approx(first["held_out"]["margin_mean"], rel=1e-6)
-    assert tune_policy(*args, siblings=[folder], code="other code")["same_data_as"] is None
+    assert train(*args, siblings=[folder], code="other code")["same_data_as"] is None
 
 
 def test_a_twin_s_held_out_margins_are_the_first_s_though_bfloat16_rounds_them(tmp_path):
@@ -171,8 +165,8 @@ def test_a_twin_s_held_out_margins_are_the_first_s_though_bfloat16_rounds_them(t
     lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04").as_dict()
     compute, values = SimpleNamespace(device="cpu", dtype="bfloat16", threads=1), {**SETTINGS, "lora": lora}
     args = (make_pairs(8), make_pairs(6), MODELS, "tiny", "dpo", 0, View(values, "", "04"), compute)
-    first = tune_policy(*args, tmp_path / "a", code="x")
-    twin = tune_policy(*args, tmp_path / "b", siblings=[tmp_path / "a"], code="x")
+    first = train(*args, tmp_path / "a", code="x")
+    twin = train(*args, tmp_path / "b", siblings=[tmp_path / "a"], code="x")
     margins = [pq.read_table(tmp_path / name / "held_out.parquet")["margin"].to_pylist() for name in "ab"]
     assert twin["same_data_as"] and margins[0] == margins[1] and len(set(margins[0])) > 1
     merged, name = add_trained(MODELS, "tiny", tmp_path / "a" / "model")
@@ -189,7 +183,7 @@ def test_sft_masks_the_prompt(tmp_path, tiny):
     """SFT's first loss is the mean negative log-probability of completion tokens only."""
     model, tokenizer = tiny
     pairs = make_pairs(2)
-    record = tune_policy(pairs, pairs, MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
+    record = train(pairs, pairs, MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
     logps, lengths = compute_logps(
         model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), max_length=128
     )
@@ -198,7 +192,7 @@ def test_sft_masks_the_prompt(tmp_path, tiny):
 
 def test_lora_saves_an_adapter_that_loads(tmp_path):
     lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
-    record = tune_policy(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0,
+    record = train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0,
                    View({**SETTINGS, "lora": lora.as_dict()}, "", "04"), COMPUTE, tmp_path)  # fmt: skip
     assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
     models, name = add_trained(MODELS, "tiny", tmp_path / "model")

@@ -67,8 +67,7 @@ def run_train(
     from karma.pairs.public_shape import load_binarized
     from karma.training.checks import check_folder, check_pairs
     from karma.training.held_out import describe_held_out
-    from karma.training.run import describe_run
-    from karma.training.train import describe_memory, train
+    from karma.training.train import compute_identity, describe_memory, train
 
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
     train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, load_base().pairs.seed))
@@ -76,18 +75,18 @@ def run_train(
     policy = Path(policy).name if spec["path"] else policy
     models, compute = {policy: spec}, SimpleNamespace(device=device, dtype=dtype, threads=threads)
     report = check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
-    run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
-    memory = describe_memory(run, report["longest_tokens"])
+    memory = describe_memory(models, policy, method, settings, compute, report["longest_tokens"])
     yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])
     yield (f"{report['pairs']} pairs ({len(kept_out)} held out), {report['updates']} updates; about "
            f"{memory['total_gib']:.1f} GiB of {memory['free_gib']:.1f} GiB free")  # fmt: skip
-    state = check_folder(out, run.identity)
+    identity = compute_identity(train_pairs, models, policy, method, seed, settings, compute)
+    state = check_folder(out, identity)
     if state == "done":
         yield f"{out} holds this very training: nothing to do"
         return
     if state == "resumable":
         yield f"{out}: going on from the last checkpoint"
-    record = train(run, train_pairs, kept_out)
+    record = train(train_pairs, kept_out, models, policy, method, seed, settings, compute, out)
     yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
     yield f"held-out preference {describe_held_out(record['held_out'])}"
     yield f"written: {out}/model, training.json, held_out.parquet"

@@ -167,14 +167,12 @@ def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
 
 def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
     """Save the pairs, train the round's policy on them, and return what training.json holds."""
-    from karma.training.run import describe_run
     from karma.training.train import train
 
     command = f"karma notebook 08_self_play EXPERIMENT -p policy={this.start} -p arm={this.arm} -p round={this.number}"
     save_pairs(pairs, this.folder, command)
-    what = (this.models, this.policy, this.settings.method, this.settings.seed, this.training, this.compute)
-    run = describe_run(pairs.table, *what, this.folder, code=this.code)
-    return train(run, pairs.table, held_out.pairs.table, siblings=[this.folder])
+    shared = (this.models, this.policy, this.settings.method, this.settings.seed, this.training, this.compute)
+    return train(pairs.table, held_out.pairs.table, *shared, this.folder, siblings=[this.folder], code=this.code)
 
 
 def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -> dict[str, Any]:

@@ -34,9 +34,7 @@ class View:
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
-        raise AttributeError(
-            f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/study/stages.py"
-        )
+        raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/study/stages.py")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values below this point as plain dictionaries."""

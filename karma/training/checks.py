@@ -176,7 +176,7 @@ def find_state(folder: Path, identity: str) -> str:
     """Tell what a run folder is for a training: "free", "resumable" (a checkpoint of it), "done", or "another's".
 
     Args:
-        folder: where the training writes. identity: what it is made of (`karma.training.run.Run`).
+        folder: where the training writes. identity: what it is made of (`karma.training.compute_identity`).
     """
     record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
     if record.is_file() and (folder / "model").is_dir():

@@ -4,40 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from karma.files import compute_digest
-from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
 from karma.study.experiment import View
 from karma.training.progress import LiveView
-from karma.training.trainers import build_dataset, choose_weights_dtype, count_accumulation
-
-
-def describe_run(
-    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any,
-    folder: str | Path = ".", *, code: str = "", reference_folder: Path | None = None,
-) -> "Run":  # fmt: skip
-    """Say what a training is made of; nothing is loaded.
-
-    Args:
-        pairs: what it is tuned on. models: name -> specification. policy: which of them is tuned.
-        method: of `karma.vocabulary.METHODS`. seed: of data order and adapters.
-        settings: the experiment's `training`. compute: its `compute`.
-        folder: where its files go. code: digest of the code in use; a run made by other code is never taken over.
-        reference_folder: where DPO's reference log-probabilities are kept for other seeds; None: with the run.
-    """
-    device = choose_device(compute.device)
-    dtype = choose_dtype(compute.dtype, device)
-    weights = compute_weights_digest(models, policy)
-    texts = compute_digest(build_dataset(pairs, method).to_list())
-    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
-    shared = settings.as_dict()
-    identity = compute_digest([data, shared, seed, code, method, weights, dtype, device, compute.threads])
-    kept_in = choose_weights_dtype(settings, dtype)
-    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
-    kept = Path(reference_folder or folder) / f"reference-{reference}.parquet"
-    return Run(models, policy, method, seed, shared, device, dtype, compute.threads, str(folder), identity, str(kept),
-               texts)  # fmt: skip
+from karma.training.trainers import count_accumulation
 
 
 @dataclass(frozen=True)
@@ -54,7 +23,7 @@ class Run:
         data_digest: of the texts it is tuned on.
     """
 
-    models: Specs
+    models: dict[str, Any]
     policy: str
     method: str
     seed: int

@@ -24,11 +24,14 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 
-from karma.files import atomic_path, load_json, save_json
+from karma.files import atomic_path, compute_digest, load_json, save_json
 from karma.models.load import (
+    Specs,
     add_trained,
+    choose_device,
+    choose_dtype,
+    compute_weights_digest,
     load_model,
-    load_shape,
     load_tokenizer,
 )
 from karma.training.card import build_model_card
@@ -37,18 +40,25 @@ from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.held_out import build_margins, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
 from karma.training.run import Run
-from karma.training.trainers import choose_weights_dtype
+from karma.training.trainers import build_dataset, choose_weights_dtype
 from karma.training.tuning import clean_up, prepare_checkpoints, save_outcome, tune
 
 
-def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequence[Path] = ()) -> dict[str, Any]:
+def train(
+    train_pairs: pa.Table, held_out: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any,
+    compute: Any, folder: Path, siblings: Sequence[Path] = (), code: str = "", reference_folder: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Tune a policy and save it, with the record of how it went; a killed training goes on where it was.
 
     Args:
-        run: what is trained, where and how, from `karma.training.run.describe_run` of the same pairs; `model/`,
-            `training.json` and `held_out.parquet` go to its folder.
         train_pairs, held_out: the two splits of a pair set.
+        models: name -> specification. policy: which of them is tuned.
+        method: "sft", "dpo" or "simpo". seed: of data order and adapters.
+        settings: the experiment's `training`. compute: its `compute`.
+        folder: where `model/`, `training.json` and `held_out.parquet` go.
         siblings: run folders whose training is taken over if it was the same.
+        code: digest of the code in use; a run made by other code is never taken over.
+        reference_folder: where DPO's reference log-probabilities are kept for other seeds; None: not kept.
 
     Returns:
         What training.json holds.
@@ -58,24 +68,24 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
 
     Example:
         >>> from karma.study.experiment import load_experiment
-        >>> from karma.training.run import describe_run
         >>> smoke = load_experiment("smoke")
-        >>> own = smoke.select(("training", "compute"))
+        >>> job = smoke.select(("training", "compute"))
         >>> models = {"tiny-a": smoke.settings.models["tiny-a"].model_dump(mode="json")}
         >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", "Maybe.")]
         >>> asked = [[{"role": "user", "content": f"Is {k} odd?"}] for k in range(2)]
         >>> pairs = pa.table({"row_id": ["a", "b"], "prompt": asked, "chosen": said[:2], "rejected": said[1:]})
-        >>> run = describe_run(pairs, models, "tiny-a", "dpo", 0, own.training, own.compute, tempfile.mkdtemp())
-        >>> record = train(run, pairs, pairs)
+        >>> record = train(pairs, pairs, models, "tiny-a", "dpo", 0, job.training, job.compute, tempfile.mkdtemp())
         >>> record["n_updates"], record["held_out"]["n"], len(record["answers"])
         (1, 2, 2)
 
     Paper: section 4.1, Appendix A.
     """
-    started, folder, settings = time.perf_counter(), Path(run.folder), run.view
+    started, folder = time.perf_counter(), Path(folder)
+    run = _describe_run(train_pairs, models, policy, method, seed, settings, compute, folder, code,
+                        reference_folder or folder)  # fmt: skip
     torch.set_num_threads(run.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(run.models, run.policy)
+    tokenizer = load_tokenizer(models, policy)
     tokenizer.padding_side = "right"
     with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
@@ -91,12 +101,34 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
         _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
         measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"])
-        record = _build_record(run, train_pairs, outcome, measured, time.perf_counter() - started)
+        record = _build_record(run, train_pairs, outcome, measured, settings, time.perf_counter() - started)
         strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
-        (folder / "model" / "README.md").write_text(build_model_card(record, run.models[run.policy], strategy), "utf-8")
+        (folder / "model" / "README.md").write_text(build_model_card(record, models[policy], strategy), "utf-8")
         save_json(record, folder / "training.json")
         clean_up(folder)
     return record
+
+
+def compute_identity(
+    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any, code: str = ""
+) -> str:
+    """Return the digest of all that decides the weights: texts, order, settings, seed, code, policy, device."""
+    return _describe_run(pairs, models, policy, method, seed, settings, compute, Path(), code, Path()).identity
+
+
+def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any,
+                  folder: Path, code: str, reference_folder: Path) -> Run:  # fmt: skip
+    device = choose_device(compute.device)
+    dtype = choose_dtype(compute.dtype, device)
+    weights = compute_weights_digest(models, policy)
+    texts = compute_digest(build_dataset(pairs, method).to_list())
+    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
+    shared = settings.as_dict()
+    identity = compute_digest([data, shared, seed, code, method, weights, dtype, device, compute.threads])
+    kept_in = choose_weights_dtype(settings, dtype)
+    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
+    return Run(models, policy, method, seed, shared, device, dtype, compute.threads, str(folder), identity,
+               str(reference_folder / f"reference-{reference}.parquet"), texts)  # fmt: skip
 
 
 def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
@@ -138,7 +170,7 @@ def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedAr
             "answers": texts, "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
 
 
-def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, seconds: float) -> dict:
+def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, settings: Any, seconds: float) -> dict:
     alarms = find_alarms(outcome["history"], outcome["n_updates"], run.pairs_an_update, **run.rewards)
     alarms += [measured["length_alarm"]] if measured["length_alarm"] else []
     adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
@@ -177,11 +209,13 @@ def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     return None
 
 
-def describe_memory(run: Run, longest: int) -> dict[str, Any]:
+def describe_memory(
+    models: Specs, policy: str, method: str, settings: Any, compute: Any, longest: int
+) -> dict[str, Any]:
     """Estimate a training's memory from the policy's shape and compare it with what is free, loading no weights.
 
     Args:
-        run: what is trained. longest: the longest row, in tokens.
+        models, policy, method, settings, compute: as for `train`. longest: the longest row, in tokens.
 
     Returns:
         states_gib, activations_gib, free_gib, and `warnings`.
@@ -189,8 +223,11 @@ def describe_memory(run: Run, longest: int) -> dict[str, Any]:
     Raises:
         InputError: weights, gradients and optimiser alone do not fit.
     """
-    config, n_parameters = load_shape(run.models, run.policy)
-    estimate = estimate_memory(config, n_parameters, run.view, run.dtype, run.method, longest)
-    free = find_memory(run.device)
+    from karma.models.load import load_shape
+
+    device = choose_device(compute.device)
+    dtype = choose_dtype(compute.dtype, device)
+    config, n_parameters = load_shape(models, policy)
+    estimate, free = estimate_memory(config, n_parameters, settings, dtype, method, longest), find_memory(device)
     gib = {name.replace("_bytes", "_gib"): round(value / 2**30, 2) for name, value in estimate.items()}
-    return {**gib, "free_gib": round(free / 2**30, 2), "warnings": check_memory(estimate, free, run.device)}
+    return {**gib, "free_gib": round(free / 2**30, 2), "warnings": check_memory(estimate, free, device)}
