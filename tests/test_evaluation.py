@@ -21,6 +21,7 @@ from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
 from karma.pool.generate import run
 from karma.statistics import compute_wilson
 from karma.study.settings import ModelSpec
+from tests.conftest import change_base
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -28,8 +29,8 @@ MODELS = {
     name: ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=k).model_dump()
     for k, name in enumerate("ab")
 }
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
-BENCHMARKS = SimpleNamespace(folder=str(DEMO), limit=4, choice_tokens=6, descriptive_tokens=8)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
+BENCHMARKS = change_base("benchmarks", folder=str(DEMO), limit=4, choice_tokens=6, descriptive_tokens=8)
 
 
 @pytest.mark.parametrize("benchmark", HUB)
@@ -160,15 +161,15 @@ def test_a_new_way_of_reading_asks_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["batch_size", "dtype", "choice_tokens"])
 def test_what_changes_an_answer_is_part_of_its_name(tmp_path, change):
     evaluate(CachedModel(MODELS, "a", COMPUTE, 4, tmp_path), ["arc_easy"], BENCHMARKS, ROOT)
-    compute = SimpleNamespace(**{**vars(COMPUTE), "dtype": "bfloat16" if change == "dtype" else "float32"})
-    settings = SimpleNamespace(**{**vars(BENCHMARKS), "choice_tokens": 5 if change == "choice_tokens" else 6})
+    compute = COMPUTE.model_copy(update={"dtype": "bfloat16" if change == "dtype" else "float32"})
+    settings = BENCHMARKS.model_copy(update={"choice_tokens": 5 if change == "choice_tokens" else 6})
     model = CachedModel(MODELS, "a", compute, 3 if change == "batch_size" else 4, tmp_path)
     evaluate(model, ["arc_easy"], settings, ROOT)
     assert model.n_asked == 4
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
-    settings = SimpleNamespace(**{**vars(BENCHMARKS), "limit": 12})
+    settings = BENCHMARKS.model_copy(update={"limit": 12})
     whole = evaluate(CachedModel(MODELS, "a", COMPUTE, 4), ["arc_easy"], settings, ROOT)[1]
     model = CachedModel(MODELS, "a", COMPUTE, 4, tmp_path)
     generate, calls = model.backend.generate, []
@@ -265,12 +266,10 @@ def test_a_given_pool_is_copied_row_by_row(tmp_path):
 
 
 def test_sampling_is_seeded():
-    how = SimpleNamespace(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=0)
-    texts = [sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how) for _ in range(2)]
+    how = change_base("pool", max_new_tokens=8, temperature=1.0, top_p=0.9)
+    texts = [sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how, seed=0) for _ in range(2)]
     assert texts[0] == texts[1]
-    assert texts[0] != sample_responses(
-        CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], SimpleNamespace(**{**vars(how), "seed": 1})
-    )
+    assert texts[0] != sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how, seed=1)
 
 
 def test_paired_differences_by_hand():

@@ -8,7 +8,7 @@ hash, backend, precision, batch size, generation settings.
 import csv
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +29,28 @@ from karma.models.ask import CachedModel
 PROTOCOLS = ("answer", "logprob")
 
 
+class Asked(Protocol):
+    """What is asked and how long an answer may be: the part of `Benchmarks` that a stage declares."""
+
+    @property
+    def folder(self) -> str | None:
+        """Local files; None: the Hub's."""
+
+    @property
+    def limit(self) -> int | None:
+        """Items a benchmark; None: all."""
+
+    @property
+    def choice_tokens(self) -> int:
+        """New tokens of a choice."""
+
+    @property
+    def descriptive_tokens(self) -> int:
+        """New tokens of an IFEval answer."""
+
+
 def evaluate(
-    model: CachedModel, benchmarks: list[str], settings: Any, root: Path, protocol: str = "answer"
+    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str = "answer"
 ) -> tuple[dict, pa.Table]:
     """Ask a model every item of the benchmarks.
 
@@ -98,7 +118,7 @@ def _find_protocol(benchmark: str, protocol: str) -> str:
     return "answer" if benchmark == "ifeval" else protocol
 
 
-def _generation(benchmark: str, settings: Any) -> dict[str, Any]:
+def _generation(benchmark: str, settings: Asked) -> dict[str, Any]:
     if benchmark == "ifeval":
         return {"until": [], "do_sample": False, "max_gen_toks": settings.descriptive_tokens}
     return {"until": [*STOPS], "do_sample": False, "max_gen_toks": settings.choice_tokens}
@@ -136,6 +156,6 @@ def save_evaluation(scores: dict[str, Any], answers: pa.Table, folder: Path) -> 
     save_json(scores, folder / "scores.json")
 
 
-def show_item(benchmark: str, settings: Any, root: Path) -> dict[str, Any]:
+def show_item(benchmark: str, settings: Asked, root: Path) -> dict[str, Any]:
     """Return a benchmark's first item, for a reader to see what is asked."""
     return load_items(benchmark, root / settings.folder if settings.folder else None, 1)[0]
