@@ -1,7 +1,9 @@
 """Writes a study's files in the fixed formats, without a model, for tests of results, claims, report."""
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.files import find_project_root
+from karma.pairs.accounting import Accounting
+from karma.pairs.folder import save_pairs
+from karma.pairs.pairs import PairSet
+from karma.pairs.schema import PAIR_SCHEMA
 from karma.scores.measured import build_score_table
 from karma.scores.read import save_score_table
 from karma.study.experiment import Experiment, load_experiment
@@ -55,18 +61,30 @@ def write_training(job: Job) -> None:
     (job.folder / "training.json").write_text(json.dumps(content))
 
 
+def write_pairs(folder: Path, strategy: str, dropped: dict[str, int], **settings: Any) -> None:
+    """Save a pair folder, through the kit's own saver: what is left of 100 prompts with 4 responses each."""
+    n_pairs = 100 - sum(dropped.values())
+    rows = [
+        {"row_id": f"{k:032x}", "source": "test", "prompt": [{"role": "user", "content": f"Count to {k}."}],
+         **{side: [{"role": "assistant", "content": f"{side} {k}"}] for side in ("chosen", "rejected")},
+         "chosen_model": "a", "rejected_model": "b", "chosen_score": 0.9, "rejected_score": 0.2, "kinship": 0.5,
+         "strategy": strategy, "chosen_id": f"c{k}", "rejected_id": f"r{k}"}
+        for k in range(n_pairs)
+    ]  # fmt: skip
+    books = Accounting(strategy, rows_in=100, pairs_out=n_pairs, dropped=Counter(dropped), responses_in=400,
+                       responses_usable=400, settings=settings)  # fmt: skip
+    save_pairs(PairSet(pa.Table.from_pylist(rows, PAIR_SCHEMA), books), folder)
+
+
 def write_selection(job: Job) -> None:
     """A finished selection of 07: `m_ap` moves the policy towards 15 of 20 held-out pairs, `random` towards 10."""
     n_right = 15 if job.params["metric"] == "m_ap" else 10
     agreement = {"n": 60, "correlation": 0.5, "low": 0.3, "high": 0.7, "overlap": 0.6, "overlap_by_chance": 0.4}
-    job.folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("accounting", {"settings": {"candidates": 60}}),
-        ("selection", {**job.params, "ratio": float(job.params["ratio"]), "agreement_with_annotations": agreement}),
-    ):
-        (job.folder / f"{name}.json").write_text(json.dumps(content))
-    (job.folder / "README.md").write_text("card")
-    (job.folder / "pairs.parquet").write_bytes(b"")
+    write_pairs(
+        job.folder, job.params["strategy"], {"equal_s_pref": 20, "held_out": 20, "not_selected": 36}, candidates=60
+    )
+    record = {**job.params, "ratio": float(job.params["ratio"]), "agreement_with_annotations": agreement}
+    (job.folder / "selection.json").write_text(json.dumps(record))
     settings = job.experiment.settings
     for method in settings.potential.methods:
         for seed in settings.seeds:
@@ -93,11 +111,7 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
             elif stage.name == "07_alignment_potential":
                 write_selection(job)
             elif stage.name == "03_binarization":
-                job.folder.mkdir(parents=True, exist_ok=True)
-                accounting = {"rows_in": 100, "pairs_out": 80, "dropped": {"equal S_pref": 20}}
-                (job.folder / "accounting.json").write_text(json.dumps(accounting))
-                (job.folder / "README.md").write_text("card")
-                (job.folder / "pairs.parquet").write_bytes(b"")
+                write_pairs(job.folder, job.params["strategy"], {"equal_s_pref": 20}, tau=0.1)
             elif stage.name == "pool":
                 job.folder.mkdir(parents=True, exist_ok=True)
                 (job.folder / "pool.parquet").write_bytes(b"")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
+from karma.pairs.pairs import load_pairs
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
@@ -33,6 +34,16 @@ def test_a_whole_study_has_no_gaps(study):
     assert set(study.results["strategy"]) == {"start", "rlaif", "k_score", "k_sim", "k_score_sim"}
     assert set(study.trainings["held_out_accuracy"]) == {0.6}
     assert study.scores.n_items["ifeval"] == 60 and study.scores.n_items_source == "measured"
+
+
+def test_the_study_s_pair_folders_are_those_that_the_kit_loads(experiment):
+    folders = [p.parent for p in experiment.outputs.glob("*/**/pairs.parquet")]
+    assert len(folders) == 4 + 2  # strategies, selections
+    for folder in folders:
+        pairs = load_pairs(folder)
+        assert (
+            len(pairs) == (80 if folder.parent.name == "pairs" else 24) and (folder / "README.md").stat().st_size > 500
+        )
 
 
 def test_an_empty_study_gives_tables_of_named_gaps(tmp_path):

@@ -224,25 +224,37 @@ def history(**curves):
 
 
 @pytest.mark.parametrize(
-    ("curves", "message"),
+    ("curves", "text"),
     [
-        ({"loss": [0.6] * 5 + [float("nan")] * 7}, "update 6: the loss is nan: lower training.learning_rate"),
-        ({"loss": [0.6] * 11 + [2e-5]}, "update 12: the loss is 2.0e-05, below 0.0001: the policy collapsed"),
-        ({"rewards/accuracies": [0.0] + [1.0] * 11}, "reward accuracy is 1.0 from the start to update 4"),
-        ({"rewards/margins": [0.0] * 12}, "the reward margin moved by 0.0000 nats only"),
+        ({"loss": [0.6] * 5 + [float("nan")] * 7},
+         "update 6: the loss is nan: lower training.learning_rate, or set compute.dtype to float32"),
+        ({"grad_norm": [1.0] * 5 + [float("inf")] * 7},
+         "update 6: the gradient is inf: lower training.learning_rate, or set compute.dtype to float32"),
+        ({"loss": [0.6] * 11 + [2e-5]},
+         "update 12: the loss is 2.0e-05, below 0.0001: the policy collapsed, or chosen texts give themselves away; "
+         "read them, lower the rate"),
+        ({"rewards/accuracies": [0.0] + [1.0] * 11},
+         "reward accuracy is 1.0 from the start to update 4: chosen and rejected differ in something trivial "
+         "(length, origin model's style); read the pairs"),
+        ({"rewards/margins": [0.0] * 12},
+         "the reward margin moved by 0.0000 nats only: the policy did not learn; raise training.learning_rate or "
+         "epochs, or lower training.warmup_steps"),
         ({"rewards/chosen": [-0.1 * k for k in range(12)], "rewards/rejected": [-0.3 * k for k in range(12)]},
-         "both log-probabilities fell (chosen -10.00, rejected -30.00 nats a response): likelihood displacement"),
+         "both log-probabilities fell (chosen -10.00, rejected -30.00 nats a response): likelihood displacement; "
+         "lower training.learning_rate, or raise training.beta"),
     ],
 )  # fmt: skip
-def test_each_alarm_rings_with_advice_and_only_then(curves, message):
-    (alarm,) = find_alarms(history(**curves), n_updates=12, pairs_an_update=8, beta=0.1)
-    assert (alarm.startswith(message) and ";" in alarm) or "lower" in alarm
+def test_each_alarm_rings_with_advice_and_only_then(curves, text):
+    assert find_alarms(history(**curves), n_updates=12, pairs_an_update=8, beta=0.1) == [text]
     assert find_alarms(history(loss=[0.5] * 12), n_updates=12, pairs_an_update=8, beta=0.1) == []
 
 
 def test_answers_that_no_longer_end_ring():
     ends, runs = {"tokens": 30, "finished": True}, {"tokens": 40, "finished": False}
-    assert "no longer end (before: 0)" in compare_lengths([ends] * 10, [runs] * 10)
+    assert compare_lengths([ends] * 10, [runs] * 10) == (
+        "answers grew from 30 to 40 tokens, and 10 of 10 no longer end (before: 0): length runs away; read them, "
+        "lower training.learning_rate, or pair responses of like length"
+    )
     assert compare_lengths([ends] * 10, [ends] * 9 + [runs]) is None
 
 
