@@ -1,0 +1,314 @@
+"""Every `plot_` function drawn, and its boxes looked at; a new one fails until it has a case here.
+
+Cases of one function are told apart after a colon. What is known to be wrong stands in KNOWN with its reason, strictly:
+whoever mends it takes the line out.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+import karma.figures
+from karma.figures import diagrams, evaluation, kinship, kinship_map, kinship_trust, pairs, potential, results
+from karma.figures import self_play as self_play_figures
+from karma.figures import training as training_figures
+from karma.figures.style import set_style
+from karma.kinship.study import KinshipStudy, build_study
+from karma.pairs.agreement import compute_agreement, compute_overlap
+from karma.pairs.build import build_pair_sets
+from karma.pairs.curriculum import order_pairs
+from karma.pairs.quality_gap import compare_gaps, compute_gaps
+from karma.pool.annotations import collect_annotations
+from karma.pool.pool import load_pool
+from karma.potential.margins import build_candidates
+from karma.potential.study import choose_by_each
+from karma.potential.study import compute_overlap as compute_common
+from karma.results.estimates import compute_capabilities, compute_policies
+from karma.results.ledger import compute_counts
+from karma.results.published import load_published
+from karma.results.study import Study, collect_results
+from karma.scores.read import load_score_table
+from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES
+from tests.boxes import check_boxes, find_problems
+from tests.study_files import make_experiment, write_study
+
+KNOWN = {
+    "plot_scores: high": "the legend, at the upper right, lies on the scores of strong models",
+    "plot_differences": "the axis title is wider than the plot and cut at the right",
+    "plot_agreement": "the axis title is wider than the plot and cut at the right",
+    "plot_overlap": "the longest name below the heat map is cut at the bottom",
+    "plot_model_pairs": "of few models, names and the axis title of the rows run into one another and into the title",
+    "plot_sensitivity: six models": "the legend's fixed place lies on the curves of few models",
+    "plot_margins": "the legend lies on points: a full square has no free corner",
+    "plot_training: dpo": "the legend's letters are 7 pt",
+    "plot_training: simpo": "the legend's letters are 7 pt",
+    "plot_training: one update": "ticks between whole updates, one over another; the legend's letters are 7 pt",
+}
+TAU, CUT = 0.1, 0.4
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def kin(n_models: int = 16) -> KinshipStudy:
+    """Stage 2 of the paper's table, or of its first models."""
+    table = load_score_table("paper")
+    if n_models < 16:
+        from dataclasses import replace
+
+        table = replace(table, scores=table.scores.iloc[:n_models], facts=table.facts.iloc[:n_models])
+    return build_study(table, tau=TAU, distance="rmsd", linkage="average", cut=CUT, n_draws=200)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> dict[str, Study]:
+    """A study as the demo is, one with every strategy, method and benchmark, one that has just begun, and the paper."""
+    found = {"published": load_published()}
+    everything = f"\nstrategies: [{', '.join(STRATEGIES)}]\nmethods: [{', '.join(METHODS)}]\n"
+    for name, extra in (("demo", ""), ("everything", everything), ("empty", "")):
+        experiment = make_experiment(tmp_path_factory.mktemp(name), extra)
+        if name == "everything":
+            benchmarks = experiment.settings.benchmarks.model_copy(update={"policy": list(BENCHMARKS)})
+            experiment.settings = experiment.settings.model_copy(update={"benchmarks": benchmarks})
+        if name != "empty":
+            write_study(experiment)
+        found[name] = collect_results(experiment)
+    return found
+
+
+@cache
+def pool() -> list[dict]:
+    """Eighty prompts with four of six origin models each, longer answers by better models, annotated by lot."""
+    dice = np.random.default_rng(0)
+    models = {"gpt-4": 30, "bard": 28, "alpaca-7b": 5, "mpt-30b-chat": 12, "vicuna-33b": 20, "llama-2-13b-chat": 22}
+    return [
+        {"source": "own", "instruction": f"Question {i}?", "completions": [
+            {"model": m, "response": f"{m} {i}. " + "Rain falls on the quiet hills. " * (models[m] + int(dice.integers(4))),
+             "overall_score": float(dice.integers(1, 6))} for m in dice.choice(sorted(models), 4, replace=False)]}
+        for i in range(80)
+    ]  # fmt: skip
+
+
+@cache
+def pair_sets() -> dict:
+    return build_pair_sets(load_pool(pool()), load_score_table("paper"), list(STRATEGIES), tau=TAU, seed=0)
+
+
+def draw_overlap():
+    tables = {name: one.table for name, one in pair_sets().items()}
+    return pairs.plot_overlap(compute_overlap(tables, "chosen"), compute_overlap(tables))
+
+
+def draw_gaps():
+    gaps = {name: compute_gaps(one.table) for name, one in pair_sets().items()}
+    return pairs.plot_gaps(gaps, compare_gaps(gaps, "random"))
+
+
+def draw_agreement():
+    annotations = collect_annotations(load_pool(pool()), "overall_score")
+    return pairs.plot_agreement(compute_agreement(pair_sets()["k_sim"].table, annotations, by_models=True))
+
+
+def draw_choices():
+    margins, ids = np.random.default_rng(0).normal(size=(60, 2)), [f"{i:03}" for i in range(60)]
+    explicit, implicit = np.abs(margins).T
+    judged = np.random.default_rng(1).random(60)
+    pools = {"signed": build_candidates(ids, *margins.T, 1.0), "plain": build_candidates(ids, explicit, implicit, 1.0),
+             "annotated": build_candidates(ids, judged, implicit, 1.0)}  # fmt: skip
+    choices = choose_by_each(pools, 24, seed=0)
+    return potential.plot_choices(pools, choices, compute_common(choices))
+
+
+def draw_curve(metrics, ratios=(0.1, 0.2, 0.4, 1.0)):
+    """Held-out accuracy of every metric, size and method; the values by lot."""
+    dice = np.random.default_rng(0)
+    rows = [{"policy": "smollm2-135m", "strategy": "k_score_sim", "method": method, "metric": metric, "ratio": ratio,
+             "accuracy": (right := dice.uniform(0.3, 0.8)), "low": right - 0.2, "high": right + 0.2}
+            for method in METHODS for metric in metrics for ratio in ratios]  # fmt: skip
+    return potential.plot_curve(pd.DataFrame(rows))
+
+
+def draw_rounds(n_rounds: int):
+    rows = [{"policy": "smollm2-135m", "arm": arm, "scorer": "instructions", "round": number, "n_pairs": 120 * number,
+             "score": 0.4 + 0.03 * number, "score_low": 0.3, "score_high": 0.6, "preference": 0.5 + 0.05 * number,
+             "preference_low": 0.4, "preference_high": 0.75} for arm in ARMS for number in range(n_rounds + 1)]  # fmt: skip
+    return self_play_figures.plot_rounds(pd.DataFrame(rows))
+
+
+def draw_margins(n: int):
+    dice = np.random.default_rng(0)
+    ids = [str(k) for k in range(n)]
+    table = pa.table({"row_id": ids, "explicit_margin": dice.random(n), "implicit_margin": dice.random(n)})
+    return self_play_figures.plot_margins(table, table.slice(0, n // 2), self_play_figures.UNITS["judge"])
+
+
+def draw_training(method: str, n_updates: int = 60):
+    step = np.arange(n_updates) + 1
+    noise = np.random.default_rng(0).normal(0, 0.02, n_updates)
+    curves = {"loss": np.log(2) * np.exp(-step / 80) + noise, "rewards/margins": 0.02 * step + noise,
+              "rewards/accuracies": 0.9 - 0.4 * np.exp(-step / 20) + noise, "logps/chosen": -120 - 0.1 * step + noise,
+              "logps/rejected": -140 - 0.4 * step + noise, "mean_token_accuracy": 0.5 + 0.002 * step + noise,
+              "learning_rate": np.linspace(5e-5, 0, n_updates)}  # fmt: skip
+    return training_figures.plot_training(pd.DataFrame({"step": step, **curves}), method)
+
+
+def score_frame(value: float) -> pd.DataFrame:
+    """All benchmarks about one score, with IFEval's floor."""
+    columns = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 1319, "chance": 0.25, "floor": np.nan}
+    frame = pd.DataFrame(columns, index=list(BENCHMARKS))
+    frame.loc["ifeval", ["chance", "floor"]] = [np.nan, 0.1]
+    return frame
+
+
+def difference_frame() -> pd.DataFrame:
+    return pd.DataFrame({"difference": 0.02, "low": -0.05, "high": 0.09, "n": 38}, index=list(BENCHMARKS))
+
+
+PROMPT = "Question: which of these floats on water?\n" + "\n".join(f"{c}. a thing named {c}" for c in "ABCDEFGHIJ")
+
+
+def worked(n_models: int, dropped: bool):
+    table = kin(n_models).table
+    return kinship.plot_worked_example(table, kinship.find_worked_set(table, TAU, dropped), TAU)
+
+
+PLOTS: dict[str, Callable] = {
+    "plot_labelling: demo": lambda s: diagrams.plot_labelling(compute_counts(s["demo"])),
+    "plot_labelling: published": lambda s: diagrams.plot_labelling(compute_counts(s["published"])),
+    "plot_labelling: empty": lambda s: diagrams.plot_labelling(compute_counts(s["empty"])),
+    "plot_framework: demo": lambda s: diagrams.plot_framework(s["demo"], compute_counts(s["demo"])),
+    "plot_framework: published": lambda s: diagrams.plot_framework(s["published"], compute_counts(s["published"])),
+    "plot_framework: everything": lambda s: diagrams.plot_framework(s["everything"], compute_counts(s["everything"])),
+    "plot_framework: empty": lambda s: diagrams.plot_framework(s["empty"], compute_counts(s["empty"])),
+    "plot_prompt: short": lambda s: diagrams.plot_prompt("1 + 1?", "2", "arc_easy"),
+    "plot_prompt: choices": lambda s: diagrams.plot_prompt(PROMPT, "The answer is (A). " * 30, "mmlu_pro"),
+    "plot_prompt: wide letters": lambda s: diagrams.plot_prompt("W" * 400, "W" * 400, "ifeval"),
+    "plot_prompt: cut": lambda s: diagrams.plot_prompt("a line\n" * 99, None),
+    "plot_scores: low": lambda s: evaluation.plot_scores(score_frame(0.2), "smollm2-135m"),
+    "plot_scores: high": lambda s: evaluation.plot_scores(score_frame(0.85), "smollm2-135m"),
+    "plot_differences": lambda s: evaluation.plot_differences(difference_frame(), "k_score_sim, dpo, seed 0"),
+    "plot_worked_example: figure 3": lambda s: worked(16, False),
+    "plot_worked_example: figure 9": lambda s: worked(16, True),
+    "plot_worked_example: six models": lambda s: worked(6, False),
+    "plot_dendrograms: paper": lambda s: kinship.plot_dendrograms(kin().trees, CUT, kin().table),
+    "plot_dendrograms: six models": lambda s: kinship.plot_dendrograms(kin(6).trees, CUT, kin(6).table),
+    "plot_kinship: paper": lambda s: kinship.plot_kinship(kin().kinship, kin().trees["total"][1], TAU, CUT, kin().table),
+    "plot_kinship: six models": lambda s: kinship.plot_kinship(kin(6).kinship, kin(6).trees["total"][1], TAU, CUT, kin(6).table),
+    "plot_pca: paper": lambda s: kinship_map.plot_pca(kin().pca, kin().table),
+    "plot_pca: six models": lambda s: kinship_map.plot_pca(kin(6).pca, kin(6).table),
+    "plot_uncertainty: paper": lambda s: kinship_trust.plot_uncertainty(kin()),
+    "plot_uncertainty: six models": lambda s: kinship_trust.plot_uncertainty(kin(6)),
+    "plot_sensitivity: paper": lambda s: kinship_trust.plot_sensitivity(kin()),
+    "plot_sensitivity: six models": lambda s: kinship_trust.plot_sensitivity(kin(6)),
+    "plot_overlap": lambda s: draw_overlap(),
+    "plot_model_pairs": lambda s: pairs.plot_model_pairs(pair_sets()["k_score"].table, "k_score"),
+    "plot_gaps": lambda s: draw_gaps(),
+    "plot_curriculum": lambda s: pairs.plot_curriculum(order_pairs(pair_sets()["k_sim"], 3).table, "k_sim"),
+    "plot_agreement": lambda s: draw_agreement(),
+    "plot_choices": lambda s: draw_choices(),
+    "plot_curve: two metrics": lambda s: draw_curve(["random", "m_ap"], [0.4]),
+    "plot_curve: all metrics": lambda s: draw_curve(METRICS),
+    **{f"plot_capabilities: {n}": lambda s, n=n: results.plot_capabilities(compute_capabilities(s[n]), s[n].source)
+       for n in ("demo", "everything", "published", "empty")},
+    **{f"plot_policies: {n}": lambda s, n=n: results.plot_policies(compute_policies(s[n], "dpo"), "dpo")
+       for n in ("demo", "everything", "published", "empty")},
+    "plot_rounds: two": lambda s: draw_rounds(2),
+    "plot_rounds: ten": lambda s: draw_rounds(10),
+    "plot_margins": lambda s: draw_margins(80),
+    **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},
+    "plot_training: one update": lambda s: draw_training("dpo", 1),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    set_style()
+    yield
+    plt.close("all")
+
+
+def figure_of(drawn) -> Figure:
+    first = drawn if isinstance(drawn, Figure) else np.atleast_1d(np.asarray(drawn, dtype=object)).flat[0]
+    return first if isinstance(first, Figure) else first.get_figure(root=True)
+
+
+@pytest.mark.parametrize("case", [
+    pytest.param(case, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=KNOWN[case])) if case in KNOWN
+    else case for case in PLOTS
+])  # fmt: skip
+def test_boxes(case, studies):
+    check_boxes(figure_of(PLOTS[case](studies)))
+
+
+def test_every_plot_function_has_a_case():
+    modules = [importlib.import_module(f"karma.figures.{m.name}") for m in pkgutil.iter_modules(karma.figures.__path__)]
+    there = {name for module in modules for name in vars(module) if name.startswith("plot_")}
+    assert there == {case.split(":")[0] for case in PLOTS} and set(KNOWN) <= set(PLOTS)
+    assert Path(karma.figures.__file__).parent.name == "figures"
+
+
+# --- each kind of problem is found -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain():
+    """A small figure with nothing wrong."""
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.plot([0, 1, 2], [0, 1, 2], "o", label="points")
+    ax.set(xlabel="place", ylabel="score (share)", title="Whole")
+    assert find_problems(figure) == []
+    return ax
+
+
+def turn(ax, angle):
+    ax.set_xticks(range(3), ["the name of a model"] * 3, rotation=angle, ha="right", rotation_mode="anchor")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda ax: ax.figure.text(0.9, 0.5, "far to the right"), "off the canvas"),
+        (lambda ax: turn(ax, 0), "over one another: 'the name of a model'"),
+        (lambda ax: ax.text(1, 1, "one") and ax.text(1, 1, "two"), "over one another: 'one' and 'two'"),
+        (lambda ax: ax.set_xlabel(""), "no axis title beside '"),
+        (lambda ax: ax.set_ylabel(""), "no axis title beside '"),
+        (lambda ax: ax.set_title("Small", fontsize=7), "7 pt, below 8: 'Small'"),
+        (lambda ax: ax.legend(loc="upper right"), "a legend covers 1 points of the plot"),
+        (lambda ax: ax.text(0, 2, "note", va="center") and ax.legend(loc="upper left"), "a legend covers 'note'"),
+        (lambda ax: ax.figure.add_axes((0, 0, 0.1, 0.1)).set_axis_off(), "axes with nothing in them"),
+    ],
+)  # fmt: skip
+def test_a_spoilt_figure_is_found_out(plain, spoil, problem):
+    spoil(plain)
+    with pytest.raises(AssertionError) as error:
+        check_boxes(plain.figure)
+    assert problem in str(error.value)
+
+
+def test_turned_names_that_lie_apart_are_no_overlap(plain):
+    plain.figure.set_size_inches(3, 3)
+    turn(plain, 45)
+    check_boxes(plain.figure)
+
+
+def test_what_is_hidden_or_shared_is_no_problem(plain):
+    twin = plain.figure.add_axes((0.2, 0.9, 0.2, 0.05))
+    twin.set(visible=False, xlabel="")
+    plain.text(1, 1, "off", visible=False)
+    check_boxes(plain.figure)
+    _, (left, right) = plt.subplots(1, 2, sharey=True)
+    for ax in (left, right):
+        ax.plot([1, 2])
+        ax.set_xlabel("place")
+    left.set_ylabel("score (share)")
+    check_boxes(left.figure)
