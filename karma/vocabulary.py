@@ -7,6 +7,7 @@ rewording a sentence reruns nothing that trains or generates (`karma.study.finge
 """
 
 import csv
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
@@ -81,19 +82,22 @@ class Method:
     Attributes:
         title: in tables. sentence: what it learns from a pair. source: its paper.
         learns_from: "chosen" responses alone, or "pairs".
+        start_loss: of a policy that is still its own reference, in nats; None where there is no reference.
     """
 
     title: str
     sentence: str
     source: str
     learns_from: Literal["chosen", "pairs"]
+    start_loss: float | None = None
 
 
 METHODS = {
     "sft": Method("SFT", "the chosen response, token by token", "section 4.1", "chosen"),
-    "dpo": Method("DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs"),
+    "dpo": Method(
+        "DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs", math.log(2)),
     "simpo": Method("SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", "pairs"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 from karma.models.ask import CachedModel
 from karma.study.settings import ModelSpec
+from tests.conftest import change_base
 
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
 KEY = "sk-secret-4711"
@@ -25,7 +25,7 @@ class ChatServer(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.model = CachedModel(TINY, "tiny", SimpleNamespace(device="cpu", dtype="float32", threads=1), 1)
+        self.model = CachedModel(TINY, "tiny", change_base("compute", device="cpu", dtype="float32"), 1)
         self.asked, self.troubles, self.lock = [], [], threading.Lock()
         self.pause_s, self.usage, self.old_limit_refused = 0.0, True, False
         threading.Thread(target=self.serve_forever, daemon=True).start()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -30,6 +31,14 @@ class _Together(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
     """Tell pytest-xdist how to share out the tests (its own groups do nothing under pytest 9.2)."""
     return _Together(config, log)
+
+
+def change_base(section: str, **values: object) -> Any:
+    """Return a section of base.yaml's settings with some values changed, validated as an experiment's are."""
+    from karma.study.experiment import load_base
+
+    whole = getattr(load_base(), section)
+    return type(whole).model_validate({**whole.model_dump(), **values})
 
 
 @pytest.fixture(scope="session")

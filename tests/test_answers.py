@@ -11,6 +11,7 @@ from karma.errors import InputError
 from karma.evaluation.answers import score_recorded, write_prompt
 from karma.evaluation.extraction import LETTERS
 from karma.evaluation.items import load_items
+from karma.evaluation.scoring import list_warnings
 from karma.files import find_project_root, load_json
 from karma.models.load import load_model, load_tokenizer
 from karma.study.settings import ModelSpec
@@ -128,6 +129,39 @@ def test_unread_answers_are_listed_and_loud(tmp_path):
     done = run("--answers", path, "--benchmark", "arc_easy", "--out", tmp_path / "out")
     assert "WARNING: 100% of the arc_easy answers could not be read" in done.output
     assert len((tmp_path / "out" / "unread.csv").read_text().splitlines()) == 29
+
+
+def test_answers_that_run_on_are_cut_counted_and_loud(tmp_path):
+    wrong = [LETTERS[1 - item["answer"] % 2] for item in ARC]
+    more = [f"\n\nQuestion: What next?\nThe answer is ({letter})." for letter in wrong]
+    rows = [
+        {"item_id": i["item_id"], "answer": right(i) + m * (k < 7)}
+        for k, (i, m) in enumerate(zip(ARC, more, strict=True))
+    ]
+    done = run("--answers", write(tmp_path / "m.jsonl", rows), "--benchmark", "arc_easy", "--out", tmp_path / "out")
+    assert "WARNING: 25% of the arc_easy answers run on into another question" in done.output
+    score = load_json(tmp_path / "out" / "scores.json")["benchmarks"]["arc_easy"]
+    assert (score["value"], score["details"]["run_on"], score["details"]["by_last"]) == (1, 7 / 28, 1)
+    few, _ = score_recorded(
+        write(
+            tmp_path / "few.jsonl",
+            [{**r, "answer": right(i)} if k > 1 else r for k, (r, i) in enumerate(zip(rows, ARC, strict=True))],
+        ),
+        ["arc_easy"],
+        DEMO,
+    )
+    assert few["benchmarks"]["arc_easy"]["details"]["run_on"] == 2 / 28 and list_warnings(few) == []
+
+
+def test_the_score_by_the_last_statement_is_told_where_it_moves(tmp_path):
+    rows = [
+        {"item_id": i["item_id"], "answer": f"{right(i)} Then the answer is ({LETTERS[1 - i['answer'] % 2]})."}
+        for i in ARC
+    ]
+    scores, _ = score_recorded(write(tmp_path / "m.jsonl", rows), ["arc_easy"], DEMO)
+    score = scores["benchmarks"]["arc_easy"]
+    assert score["value"] == score["details"]["by_first"] == 1 and score["details"]["by_last"] == 0
+    assert "by the last the score were 0.000 instead of 1.000" in " ".join(list_warnings(scores))
 
 
 def test_the_command_evaluates_a_folder_by_answer_and_by_logprob(tmp_path):

@@ -21,12 +21,12 @@ from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, TINY, ChatServer
-from tests.conftest import project_environment
+from tests.conftest import change_base, project_environment
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
-BENCHMARKS = SimpleNamespace(folder=str(DEMO), limit=6, choice_tokens=6, descriptive_tokens=8)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
+BENCHMARKS = change_base("benchmarks", folder=str(DEMO), limit=6, choice_tokens=6, descriptive_tokens=8)
 
 
 @pytest.fixture
@@ -81,13 +81,13 @@ def test_a_busy_server_is_asked_again(server, capsys):
 
 
 def test_a_server_that_stays_busy_is_an_error_and_what_was_answered_is_kept(server, tmp_path):
-    how = SimpleNamespace(max_new_tokens=4, temperature=0, top_p=1, seed=0)
-    sample_responses(connect(server, tmp_path), ["one", "two"], how)
+    how = change_base("pool", max_new_tokens=4, temperature=0, top_p=1)
+    sample_responses(connect(server, tmp_path), ["one", "two"], how, 0)
     server.troubles = [503] * 7
     with pytest.raises(KarmaError, match=r"refused model 'tiny' \(HTTP 503\): .*busy"):
-        sample_responses(connect(server, tmp_path, batch_size=1), ["one", "two", "three"], how)
+        sample_responses(connect(server, tmp_path, batch_size=1), ["one", "two", "three"], how, 0)
     again = connect(server, tmp_path)
-    sample_responses(again, ["one", "two", "three"], how)
+    sample_responses(again, ["one", "two", "three"], how, 0)
     assert (again.n_asked, again.n_cached) == (1, 2)
 
 
@@ -121,9 +121,9 @@ def test_no_server_is_an_error_with_a_remedy(server, monkeypatch):
 
 
 def test_sampling_is_seeded_at_the_server_too(server):
-    how = SimpleNamespace(max_new_tokens=4, temperature=0.7, top_p=0.9, seed=0)
-    sample_responses(connect(server), ["one", "two"], how)
-    sample_responses(connect(server), ["one", "two"], how)
+    how = change_base("pool", max_new_tokens=4, temperature=0.7, top_p=0.9)
+    sample_responses(connect(server), ["one", "two"], how, 0)
+    sample_responses(connect(server), ["one", "two"], how, 0)
     seeds = [body["seed"] for body in sorted(server.asked, key=lambda b: b["messages"][0]["content"])]
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
     assert all((body["temperature"], body["top_p"]) == (0.7, 0.9) for body in server.asked)
@@ -234,7 +234,7 @@ def test_a_model_in_its_own_process_answers_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_without_vllm_its_backend_says_so(tmp_path):
-    model = CachedModel(save_tiny(tmp_path), "tiny", SimpleNamespace(**vars(COMPUTE), backend="vllm"), 2)
+    model = CachedModel(save_tiny(tmp_path), "tiny", COMPUTE.model_copy(update={"backend": "vllm"}), 2)
     with pytest.raises(KarmaError, match="vllm"):
         ask(model, "Hi", 4)
 
@@ -244,13 +244,13 @@ def test_without_vllm_its_backend_says_so(tmp_path):
     importlib.util.find_spec("vllm") is None, reason="vLLM is missing: it needs a GPU and its own install"
 )
 def test_vllm_answers(tmp_path):
-    compute = SimpleNamespace(device="cuda", dtype="bfloat16", threads=1, backend="vllm")
+    compute = change_base("compute", device="cuda", dtype="bfloat16", backend="vllm")
     assert isinstance(ask(CachedModel(save_tiny(tmp_path), "tiny", compute, 8), "Hi", 4), str)
 
 
 def test_a_made_up_model_cannot_be_given_to_vllm():
     with pytest.raises(InputError, match="made in memory"):
-        CachedModel(TINY, "tiny", SimpleNamespace(**vars(COMPUTE), backend="vllm"), 2)
+        CachedModel(TINY, "tiny", COMPUTE.model_copy(update={"backend": "vllm"}), 2)
 
 
 def test_a_server_can_write_the_pool(server, tmp_path):

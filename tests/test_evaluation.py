@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import yaml
+from lm_eval.api.instance import Instance
 
 from karma.errors import InputError
+from karma.evaluation.answer_text import STOPS
 from karma.evaluation.compare import build_score_frame, compare_answers
 from karma.evaluation.items import HUB, load_items
 from karma.evaluation.protocol import write_choice_prompt
@@ -18,6 +21,7 @@ from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
 from karma.pool.generate import run
 from karma.statistics import compute_wilson
 from karma.study.settings import ModelSpec
+from tests.conftest import change_base
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -25,8 +29,8 @@ MODELS = {
     name: ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=k).model_dump()
     for k, name in enumerate("ab")
 }
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
-BENCHMARKS = SimpleNamespace(folder=str(DEMO), limit=4, choice_tokens=6, descriptive_tokens=8)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
+BENCHMARKS = change_base("benchmarks", folder=str(DEMO), limit=4, choice_tokens=6, descriptive_tokens=8)
 
 
 @pytest.mark.parametrize("benchmark", HUB)
@@ -103,9 +107,22 @@ def test_scores_say_what_is_needed_to_repeat_them(tmp_path):
     assert ifeval["n"] == table["n"].sum() and ifeval["value"] == pytest.approx(table["correct"].sum() / ifeval["n"])
 
 
+def test_choice_answers_stop_at_a_next_question_as_their_task_says(tmp_path):
+    model = CachedModel(MODELS, "a", COMPUTE, 4)
+    scores, answers = evaluate(model, ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
+    arc, ifeval = scores["benchmarks"]["arc_easy"], scores["benchmarks"]["ifeval"]
+    assert (arc["generation"]["until"], ifeval["generation"]["until"]) == (STOPS, [])
+    assert (arc["task_version"], ifeval["task_version"]) == (2.0, 1.0)
+    choice = (ROOT / "karma" / "evaluation" / "tasks" / "_choice.yaml").read_text()
+    assert yaml.safe_load(choice.replace("!function", ""))["generation_kwargs"]["until"] == STOPS
+    prompt, whole = answers.to_pylist()[-1]["prompt"], answers.to_pylist()[-1]["answer"]
+    stop = whole[len(whole) // 2 :][:2]
+    how = {**arc["generation"], "until": [stop]}
+    assert model.generate_until([Instance("generate_until", {}, (prompt, how), 0)], True) == [whole.split(stop)[0]]
+
+
 def test_answers_equal_lm_eval_s_own_backend():
     """The same prompts through lm-evaluation-harness's hf model, one by one, give the same text."""
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     ours = CachedModel(MODELS, "a", COMPUTE, 3)
@@ -144,15 +161,15 @@ def test_a_new_way_of_reading_asks_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["batch_size", "dtype", "choice_tokens"])
 def test_what_changes_an_answer_is_part_of_its_name(tmp_path, change):
     evaluate(CachedModel(MODELS, "a", COMPUTE, 4, tmp_path), ["arc_easy"], BENCHMARKS, ROOT)
-    compute = SimpleNamespace(**{**vars(COMPUTE), "dtype": "bfloat16" if change == "dtype" else "float32"})
-    settings = SimpleNamespace(**{**vars(BENCHMARKS), "choice_tokens": 5 if change == "choice_tokens" else 6})
+    compute = COMPUTE.model_copy(update={"dtype": "bfloat16" if change == "dtype" else "float32"})
+    settings = BENCHMARKS.model_copy(update={"choice_tokens": 5 if change == "choice_tokens" else 6})
     model = CachedModel(MODELS, "a", compute, 3 if change == "batch_size" else 4, tmp_path)
     evaluate(model, ["arc_easy"], settings, ROOT)
     assert model.n_asked == 4
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
-    settings = SimpleNamespace(**{**vars(BENCHMARKS), "limit": 12})
+    settings = BENCHMARKS.model_copy(update={"limit": 12})
     whole = evaluate(CachedModel(MODELS, "a", COMPUTE, 4), ["arc_easy"], settings, ROOT)[1]
     model = CachedModel(MODELS, "a", COMPUTE, 4, tmp_path)
     generate, calls = model.backend.generate, []
@@ -172,7 +189,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_log_probabilities_equal_lm_eval_s_own_and_are_kept(tmp_path):
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     model = CachedModel(MODELS, "a", COMPUTE, 2, tmp_path)
@@ -250,12 +266,10 @@ def test_a_given_pool_is_copied_row_by_row(tmp_path):
 
 
 def test_sampling_is_seeded():
-    how = SimpleNamespace(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=0)
-    texts = [sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how) for _ in range(2)]
+    how = change_base("pool", max_new_tokens=8, temperature=1.0, top_p=0.9)
+    texts = [sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how, seed=0) for _ in range(2)]
     assert texts[0] == texts[1]
-    assert texts[0] != sample_responses(
-        CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], SimpleNamespace(**{**vars(how), "seed": 1})
-    )
+    assert texts[0] != sample_responses(CachedModel(MODELS, "a", COMPUTE, 4), ["Hi", "Why?"], how, seed=1)
 
 
 def test_paired_differences_by_hand():

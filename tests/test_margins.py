@@ -30,13 +30,13 @@ from karma.models.logprobs import (
 from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
 from karma.potential.margins import compute_implicit_margin
 from karma.study.settings import ModelSpec
-from tests.conftest import CALL_LIMIT, ROOT, wait_until
+from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
 
 MODELS = {
     "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
     "other": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=2).model_dump(),
 }
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
 
 
 def turn(role, text):

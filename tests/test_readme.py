@@ -82,7 +82,17 @@ def test_importing_karma_is_light():
 
 
 @pytest.mark.parametrize(
-    "module", ["scores", "kinship", "pairs", "quality_gap", "potential", "selection", "potential_study"]
+    "module",
+    [
+        "scores.read",
+        "kinship.study",
+        "pairs.build",
+        "pairs.quality_gap",
+        "potential.margins",
+        "potential.selection",
+        "potential.study",
+        "results.claims",
+    ],
 )
 def test_pure_modules_import_no_torch(module):
     code = f"import sys, karma.{module}; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,14 +42,14 @@ from karma.self_play.selection import add_margins, compute_token_margins, find_b
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, change_base, wait_until
 from tests.self_play_round import open_tiny, play_round
 
 DEMO = ROOT / "karma" / "data" / "demo" / "verifiable.jsonl"
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
         "judge": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=2).model_dump()}  # fmt: skip
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
-SAMPLING = SimpleNamespace(temperature=0.8, top_p=0.95, max_new_tokens=6, batch_size=4, seed=0)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
+SAMPLING = change_base("self_play", temperature=0.8, top_p=0.95, max_new_tokens=6, batch_size=4, seed=0)
 
 
 # --- best against worst ---------------------------------------------------------------------------------------------
@@ -264,7 +263,7 @@ def test_draws_differ_and_repeat(tmp_path):
     one = sample_answers(TINY, "tiny", prompts, 4, SAMPLING, COMPUTE, tmp_path / "one")
     assert one == sample_answers(TINY, "tiny", prompts, 4, SAMPLING, COMPUTE, tmp_path / "two")
     assert all(len(set(own)) > 1 for own in one) and [len(own) for own in one] == [4] * 3
-    other = sample_answers(TINY, "tiny", prompts, 4, SimpleNamespace(**{**vars(SAMPLING), "seed": 1}), COMPUTE, None)
+    other = sample_answers(TINY, "tiny", prompts, 4, SAMPLING.model_copy(update={"seed": 1}), COMPUTE, None)
     assert not {a for own in one for a in own} & {a for own in other for a in own}
 
 
@@ -280,7 +279,7 @@ def test_a_server_answers_through_the_same_layer(tmp_path, monkeypatch):
 
 def test_a_judge_scores_each_answer_on_its_own_and_once(tmp_path):
     prompts, answers = make_prompts(2), [["one", "two three"], ["four", "one"]]
-    how = SimpleNamespace(scorer="judge", scorer_model="judge", batch_size=1)
+    how = change_base("self_play", scorer="judge", scorer_model="judge", batch_size=1)
     scores = score_answers(prompts, answers, how, TINY, COMPUTE, tmp_path)
     assert np.shape(scores) == (2, 2) and all(1 <= s <= 5 for own in scores for s in own)
     assert scores[0][0] != scores[1][1], "the same answer to another prompt"
@@ -312,7 +311,7 @@ def reward_model(tmp_path_factory):
 def test_a_reward_model_scores_by_its_one_output(reward_model, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
-    models, how = reward_model(1), SimpleNamespace(scorer="reward_model", scorer_model="rm", batch_size=2)
+    models, how = reward_model(1), change_base("self_play", scorer="reward_model", scorer_model="rm", batch_size=2)
     prompts, answers = make_prompts(2), [["one", "two three"], ["four", "one"]]
     scores = score_answers(prompts, answers, how, models, COMPUTE, tmp_path)
     tokenizer = load_tokenizer(models, "rm")
@@ -324,7 +323,7 @@ def test_a_reward_model_scores_by_its_one_output(reward_model, tmp_path):
 
 
 def test_a_model_that_is_no_reward_model_is_refused(reward_model, tmp_path):
-    how = SimpleNamespace(scorer="reward_model", scorer_model="rm", batch_size=2)
+    how = change_base("self_play", scorer="reward_model", scorer_model="rm", batch_size=2)
     with pytest.raises(InputError, match="reward model 'rm' has 2 outputs: give a sequence classifier with one output"):
         score_answers(make_prompts(1), [["a", "b"]], how, reward_model(2), COMPUTE, tmp_path)
     load_model(TINY, "tiny").save_pretrained(tmp_path / "causal")
@@ -430,9 +429,7 @@ def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, t
 def test_a_part_below_its_budget_is_said_and_no_pair_at_all_is_an_error(study):
     this = open_tiny(study[0], "fresh", 1)
     base, more = (rounds.play(this, this.prompts[part]) for part in ("base", "fresh"))
-    small = replace(
-        this, settings=SimpleNamespace(**{**vars(this.settings), "added_pairs": 50, "as_dict": this.settings.as_dict})
-    )
+    small = replace(this, settings=change_base("self_play", **{**this.settings.as_dict(), "added_pairs": 50}))
     found = rounds.find_shortfalls(small, rounds.build_training_set(small, base, more))
     assert found == ["6 added pairs, but self_play.added_pairs is 50: other arms may train on more"]
     none = build_self_play_pairs(base.prompts, base.answers, [[1.0] * 3] * 8, "tiny", "test")
@@ -509,7 +506,7 @@ def test_impossible_settings_are_refused(tmp_path, text, message):
 def test_a_real_policy_s_answers_differ_in_what_the_checkers_see(tmp_path):
     models = {"smollm2-135m": ModelSpec(packaged="smollm2-135m").model_dump(mode="json")}
     prompts = load_prompts(DEMO, True)[:10]
-    how = SimpleNamespace(temperature=0.8, top_p=0.95, max_new_tokens=40, batch_size=32, seed=0)
+    how = change_base("self_play", temperature=0.8, top_p=0.95, max_new_tokens=40, batch_size=32, seed=0)
     answers = sample_answers(models, "smollm2-135m", [p.text for p in prompts], 3, how, COMPUTE, tmp_path)
     scores = [[score_by_instructions(p, a) for a in own] for p, own in zip(prompts, answers, strict=True)]
     assert len(build_self_play_pairs(prompts, answers, scores, "smollm2-135m", "test")) >= 5

@@ -66,6 +66,7 @@ def test_an_older_run_is_not_overwritten(pair_folder, policy, tmp_path):
         (("-p", "loss_type=dpo"), "loss_type 'dpo' is not one of TRL's"),
         (("--pairs", "nowhere"), "nowhere is no pair folder"),
         (("--policy", "./nowhere"), "there is no such folder"),
+        (("--device", "tpu"), "--device tpu: choose from auto, cpu, cuda"),
     ],
 )
 def test_bad_input_is_named_in_one_line(pair_folder, policy, tmp_path, arguments, message):

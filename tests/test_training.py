@@ -1,7 +1,7 @@
 """Log-probabilities and training, on a tiny model, against transformers and TRL."""
 
+import json
 import math
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,25 +13,37 @@ from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
 from karma.statistics import compute_wilson
-from karma.study.experiment import View
-from karma.study.settings import ModelSpec
+from karma.study.settings import ModelSpec, Training
 from karma.training.checks import check_pairs
 from karma.training.held_out import summarise_margins
-from karma.training.train import train
-from karma.training.trainers import build_dataset
+from karma.training.run import Run, describe_run
+from karma.training.train import describe_memory, train
+from karma.training.trainers import TRAINERS, build_dataset
+from karma.vocabulary import METHODS
+from tests.conftest import change_base
 
 MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
-COMPUTE = SimpleNamespace(device="cpu", dtype="float32", threads=1)
+COMPUTE = change_base("compute", device="cpu", dtype="float32")
 SETTINGS = {
     "epochs": 1.0, "per_device_batch_size": 2, "gradient_accumulation": 1, "devices": 1, "learning_rate": 1e-3,
     "warmup_steps": 0, "scheduler": "constant", "max_length": 128, "gradient_checkpointing": False, "beta": 0.1,
     "loss_type": "sigmoid", "label_smoothing": 0.0, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
     "merge_adapter": False, "checkpoint_steps": 0, "sample_tokens": 8, "accelerate": None,
 }  # fmt: skip
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}
 
 
 def settings(**changes):
-    return View({**SETTINGS, **changes}, "", "04_alignment_training")
+    return Training.model_validate({**SETTINGS, **changes})
+
+
+def describe_tiny(pairs, method, own, folder, *, models=MODELS, compute=COMPUTE, code=""):
+    """The run of the first of `models`, seed 0."""
+    return describe_run(pairs, models, next(iter(models)), method, 0, own, compute, folder, code=code)
+
+
+def train_tiny(pairs, held_out, method, own, folder, siblings=(), **others):
+    return train(describe_tiny(pairs, method, own, folder, **others), pairs, held_out, siblings)
 
 
 def turn(role, text):
@@ -114,7 +126,7 @@ def test_an_empty_training_set_is_refused(tiny):
 @pytest.fixture(scope="module")
 def dpo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("k_sim")
-    record = train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, folder, code="x")
+    record = train_tiny(make_pairs(8), make_pairs(3), "dpo", settings(), folder, code="x")
     return folder, record
 
 
@@ -146,27 +158,26 @@ def test_held_out_margins_are_trl_s_reward_margins(dpo_run):
 
 def test_training_twice_gives_the_same_weights(dpo_run, tmp_path):
     folder, _ = dpo_run
-    train(make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path, code="x")
+    train_tiny(make_pairs(8), make_pairs(3), "dpo", settings(), tmp_path, code="x")
     digests = [compute_weights_digest(*add_trained(MODELS, "tiny", f / "model")) for f in (folder, tmp_path)]
     assert digests[0] == digests[1]
 
 
 def test_the_same_training_set_is_trained_once(dpo_run, tmp_path):
     folder, first = dpo_run
-    args = (make_pairs(8), make_pairs(3), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path)
-    record = train(*args, siblings=[folder], code="x")
+    args = (make_pairs(8), make_pairs(3), "dpo", settings(), tmp_path)
+    record = train_tiny(*args, siblings=[folder], code="x")
     assert record["same_data_as"] and record["history"] == first["history"]
     assert record["held_out"]["margin_mean"] == pytest.approx(first["held_out"]["margin_mean"], rel=1e-6)
-    assert train(*args, siblings=[folder], code="other code")["same_data_as"] is None
+    assert train_tiny(*args, siblings=[folder], code="other code")["same_data_as"] is None
 
 
 def test_a_twin_s_held_out_margins_are_the_first_s_though_bfloat16_rounds_them(tmp_path):
     """What was learnt is small beside bfloat16's rounding: both runs must measure the weights as saved, finely."""
-    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04").as_dict()
-    compute, values = SimpleNamespace(device="cpu", dtype="bfloat16", threads=1), {**SETTINGS, "lora": lora}
-    args = (make_pairs(8), make_pairs(6), MODELS, "tiny", "dpo", 0, View(values, "", "04"), compute)
-    first = train(*args, tmp_path / "a", code="x")
-    twin = train(*args, tmp_path / "b", siblings=[tmp_path / "a"], code="x")
+    how = {"compute": change_base("compute", device="cpu", dtype="bfloat16"), "code": "x"}
+    args = (make_pairs(8), make_pairs(6), "dpo", settings(lora=LORA))
+    first = train_tiny(*args, tmp_path / "a", **how)
+    twin = train_tiny(*args, tmp_path / "b", siblings=[tmp_path / "a"], **how)
     margins = [pq.read_table(tmp_path / name / "held_out.parquet")["margin"].to_pylist() for name in "ab"]
     assert twin["same_data_as"] and margins[0] == margins[1] and len(set(margins[0])) > 1
     merged, name = add_trained(MODELS, "tiny", tmp_path / "a" / "model")
@@ -183,7 +194,7 @@ def test_sft_masks_the_prompt(tmp_path, tiny):
     """SFT's first loss is the mean negative log-probability of completion tokens only."""
     model, tokenizer = tiny
     pairs = make_pairs(2)
-    record = train(pairs, pairs, MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
+    record = train_tiny(pairs, pairs, "sft", settings(), tmp_path)
     logps, lengths = compute_logps(
         model, tokenizer, pairs["prompt"].to_pylist(), pairs["chosen"].to_pylist(), max_length=128
     )
@@ -191,9 +202,7 @@ def test_sft_masks_the_prompt(tmp_path, tiny):
 
 
 def test_lora_saves_an_adapter_that_loads(tmp_path):
-    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
-    record = train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0,
-                   View({**SETTINGS, "lora": lora.as_dict()}, "", "04"), COMPUTE, tmp_path)  # fmt: skip
+    record = train_tiny(make_pairs(4), make_pairs(2), "dpo", settings(lora=LORA), tmp_path)
     assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
     models, name = add_trained(MODELS, "tiny", tmp_path / "model")
     weights = dict(load_model(models, name).named_parameters())
@@ -213,3 +222,44 @@ def test_the_held_out_interval_is_that_of_the_share_ties_included():
     found = summarise_margins(torch.tensor([1.0, 2.0, -1.0, 0.0]))
     assert found["accuracy"] == 0.625 and found["interval"] == list(compute_wilson(0.625, 4))
     assert found["interval"] != list(compute_wilson(0.5, 4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_the_same_after_json(tmp_path, method):
+    """What `accelerate launch` is given: a process of its own trains just this."""
+    run = describe_tiny(make_pairs(3), method, settings(lora=LORA), tmp_path, code="x")
+    assert Run.from_dict(json.loads(json.dumps(run.as_dict()))) == run
+
+
+def test_a_run_s_identity_is_what_it_was_before_runs():
+    """Trainings that are done must be recognised: this digest was computed by the code before `Run`."""
+    pairs = make_pairs(3).append_column("stage", pa.array([1, 2, 2]))
+    found = describe_tiny(pairs, "dpo", settings(lora=LORA), "anywhere", code="x")
+    assert (found.identity, found.data_digest) == ("5f63689ebe98c4dd", "f5260c147e6d3590")
+    assert found.reference_file == "anywhere/reference-e252389e480b8919.parquet"
+
+
+def test_what_a_method_learns_from_is_said_as_it_is_trained():
+    assert list(TRAINERS) == list(METHODS)
+    for name, trainer in TRAINERS.items():
+        assert trainer.sides == {"chosen": ("chosen",), "pairs": ("chosen", "rejected")}[METHODS[name].learns_from]
+        assert trainer.has_reference == (METHODS[name].start_loss is not None)
+
+
+def test_a_run_trains_the_pairs_it_was_described_with_and_no_others(tmp_path):
+    run = describe_tiny(make_pairs(4), "dpo", settings(), tmp_path / "run")
+    with pytest.raises(InputError, match="train_pairs are not those the run was described with"):
+        train(run, make_pairs(5), make_pairs(2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_described_of_a_run(tmp_path):
+    found = [
+        describe_memory(describe_tiny(make_pairs(2), method, settings(), tmp_path), 64) for method in ("sft", "dpo")
+    ]
+    assert found[0]["states_gib"] == found[1]["states_gib"] and not found[0]["warnings"]
+
+
+def test_a_method_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="method 'ppo' cannot be trained: choose from sft, dpo, simpo"):
+        describe_tiny(make_pairs(2), "ppo", settings(), tmp_path)

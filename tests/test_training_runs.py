@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -17,15 +16,13 @@ import torch
 from karma.errors import InputError, KarmaError
 from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
-from karma.study.experiment import View
-from karma.study.settings import ModelSpec
+from karma.study.settings import Lora, ModelSpec
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
-from karma.training.train import train
 from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
-from tests.conftest import CALL_LIMIT, ROOT, wait_until
-from tests.test_training import COMPUTE, MODELS, SETTINGS, make_pairs, settings
+from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
+from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 
 
 def weights_digest(folder):
@@ -34,15 +31,14 @@ def weights_digest(folder):
 
 SCRIPT = f"""
 import sys, time
-from tests.test_training import COMPUTE, MODELS, make_pairs, settings
-from karma.training.train import train
+from tests.test_training import make_pairs, settings, train_tiny
 from pathlib import Path
 from transformers import TrainerCallback
 method = sys.argv[2]
 if sys.argv[3:] == ["hold"]:  # at the end of an update after the first checkpoint, so that the kill cannot come too late
     TrainerCallback.on_step_begin = lambda self, args, state, *_, **__: time.sleep({CALL_LIMIT} * (state.global_step == 7))
-train(make_pairs(40), make_pairs(3), MODELS, "tiny", method, 0, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),
-      COMPUTE, Path(sys.argv[1]), code="x")
+train_tiny(make_pairs(40), make_pairs(3), method, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),
+           Path(sys.argv[1]), code="x")
 """
 
 
@@ -97,7 +93,7 @@ def test_two_processes_train_as_one(tmp_path, method):
     folders, records = [tmp_path / "one", tmp_path / "two"], []
     for folder, accelerate in zip(folders, (None, "params/accelerate/ddp.yaml"), strict=True):
         own = settings(**shared, accelerate=accelerate)
-        records.append(train(make_pairs(12), make_pairs(3), MODELS, "tiny", method, 0, own, COMPUTE, folder))
+        records.append(train_tiny(make_pairs(12), make_pairs(3), method, own, folder))
     assert [r["processes"] for r in records] == [["NO", 1], ["MULTI_CPU", 2]]
     one, two = ([entry["loss"] for entry in record["history"]] for record in records)
     assert len(one) == 3 and one == pytest.approx(two, rel=1e-4)
@@ -113,13 +109,12 @@ def test_two_processes_train_as_one(tmp_path, method):
 
 
 def test_a_failed_process_shows_its_last_lines(tmp_path):
-    bad = {**SETTINGS, "devices": 2, "accelerate": "params/accelerate/ddp.yaml", "scheduler": "no such scheduler"}
-    with pytest.raises(KarmaError, match=r"(?s)2 processes of accelerate ended with exit code 1.*no such scheduler"):
-        train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, View(bad, "", "04"), COMPUTE, tmp_path)
+    bad = settings(devices=2, accelerate="params/accelerate/ddp.yaml", loss_type="no_such_loss")
+    with pytest.raises(KarmaError, match=r"(?s)2 processes of accelerate ended with exit code 1.*no_such_loss"):
+        train_tiny(make_pairs(8), make_pairs(2), "dpo", bad, tmp_path)
     assert (tmp_path / "launch.log").is_file()
     with pytest.raises(InputError, match=r"nothing\.yaml does not exist; there are params/accelerate/fsdp.yaml"):
-        train(make_pairs(8), make_pairs(2), MODELS, "tiny", "sft", 0, settings(devices=2, accelerate="nothing.yaml"),
-              COMPUTE, tmp_path)  # fmt: skip
+        train_tiny(make_pairs(8), make_pairs(2), "sft", settings(devices=2, accelerate="nothing.yaml"), tmp_path)
 
 
 @pytest.mark.parametrize("loss_type", DPO_LOSSES)
@@ -171,9 +166,7 @@ def test_a_method_that_cannot_be_trained_is_refused_before_a_model_loads(changes
 def test_simpo_s_first_loss_by_hand(tmp_path):
     """-log sigmoid(beta * (mean logp chosen - mean logp rejected) - gamma), before any update."""
     pairs = make_pairs(4)
-    record = train(
-        pairs, make_pairs(2), MODELS, "tiny", "simpo", 0, settings(per_device_batch_size=4), COMPUTE, tmp_path
-    )
+    record = train_tiny(pairs, make_pairs(2), "simpo", settings(per_device_batch_size=4), tmp_path)
     tokenizer, model = load_tokenizer(MODELS, "tiny"), load_model(MODELS, "tiny")
     means = [[], []]
     for row in pairs.to_pylist():
@@ -273,16 +266,16 @@ def test_a_training_that_is_not_a_number_stops_with_advice(tmp_path):
     models = {"broken": ModelSpec(path=str(tmp_path / "broken")).model_dump()}
     for n in (40, 2):  # at the first of many updates, and at the only one
         with pytest.raises(KarmaError, match=r"update 1: the loss is nan: lower training\.learning_rate"):
-            train(make_pairs(n), make_pairs(2), models, "broken", "dpo", 0, settings(), COMPUTE, tmp_path / "run")
+            train_tiny(make_pairs(n), make_pairs(2), "dpo", settings(), tmp_path / "run", models=models)
         assert not (tmp_path / "run" / "training.json").exists() and not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_a_training_that_changes_nothing_measures_nothing(tmp_path, method):
     """In bfloat16 too, before and after are measured alike: a rate of nothing gives margins of exactly 0."""
-    compute = SimpleNamespace(device="cpu", dtype="bfloat16", threads=1)
+    compute = change_base("compute", device="cpu", dtype="bfloat16")
     own = settings(learning_rate=1e-30, scheduler="constant")
-    record = train(make_pairs(6), make_pairs(6), MODELS, "tiny", method, 0, own, compute, tmp_path)
+    record = train_tiny(make_pairs(6), make_pairs(6), method, own, tmp_path, compute=compute)
     assert record["held_out"]["margin_mean"] == 0.0 and record["held_out"]["accuracy"] == 0.5
     assert method == "sft" or not {"entropy", "logits/chosen", "mean_token_accuracy"} & set(record["history"][0])
 
@@ -303,7 +296,7 @@ def test_simpo_s_alarm_is_per_token():
 
 
 def test_ten_answers_before_and_after_are_kept(tmp_path):
-    record = train(make_pairs(4), make_pairs(12), MODELS, "tiny", "sft", 0, settings(), COMPUTE, tmp_path)
+    record = train_tiny(make_pairs(4), make_pairs(12), "sft", settings(), tmp_path)
     assert len(record["answers"]) == 10
     assert {"text", "tokens", "finished"} == set(record["answers"][0]["before"]) == set(record["answers"][0]["after"])
     margins = pq.read_table(tmp_path / "held_out.parquet").to_pandas()
@@ -314,27 +307,17 @@ def test_ten_answers_before_and_after_are_kept(tmp_path):
 
 
 def test_the_model_card_says_what_was_done(tmp_path):
-    record = train(make_pairs(4), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(), COMPUTE, tmp_path)
+    record = train_tiny(make_pairs(4), make_pairs(2), "dpo", settings(), tmp_path)
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\n") and "| method | dpo |" in card and record["data_digest"] in card
     assert "2 held-out pairs" in card and str(tmp_path) not in card
 
 
 def test_an_adapter_is_merged_on_request(tmp_path):
-    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}
     outcomes = []
     for name, merge in (("adapter", False), ("merged", True)):
-        train(
-            make_pairs(4),
-            make_pairs(2),
-            MODELS,
-            "tiny",
-            "dpo",
-            0,
-            settings(lora=lora, merge_adapter=merge),
-            COMPUTE,
-            tmp_path / name,
-        )
+        own = settings(lora=LORA, merge_adapter=merge)
+        train_tiny(make_pairs(4), make_pairs(2), "dpo", own, tmp_path / name)
         outcomes.append(dict(load_model(*add_trained(MODELS, "tiny", tmp_path / name / "model")).named_parameters()))
     assert (tmp_path / "merged" / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "merged" / "model" / "adapter_config.json").exists()
@@ -350,8 +333,7 @@ def test_memory_is_estimated_from_the_shape(monkeypatch):
         config, n, settings(devices=4, accelerate="params/accelerate/fsdp.yaml"), "float32", "dpo", 64
     )
     assert shared["states_bytes"] == 4 * n
-    lora = View({"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}, "lora.", "04")
-    small = estimate_memory(config, n, settings(lora=lora.as_dict()), "float32", "dpo", 64)
+    small = estimate_memory(config, n, settings(lora=LORA), "float32", "dpo", 64)
     assert 4 * n < small["states_bytes"] < whole["states_bytes"]
     assert check_memory(whole, 2 * whole["total_bytes"], "cpu") == []
     assert "GiB are needed" in check_memory(whole, whole["total_bytes"] - 1, "cpu")[0]
@@ -364,12 +346,11 @@ def test_lora_s_parameters_are_counted_as_peft_counts_them():
 
     from karma.training.trainers import _build_lora
 
-    lora = SimpleNamespace(rank=2, alpha=4, dropout=0.0, last_layers=1)
     model = load_model(MODELS, "tiny")
     n = model.num_parameters()
-    trained = get_peft_model(model, _build_lora(model, lora)).get_nb_trainable_parameters()[0]
-    setting = View({**SETTINGS, "lora": vars(lora)}, "", "04")
-    assert estimate_memory(model.config, n, setting, "float32", "dpo", 64)["states_bytes"] == 4 * n + 16 * trained
+    trained = get_peft_model(model, _build_lora(model, Lora(**LORA))).get_nb_trainable_parameters()[0]
+    small = estimate_memory(model.config, n, settings(lora=LORA), "float32", "dpo", 64)
+    assert small["states_bytes"] == 4 * n + 16 * trained
 
 
 def test_the_view_follows_the_progress_file(tmp_path, capsys):
@@ -393,7 +374,7 @@ def test_the_view_follows_the_progress_file(tmp_path, capsys):
 def test_one_training_on_cuda(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: torch sees none")
-    compute = SimpleNamespace(device="cuda", dtype="bfloat16", threads=1)
-    record = train(make_pairs(8), make_pairs(2), MODELS, "tiny", "dpo", 0, settings(), compute, tmp_path)
+    compute = change_base("compute", device="cuda", dtype="bfloat16")
+    record = train_tiny(make_pairs(8), make_pairs(2), "dpo", settings(), tmp_path, compute=compute)
     assert record["history"][0]["loss"] == pytest.approx(math.log(2), abs=0.02)
     assert os.environ.get("CUDA_VISIBLE_DEVICES", "0")

@@ -5,16 +5,16 @@ Answers are kept below --out (or --cache), so that the same command goes on wher
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, default
+from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.scoring import list_warnings
 from karma.models.load import build_spec
+from karma.study.experiment import load_base
 from karma.vocabulary import BENCHMARKS
 
 
@@ -113,7 +113,10 @@ def _ask(
     from karma.models.ask import CachedModel
 
     specs = {model: build_spec(model, base_url, key_env, revision)}
-    settings = SimpleNamespace(folder=str(folder.resolve()) if folder else None, limit=limit,
-                               choice_tokens=choice_tokens, descriptive_tokens=descriptive_tokens)  # fmt: skip
-    asked = CachedModel(specs, model, SimpleNamespace(**compute), batch_size, cache or out / "cache")
+    settings = replace_options(
+        load_base().benchmarks, folder=str(folder.resolve()) if folder else None, protocol=protocol, limit=limit,
+        batch_size=batch_size, choice_tokens=choice_tokens, descriptive_tokens=descriptive_tokens,
+    )  # fmt: skip
+    where = replace_options(load_base().compute, **compute)
+    asked = CachedModel(specs, model, where, batch_size, cache or out / "cache")
     return evaluate(asked, benchmarks, settings, Path.cwd(), protocol)

@@ -7,13 +7,12 @@ from what was measured.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from karma.commands.options import Out, default
+from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -33,6 +32,8 @@ from karma.potential.selection import (
 )
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
+from karma.study.experiment import load_base
+from karma.study.settings import Compute
 from karma.vocabulary import METRICS
 
 
@@ -84,18 +85,19 @@ def select(
 def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
     implicit: str, reference: str | None, explicit: str, scores: str | None, annotations: Path | None, seed: int,
-    command: str, **asking: Any,
+    command: str, device: str, dtype: str, threads: int, **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
 
     Args:
         out, pairs, ...: the options of `karma select`, under their own names.
         command: the command line, for the data card.
-        **asking: how the policy is asked: device, dtype, threads, max_length, batch_tokens, revision, cache.
+        **asking: how the policy is asked: max_length, batch_tokens, revision, cache.
 
     Raises:
         InputError: an option or file that cannot be used; no model has been loaded then.
     """
+    compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     _check_models({"--policy": policy, "--reference": reference})
     _check_options(out, metric, ratio, k, implicit, reference, explicit, scores, annotations)
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
@@ -106,8 +108,8 @@ def run_select(
     found = find_scores(source.table, explicit, s_pref, table)
     check_weight(weight)
     _check_candidates(source, found, explicit, ratio, k)
-    asked = _measure(source, policy, asking, out)
-    against = _measure(source, reference, {**asking, "revision": None}, out) if reference else None
+    asked = _measure(source, policy, compute, out, **asking)
+    against = _measure(source, reference, compute, out, **{**asking, "revision": None}) if reference else None
     pool = gather_candidates(
         source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
         reference_logps=against.logps if against else None,
@@ -130,14 +132,15 @@ def run_select(
     yield f"{describe_selection(metric, METRICS[metric].rule, len(places), pool)}; written: {out}"
 
 
-def _measure(source: PairSet, policy: str, asking: dict[str, Any], out: Path) -> Any:
+def _measure(
+    source: PairSet, policy: str, compute: Compute, out: Path, max_length: int, batch_tokens: int,
+    revision: str | None, cache: Path | None,
+) -> Any:  # fmt: skip
     from karma.models.load import build_spec
     from karma.potential.logps import measure_logps
 
-    how = dict(asking)
-    cache, length, tokens, revision = (how.pop(k) for k in ("cache", "max_length", "batch_tokens", "revision"))
     specs = {policy: build_spec(policy, None, None, revision)}
-    return measure_logps(source.table, specs, policy, SimpleNamespace(**how), length, tokens, cache or out / "cache")
+    return measure_logps(source.table, specs, policy, compute, max_length, batch_tokens, cache or out / "cache")
 
 
 def _name(model: str) -> str:

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 import yaml
 from pydantic import ValidationError
 
-from karma.commands.options import Out, default
+from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
 from karma.models.load import build_spec
-from karma.study.experiment import View, load_base
+from karma.study.experiment import load_base
 from karma.study.settings import Training
 from karma.vocabulary import METHODS
 
@@ -58,6 +57,7 @@ def run_train(
         KarmaError: the training failed.
     """
     settings = build_settings(assignments)
+    compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder to write to")
     if method not in METHODS:
@@ -67,32 +67,33 @@ def run_train(
     from karma.pairs.public_shape import load_binarized
     from karma.training.checks import check_folder, check_pairs
     from karma.training.held_out import describe_held_out
-    from karma.training.train import compute_identity, describe_memory, train
+    from karma.training.run import describe_run
+    from karma.training.train import describe_memory, train
 
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
     train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, load_base().pairs.seed))
     spec = build_spec(policy, None, None, revision)
     policy = Path(policy).name if spec["path"] else policy
-    models, compute = {policy: spec}, SimpleNamespace(device=device, dtype=dtype, threads=threads)
+    models = {policy: spec}
     report = check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
-    memory = describe_memory(models, policy, method, settings, compute, report["longest_tokens"])
+    run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
+    memory = describe_memory(run, report["longest_tokens"])
     yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])
     yield (f"{report['pairs']} pairs ({len(kept_out)} held out), {report['updates']} updates; about "
            f"{memory['total_gib']:.1f} GiB of {memory['free_gib']:.1f} GiB free")  # fmt: skip
-    identity = compute_identity(train_pairs, models, policy, method, seed, settings, compute)
-    state = check_folder(out, identity)
+    state = check_folder(out, run.identity)
     if state == "done":
         yield f"{out} holds this very training: nothing to do"
         return
     if state == "resumable":
         yield f"{out}: going on from the last checkpoint"
-    record = train(train_pairs, kept_out, models, policy, method, seed, settings, compute, out)
+    record = train(run, train_pairs, kept_out)
     yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
     yield f"held-out preference {describe_held_out(record['held_out'])}"
     yield f"written: {out}/model, training.json, held_out.parquet"
 
 
-def build_settings(assignments: list[str]) -> View:
+def build_settings(assignments: list[str]) -> Training:
     """Return base.yaml's `training` with some values changed.
 
     Args:
@@ -105,7 +106,7 @@ def build_settings(assignments: list[str]) -> View:
         >>> build_settings(["learning_rate=1.0e-6"]).learning_rate
         1e-06
     """
-    values: dict[str, Any] = load_base().training.model_dump(mode="json")
+    values: dict[str, Any] = load_base().training.as_dict()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name not in values:
@@ -115,7 +116,7 @@ def build_settings(assignments: list[str]) -> View:
         except yaml.YAMLError:
             raise InputError(f"-p {assignment}: the value is not valid YAML") from None
     try:
-        return View(Training.model_validate(values).model_dump(mode="json"), "", "karma train")
+        return Training.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

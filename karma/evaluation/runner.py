@@ -8,12 +8,13 @@ hash, backend, precision, batch size, generation settings.
 import csv
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.evaluation.answer_text import STOPS
 from karma.evaluation.items import load_items
 from karma.evaluation.scoring import (
     ANSWERS,
@@ -28,8 +29,28 @@ from karma.models.ask import CachedModel
 PROTOCOLS = ("answer", "logprob")
 
 
+class Asked(Protocol):
+    """What is asked and how long an answer may be: the part of `Benchmarks` that a stage declares."""
+
+    @property
+    def folder(self) -> str | None:
+        """Local files; None: the Hub's."""
+
+    @property
+    def limit(self) -> int | None:
+        """Items a benchmark; None: all."""
+
+    @property
+    def choice_tokens(self) -> int:
+        """New tokens of a choice."""
+
+    @property
+    def descriptive_tokens(self) -> int:
+        """New tokens of an IFEval answer."""
+
+
 def evaluate(
-    model: CachedModel, benchmarks: list[str], settings: Any, root: Path, protocol: str = "answer"
+    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str = "answer"
 ) -> tuple[dict, pa.Table]:
     """Ask a model every item of the benchmarks.
 
@@ -81,7 +102,7 @@ def evaluate(
         samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
         answers = [_read(benchmark, sample, ways[benchmark]) for sample in samples]
         rows += answers
-        score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples)
+        score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples, protocol)
         scores[benchmark] = score | {
             "protocol": ways[benchmark],
             "task_version": result["versions"][task],
@@ -97,9 +118,10 @@ def _find_protocol(benchmark: str, protocol: str) -> str:
     return "answer" if benchmark == "ifeval" else protocol
 
 
-def _generation(benchmark: str, settings: Any) -> dict[str, Any]:
-    tokens = settings.descriptive_tokens if benchmark == "ifeval" else settings.choice_tokens
-    return {"until": [], "do_sample": False, "max_gen_toks": tokens}
+def _generation(benchmark: str, settings: Asked) -> dict[str, Any]:
+    if benchmark == "ifeval":
+        return {"until": [], "do_sample": False, "max_gen_toks": settings.descriptive_tokens}
+    return {"until": [*STOPS], "do_sample": False, "max_gen_toks": settings.choice_tokens}
 
 
 def _read(benchmark: str, sample: dict[str, Any], protocol: str) -> dict[str, Any]:
@@ -134,6 +156,6 @@ def save_evaluation(scores: dict[str, Any], answers: pa.Table, folder: Path) -> 
     save_json(scores, folder / "scores.json")
 
 
-def show_item(benchmark: str, settings: Any, root: Path) -> dict[str, Any]:
+def show_item(benchmark: str, settings: Asked, root: Path) -> dict[str, Any]:
     """Return a benchmark's first item, for a reader to see what is asked."""
     return load_items(benchmark, root / settings.folder if settings.folder else None, 1)[0]

@@ -1,8 +1,9 @@
 """From answers to scores, for models and for recorded answers alike.
 
 A score carries what is needed to judge it: n, standard error, chance (IFEval: a floor measured on shuffled answers),
-share of unreadable answers. Standard errors treat an item as one cluster, so that IFEval's instructions of one prompt
-do not count as independent; for items of one unit they are the usual sqrt(b (1 - b) / (n - 1)).
+share of unreadable answers and of those that ran on, the value by first and by last statement. Standard errors treat an
+item as one cluster, so that IFEval's instructions of one prompt do not count as independent; for items of one unit they
+are the usual sqrt(b (1 - b) / (n - 1)).
 """
 
 import math
@@ -10,14 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from karma.evaluation.extraction import LETTERS, extract_choice
+from karma.evaluation.extraction import LETTERS, extract_choice, read_answer
 from karma.evaluation.ifeval import compute_floor, score_instructions
 from karma.evaluation.protocol import CHOICE_PROMPT, STATEMENT, score_choice
 from karma.files import compute_digest
 
 SCORE_OF_IFEVAL = "inst_level_loose"  # Table 3's GPT-4 value shows that this one of the four is meant
 FOUR = ("prompt_level_strict", "prompt_level_loose", "inst_level_strict", "inst_level_loose")
-LOUD = 0.10  # a larger share of unreadable answers says more about form than ability
+LOUD = 0.10  # a larger share of unreadable answers, or of those that run on, says more about form than ability
+MOVED = 0.01  # a larger change of a score by which statement counts is told
 
 ANSWERS = pa.schema([
     ("benchmark", pa.string()), ("item_id", pa.string()), ("prompt", pa.string()), ("answer", pa.string()),
@@ -54,12 +56,15 @@ def build_logprob_row(benchmark: str, item: dict[str, Any], prompt: str, logps: 
             "extracted": LETTERS[best], "correct": int(best == item["answer"]), "n": 1}  # fmt: skip
 
 
-def compute_score(benchmark: str, items: list[dict], rows: list[dict], verdicts: list[dict]) -> dict[str, Any]:
+def compute_score(
+    benchmark: str, items: list[dict], rows: list[dict], verdicts: list[dict], protocol: str = "answer"
+) -> dict[str, Any]:
     """Summarise a benchmark.
 
     Args:
         benchmark: its name.
         items, rows, verdicts: one each an item, in the same order.
+        protocol: "answer", or "logprob" (where nothing was written that could run on).
 
     Returns:
         value, n (units), standard_error, chance, unextracted, details.
@@ -79,7 +84,27 @@ def compute_score(benchmark: str, items: list[dict], rows: list[dict], verdicts:
         return {**score, "details": details}
     score["chance"] = sum(1 / len(item["options"]) for item in items) / n
     score["unextracted"] = sum(row["extracted"] is None for row in rows) / n
-    return {**score, "details": {}}
+    return {**score, "details": compute_reading_details(items, rows) if protocol == "answer" else {}}
+
+
+def compute_reading_details(items: list[dict], rows: list[dict]) -> dict[str, float]:
+    """Return what depends on the reading: shares of answers in [0, 1] that run on or list several letters as right, and
+    the value if of several statements the first counted (as it does) or the last.
+
+    Example:
+        >>> item = {"options": ["ice", "fire"], "answer": 0}
+        >>> texts = ["The answer is (A). Still, the answer is (B).", "The answer is (A).\\nQuestion: What burns?"]
+        >>> compute_reading_details([item, item], [{"answer": text} for text in texts])
+        {'run_on': 0.5, 'listed': 0.0, 'by_first': 1.0, 'by_last': 0.5}
+    """
+    readings = [read_answer(row["answer"], item["options"]) for item, row in zip(items, rows, strict=True)]
+    right = [LETTERS[item["answer"]] for item in items]
+    return {
+        "run_on": _average([reading.runs_on for reading in readings]),
+        "listed": _average([reading.lists for reading in readings]),
+        "by_first": _average([reading.first == letter for reading, letter in zip(readings, right, strict=True)]),
+        "by_last": _average([reading.last == letter for reading, letter in zip(readings, right, strict=True)]),
+    }
 
 
 def _average(verdicts: list[Any]) -> float:
@@ -116,6 +141,17 @@ def list_warnings(scores: dict[str, Any]) -> list[str]:
             lines.append(
                 f"WARNING: {score['unextracted']:.0%} of the {benchmark} answers could not be read and count as wrong: "
                 "this score says more about form than ability"
+            )
+        details = score.get("details") or {}
+        if details.get("run_on", 0) > LOUD:
+            lines.append(
+                f"WARNING: {details['run_on']:.0%} of the {benchmark} answers run on into another question, before "
+                "which they were cut: ask with the model's chat format, or stop generation there"
+            )
+        if abs(details.get("by_last", 0) - details.get("by_first", 0)) > MOVED:
+            lines.append(
+                f"note: {benchmark}: of several statements the first counts; by the last the score were "
+                f"{details['by_last']:.3f} instead of {details['by_first']:.3f}"
             )
     if scores.get("chat_format") == "plain":
         lines.append(

@@ -1,5 +1,7 @@
 """Figures of stage 04: how a training went."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from karma.figures.style import PAGE_WIDTH_IN, PALETTE
+from karma.vocabulary import METHODS
 
 _PANELS = {  # history key -> (axis label with unit, reference line)
     "loss": ("loss (nats)", None),
@@ -23,13 +26,13 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
 
     Args:
         history: one row a logged update, as in training.json.
-        method: "sft", "dpo" or "simpo"; it decides which curves there are.
+        method: of `karma.vocabulary.METHODS`; it decides which curves there are.
 
     Returns:
         The axes, one a curve.
     """
-    own = ["mean_token_accuracy"] if method == "sft" else ["rewards/margins", "rewards/accuracies", "logps/chosen"]
-    keys = [key for key in ("loss", *own, "learning_rate") if key in history]
+    own = {"chosen": ["mean_token_accuracy"], "pairs": ["rewards/margins", "rewards/accuracies", "logps/chosen"]}
+    keys = [key for key in ("loss", *own[METHODS[method].learns_from], "learning_rate") if key in history]
     n_rows = -(-len(keys) // 3)
     figure, grid = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH_IN, 2.2 * n_rows), layout="constrained", squeeze=False)
     axes = grid.flatten()
@@ -41,10 +44,10 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
         if key == "logps/chosen":
             axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
             axis.legend(["chosen", "rejected"], fontsize=7)
-    if method == "dpo":
-        axes[0].axhline(np.log(2), color="black", lw=1, ls=":")
+    if start := METHODS[method].start_loss:
+        axes[0].axhline(start, color="black", lw=1, ls=":")
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes[0].annotate("ln 2", (0.98, np.log(2)), fontsize=8, **where)
+        axes[0].annotate("ln 2" if start == math.log(2) else f"{start:.2f}", (0.98, start), fontsize=8, **where)
     return axes
 
 

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 from lm_eval.api.instance import Instance
@@ -26,9 +26,25 @@ from tqdm.auto import tqdm
 from karma.errors import InputError, KarmaError
 from karma.files import compute_digest, load_json, save_json
 from karma.models.backends import Answered, TransformersBackend, VllmBackend
-from karma.models.load import (
-    Specs,
-)
+from karma.models.load import Specs
+from karma.study.settings import Compute
+
+
+class Sampling(Protocol):
+    """How a response is drawn, as `Pool` and `SelfPlay` of the settings say it."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens at most."""
+
+    @property
+    def temperature(self) -> float:
+        """0: the likeliest."""
+
+    @property
+    def top_p(self) -> float:
+        """Share of the probability drawn from."""
+
 
 Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
 
@@ -39,7 +55,7 @@ class CachedModel(LM):
     Args:
         models: name -> specification (`Job.models`).
         name: which one.
-        compute: the experiment's `compute` settings (device, dtype, threads; backend where it is not transformers).
+        compute: the experiment's `compute` (backend, device, dtype, threads).
         batch_size: prompts a batch; of an API, requests at a time.
         cache: folder of answers; None keeps nothing.
 
@@ -49,7 +65,7 @@ class CachedModel(LM):
         n_asked, n_cached: prompts.
     """
 
-    def __init__(self, models: Specs, name: str, compute: Any, batch_size: int, cache: Path | None = None):
+    def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int, cache: Path | None = None):
         super().__init__()
         self.name, self.batch_size, self.cache = name, batch_size, cache
         self.backend = open_backend(models, name, compute, batch_size)
@@ -192,20 +208,21 @@ def _map_side_by_side(function: Callable[[Any], Any], values: Sequence[Any]) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def sample_responses(model: CachedModel, prompts: list[str], settings: Any) -> list[str]:
+def sample_responses(model: CachedModel, prompts: list[str], settings: Sampling, seed: int) -> list[str]:
     """Sample one response to each prompt, in the model's chat format.
 
     Args:
         model: who answers.
         prompts: user turns.
-        settings: max_new_tokens, temperature (0: greedy), top_p, seed (the `pool` settings).
+        settings: max_new_tokens, temperature (0: greedy), top_p: the experiment's `pool` or `self_play`.
+        seed: of the draw.
 
     Returns:
         The responses, stripped, in the order of the prompts; the same text on every run.
     """
     how = {"until": [], "max_gen_toks": settings.max_new_tokens, "do_sample": settings.temperature > 0}
     if how["do_sample"]:
-        how |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+        how |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed}
     texts = [model.apply_chat_template([{"role": "user", "content": prompt}]) for prompt in prompts]
     if any(not text for text in texts):
         raise KarmaError(f"{model.name}: its chat template made an empty prompt")
@@ -224,11 +241,11 @@ def ask(model: CachedModel, prompt: str, max_new_tokens: int) -> str:
     ].strip()
 
 
-def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any:
-    """Return the backend of a model: the API for an `api` source, else what `compute.backend` names (transformers).
+def open_backend(models: Specs, name: str, compute: Compute, batch_size: int) -> Any:
+    """Return the backend of a model: the API for an `api` source, else what `compute.backend` names.
 
     Raises:
-        InputError: no such model or backend, or one that cannot serve this model.
+        InputError: no such model, or a backend that cannot serve it.
     """
     if name not in models:
         raise InputError(f"no model '{name}'; there are {', '.join(models)}")
@@ -236,7 +253,5 @@ def open_backend(models: Specs, name: str, compute: Any, batch_size: int) -> Any
         from karma.models.api import ApiBackend
 
         return ApiBackend(name, models[name]["api"])
-    wanted = getattr(compute, "backend", "transformers")  # a command may name none
-    if wanted not in ("transformers", "vllm"):
-        raise InputError(f"backend '{wanted}': choose transformers or vllm")
-    return {"transformers": TransformersBackend, "vllm": VllmBackend}[wanted](models, name, compute, batch_size)
+    backends = {"transformers": TransformersBackend, "vllm": VllmBackend}
+    return backends[compute.backend](models, name, compute, batch_size)

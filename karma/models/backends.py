@@ -20,6 +20,7 @@ from karma.models.load import (
     load_model,
     load_tokenizer,
 )
+from karma.study.settings import Compute
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TransformersBackend:
     alone = False  # a prompt's answer depends, by rounding, on the batch it is in
     has_logprobs = True
 
-    def __init__(self, models: Specs, name: str, compute: Any, batch_size: int):
+    def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int):
         self.models, self.model_name, self.batch_size = models, name, batch_size
         self.device = choose_device(compute.device)
         self.dtype = choose_dtype(compute.dtype, self.device)
@@ -119,7 +120,7 @@ class VllmBackend(TransformersBackend):
     name = "vllm"
     engine = "vllm"
 
-    def __init__(self, models: Specs, name: str, compute: Any, batch_size: int):
+    def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int):
         super().__init__(models, name, compute, batch_size)
         self.identity = [self.name, *self.identity]
         self.location = find_model(models, name)

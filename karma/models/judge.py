@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
+from karma.study.settings import Compute
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
 
@@ -24,14 +25,14 @@ RATINGS = "12345"
 
 
 def annotate(
-    rows: list[dict[str, str]], models: Specs, judge: str, compute: Any, batch_size: int
+    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Rate each response with a judge model.
 
     Args:
         rows: dictionaries with row_id, response_id, model, instruction, response.
         models: name -> specification. judge: which of them rates.
-        compute: the experiment's `compute` settings.
+        compute: the experiment's `compute`.
         batch_size: prompts a forward pass.
 
     Returns:

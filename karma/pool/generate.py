@@ -25,7 +25,7 @@ def build_pool(job: Any) -> list[dict[str, Any]]:
     for name in origins:
         asked = [text for text in instructions if name in drawn[text]]
         model = CachedModel(job.models, name, job.settings.compute, pool.batch_size, experiment.outputs / "answers")
-        for text, response in zip(asked, sample_responses(model, asked, pool), strict=True):
+        for text, response in zip(asked, sample_responses(model, asked, pool, pool.seed), strict=True):
             completions[text].append({"model": name, "response": response})
     return [
         {"source": source, "instruction": text, "models": [c["model"] for c in completions[text]],

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from karma.errors import InputError
 from karma.files import compute_digest, load_json, save_json
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import PairRow, compute_row_logps, count_tokens, tokenize_pair
+from karma.study.settings import Compute
 
 SHARD_PAIRS = 16
 
@@ -53,7 +53,7 @@ class PairLogps:
 
 
 def measure_logps(
-    pairs: pa.Table, models: Specs, policy: str, compute: Any, max_length: int, batch_tokens: int,
+    pairs: pa.Table, models: Specs, policy: str, compute: Compute, max_length: int, batch_tokens: int,
     cache: Path | None = None,
 ) -> PairLogps:  # fmt: skip
     """Measure the log-probability of both responses of each pair under a policy.
@@ -61,7 +61,7 @@ def measure_logps(
     Args:
         pairs: prompt, chosen and rejected as lists of role/content messages.
         models: name -> specification. policy: which of them is asked.
-        compute: device, dtype, threads.
+        compute: the experiment's `compute` (device, dtype, threads).
         max_length: tokens of prompt and response kept, from the start.
         batch_tokens: tokens a forward pass.
         cache: folder of what was asked before; None keeps nothing.

@@ -6,16 +6,16 @@ and every batch is kept on disk: a killed round asks nothing twice.
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from karma.files import load_json, save_json
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.load import Specs
+from karma.study.settings import Compute, SelfPlay
 
 
 def sample_answers(
-    models: Specs, policy: str, prompts: list[str], n: int, settings: Any, compute: Any, cache: Path | None
+    models: Specs, policy: str, prompts: list[str], n: int, settings: SelfPlay, compute: Compute, cache: Path | None
 ) -> list[list[str]]:
     """Draw n answers to each prompt.
 
@@ -30,9 +30,8 @@ def sample_answers(
         For each prompt its n answers, in the order of the draws; the same on every run.
     """
     model = CachedModel(models, policy, compute, settings.batch_size, cache)
-    how = {key: getattr(settings, key) for key in ("max_new_tokens", "temperature", "top_p")}
     seeds = [settings.seed * n + k for k in range(n)]
-    draws = [sample_responses(model, prompts, SimpleNamespace(seed=seed, **how)) for seed in seeds]
+    draws = [sample_responses(model, prompts, settings, seed) for seed in seeds]
     return [list(answers) for answers in zip(*draws, strict=True)]
 
 

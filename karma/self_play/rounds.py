@@ -30,6 +30,7 @@ from karma.self_play.scorers import score_answers
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
 from karma.statistics import compute_mean, compute_wilson
 from karma.study.fingerprint import compute_code
+from karma.study.settings import Compute, SelfPlay, Training
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Round:
     """What a round starts from.
 
     Attributes:
-        settings: the experiment's `self_play`; training, compute: its other two sections.
+        settings: the experiment's `self_play`, all of it that a round reads. training, compute: other sections.
         models: name -> specification, the trained policies of earlier rounds included.
         start: the untrained policy's name. policy: the name of the one that plays and is trained.
         arm, number: which arm, which round (1, 2, ...).
@@ -45,9 +46,9 @@ class Round:
         cache: folder of answers, scores and margins. folder: where the round's files go. code: digest of the code.
     """
 
-    settings: Any
-    training: Any
-    compute: Any
+    settings: SelfPlay
+    training: Training
+    compute: Compute
     models: Specs
     start: str
     policy: str
@@ -167,12 +168,14 @@ def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
 
 def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
     """Save the pairs, train the round's policy on them, and return what training.json holds."""
+    from karma.training.run import describe_run
     from karma.training.train import train
 
     command = f"karma notebook 08_self_play EXPERIMENT -p policy={this.start} -p arm={this.arm} -p round={this.number}"
     save_pairs(pairs, this.folder, command)
-    shared = (this.models, this.policy, this.settings.method, this.settings.seed, this.training, this.compute)
-    return train(pairs.table, held_out.pairs.table, *shared, this.folder, siblings=[this.folder], code=this.code)
+    run = describe_run(pairs.table, this.models, this.policy, this.settings.method, this.settings.seed, this.training,
+                       this.compute, this.folder, code=this.code)  # fmt: skip
+    return train(run, pairs.table, held_out.pairs.table, siblings=[this.folder])
 
 
 def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -> dict[str, Any]:

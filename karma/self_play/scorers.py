@@ -7,17 +7,17 @@ follow every instruction.
 """
 
 from pathlib import Path
-from typing import Any
 
 from karma.errors import InputError
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
 from karma.self_play.answers import remember
 from karma.self_play.prompts import Prompt
+from karma.study.settings import Compute, SelfPlay
 
 
 def score_answers(
-    prompts: list[Prompt], answers: list[list[str]], settings: Any, models: Specs, compute: Any, cache: Path
+    prompts: list[Prompt], answers: list[list[str]], settings: SelfPlay, models: Specs, compute: Compute, cache: Path
 ) -> list[list[float]]:
     """Score every answer; empty ones too.
 
@@ -32,11 +32,17 @@ def score_answers(
     """
     if settings.scorer == "instructions":
         return [[score_by_instructions(p, a) for a in own] for p, own in zip(prompts, answers, strict=True)]
-    rate = {"judge": _rate_by_judge, "reward_model": _rate_by_reward_model}[settings.scorer]
+    name = settings.scorer_model or ""  # `SelfPlay` sees to it that these two scorers have one
     rows = [(prompt.text, answer) for prompt, own in zip(prompts, answers, strict=True) for answer in own]
-    identity = [settings.scorer, compute_weights_digest(models, settings.scorer_model), compute.dtype, rows]
+    identity = [settings.scorer, compute_weights_digest(models, name), compute.dtype, rows]
     path = cache / "scores" / f"{compute_digest(identity)}.json"
-    flat = iter(remember(path, lambda: rate(rows, settings, models, compute)))
+
+    def rate() -> list[float]:
+        if settings.scorer == "judge":
+            return _rate_by_judge(rows, models, name, compute, settings.batch_size)
+        return _rate_by_reward_model(rows, models, name, compute)
+
+    flat = iter(remember(path, rate))
     return [[next(flat) for _ in own] for own in answers]
 
 
@@ -55,21 +61,23 @@ def score_by_instructions(prompt: Prompt, answer: str) -> float:
     return sum(verdicts) / len(verdicts)
 
 
-def _rate_by_judge(rows: list[tuple[str, str]], settings: Any, models: Specs, compute: Any) -> list[float]:
+def _rate_by_judge(
+    rows: list[tuple[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int
+) -> list[float]:
     from karma.models.judge import annotate
 
     todo = [{"row_id": str(i), "response_id": str(i), "model": "", "instruction": prompt, "response": answer}
             for i, (prompt, answer) in enumerate(rows)]  # fmt: skip
-    table, _ = annotate(todo, models, settings.scorer_model, compute, settings.batch_size)
+    table, _ = annotate(todo, models, judge, compute, batch_size)
     return table["score"].to_pylist()
 
 
-def _rate_by_reward_model(rows: list[tuple[str, str]], settings: Any, models: Specs, compute: Any) -> list[float]:
+def _rate_by_reward_model(rows: list[tuple[str, str]], models: Specs, name: str, compute: Compute) -> list[float]:
     """Rate answers one at a time: padding would make a score depend on the answers beside it."""
     import torch
     from tqdm.auto import tqdm
 
-    name, device = settings.scorer_model, choose_device(compute.device)
+    device = choose_device(compute.device)
     torch.set_num_threads(compute.threads)
     tokenizer = load_tokenizer(models, name)
     model = load_reward_model(models, name, choose_dtype(compute.dtype, device)).to(device)

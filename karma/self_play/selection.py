@@ -10,7 +10,6 @@ Paper: arXiv 2503.01864, M_AP.
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +19,14 @@ from karma.models.load import Specs
 from karma.pairs.pairs import PairSet
 from karma.potential.logps import measure_logps
 from karma.potential.margins import compute_potential
+from karma.study.settings import Compute
 
 MARGINS = ("explicit_margin", "implicit_margin", "potential")
 BATCH_TOKENS = 1024  # a forward pass
 
 
 def compute_token_margins(
-    pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Any, cache: Path
+    pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Compute, cache: Path
 ) -> np.ndarray:
     """Compute mean log pi(chosen) - mean log pi(rejected), means over tokens, of each pair.
 

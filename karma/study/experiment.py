@@ -25,20 +25,37 @@ if TYPE_CHECKING:
 
 
 class View:
-    """Settings as attributes, cut down to what a stage declares; anything else is a clear error."""
+    """Settings as attributes, cut down to what a stage declares; anything else is a clear error.
 
-    def __init__(self, values: dict[str, Any], path: str, stage: str) -> None:
-        self.__dict__.update({k: View(v, f"{path}{k}.", stage) if _is_branch(v) else v for k, v in values.items()})
-        self._values, self._path, self._stage = values, path, stage
+    A section that is declared whole is the validated object itself (`karma.study.settings`); of one that is declared in
+    part there is a view again. Both answer `as_dict`.
+
+    Args:
+        section: the validated settings. keys: dotted, below it. stage: whose. path: of the section, with a last dot.
+    """
+
+    def __init__(self, section: BaseModel, keys: tuple[str, ...], stage: str, path: str = "") -> None:
+        below: dict[str, list[str]] = {}
+        for key in keys:
+            name, _, rest = key.partition(".")
+            below.setdefault(name, []).append(rest)
+        self._section, self._stage, self._path, self._names = section, stage, path, tuple(below)
+        for name, inside in below.items():
+            value = getattr(section, name)
+            self.__dict__[name] = value if "" in inside else View(value, tuple(inside), stage, f"{path}{name}.")
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
-        raise AttributeError(f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/stages.py")
+        raise AttributeError(
+            f"stage {self._stage} does not declare '{self._path}{key}': add it in karma/study/stages.py"
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the values below this point as plain dictionaries."""
-        return self._values
+        """Return the values below this point as JSON can hold them."""
+        whole = self._section.model_dump(mode="json", include=set(self._names))
+        parts = {name: self.__dict__[name] for name in self._names}
+        return {name: part.as_dict() if isinstance(part, View) else whole[name] for name, part in parts.items()}
 
 
 def _is_branch(value: Any) -> bool:
@@ -59,15 +76,14 @@ class Experiment:
         self.outputs = root / "outputs" / settings.name
 
     def select(self, keys: tuple[str, ...], stage: str = "?") -> View:
-        """Return the values under the dotted `keys`, and nothing else, as attributes."""
-        full: dict[str, Any] = self.settings.model_dump(mode="json")
-        chosen: dict[str, Any] = {}
-        for key in keys:
-            node, target, parts = full, chosen, key.split(".")
-            for part in parts[:-1]:
-                node, target = node[part], target.setdefault(part, {})
-            target[parts[-1]] = node[parts[-1]]
-        return View(chosen, "", stage)
+        """Return the values under the dotted `keys`, and nothing else, as attributes.
+
+        Example:
+            >>> chosen = load_experiment("smoke").select(("training", "benchmarks.limit"))
+            >>> type(chosen.training).__name__, chosen.benchmarks.as_dict()
+            ('Training', {'limit': 28})
+        """
+        return View(self.settings, keys, stage)
 
     def show(self, keys: tuple[str, ...]) -> "pd.DataFrame":
         """Return the values under `keys` as a table: setting, value, file that set it."""

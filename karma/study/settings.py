@@ -4,7 +4,7 @@ The models have no defaults but for `ModelSpec`, whose fields exclude each other
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -48,6 +48,10 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them."""
+        return self.model_dump(mode="json")
 
 
 class RandomShape(_Strict):

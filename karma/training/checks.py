@@ -16,18 +16,26 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.files import load_json
 from karma.models.logprobs import HEAD_CHUNK, tokenize_response
-from karma.training.trainers import check_method, choose_weights_dtype, count_accumulation, is_curriculum, is_sharded
+from karma.study.settings import Training
+from karma.training.trainers import (
+    check_method,
+    choose_weights_dtype,
+    count_accumulation,
+    find_trainer,
+    is_curriculum,
+    is_sharded,
+)
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> dict[str, Any]:
+def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training) -> dict[str, Any]:
     """Check a training set before any model is loaded.
 
     Args:
         pairs: the training split.
         tokenizer: the policy's.
-        method: "sft", "dpo" or "simpo".
+        method: a name of `karma.vocabulary.METHODS`.
         settings: the experiment's `training`.
 
     Returns:
@@ -45,7 +53,8 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> 
         raise InputError(
             "the pairs' stages are out of order: write them again with `karma binarize --order curriculum`"
         )
-    rows = [_measure(row, tokenizer, method) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
+    sides = find_trainer(method).sides
+    rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
     dropped = sum(any(start >= limit for start, _ in row) for row in rows)
     lengths = sorted(end for row in rows for _, end in row)
@@ -63,10 +72,9 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Any) -> 
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
-def _measure(row: dict[str, Any], tokenizer: Any, method: str) -> list[tuple[int, int]]:
+def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> list[tuple[int, int]]:
     """Check one pair and return (tokens of the prompt, tokens in all) of each of its rows."""
-    sides = ("chosen",) if method == "sft" else ("chosen", "rejected")
-    if method != "sft" and row["chosen"] == row["rejected"]:
+    if "rejected" in sides and row["chosen"] == row["rejected"]:
         raise InputError(f"pair {row['row_id']}: chosen and rejected are the same text")
     for side in sides:
         _check_messages(row, side)
@@ -87,7 +95,7 @@ def _check_messages(row: dict[str, Any], side: str) -> None:
             raise InputError(f"pair {row['row_id']}: an empty text under role '{role}'")
 
 
-def _list_warnings(n_updates: int, settings: Any, truncated: int, dropped: int, n_pairs: int):
+def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: int, n_pairs: int):
     limit = settings.max_length
     if n_updates <= settings.warmup_steps:
         yield (f"{n_updates} updates are fewer than {settings.warmup_steps} warm-up steps: the learning rate "
@@ -99,12 +107,12 @@ def _list_warnings(n_updates: int, settings: Any, truncated: int, dropped: int, 
                "raise training.max_length")  # fmt: skip
 
 
-def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, method: str, longest: int) -> dict:
+def estimate_memory(config: Any, n_parameters: int, settings: Training, dtype: str, method: str, longest: int) -> dict:
     """Estimate the memory that one process of a training takes, in bytes.
 
     Args:
         config: the model's (`transformers`). n_parameters: its weights.
-        settings: the experiment's `training`. dtype: what is computed in. method: "sft", "dpo" or "simpo".
+        settings: the experiment's `training`. dtype: what is computed in. method: how it is tuned.
         longest: the longest row, in tokens.
 
     Returns:
@@ -119,12 +127,14 @@ def estimate_memory(config: Any, n_parameters: int, settings: Any, dtype: str, m
     states = (weights + 12 * trained) / (
         settings.devices if is_sharded(settings.accelerate) else 1
     )  # float32 gradient and two moments
-    rows = settings.per_device_batch_size * (1 if method == "sft" else 2)
+    trainer = find_trainer(method)
+    rows = settings.per_device_batch_size * len(trainer.sides)
     tokens, layers = rows * min(longest, settings.max_length), config.num_hidden_layers
     a_layer = tokens * (16 * config.hidden_size + 6 * config.intermediate_size) * _BYTES[dtype] / 2
     kept = layers * tokens * config.hidden_size * _BYTES[dtype] + a_layer
     activations = kept if settings.gradient_checkpointing else layers * a_layer
-    activations += _estimate_head(config, tokens, method)
+    scored = min(tokens, HEAD_CHUNK) if trainer.scores_in_chunks else tokens
+    activations += 10.0 * config.vocab_size * scored  # logits in float32 with their gradient
     parts = {"states_bytes": states, "activations_bytes": activations, "total_bytes": states + activations}
     return {name: int(value) for name, value in parts.items()}
 
@@ -135,11 +145,6 @@ def _sum_widths(config: Any) -> int:
     head = getattr(config, "head_dim", None) or hidden // heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head
     return 4 * hidden + 2 * heads * head + 2 * keys + 3 * (hidden + inner)
-
-
-def _estimate_head(config: Any, tokens: int, method: str) -> float:
-    """Logits in float32 with their gradient: of a chunk of tokens in DPO, of all in SimPO and SFT."""
-    return 10.0 * config.vocab_size * (min(tokens, HEAD_CHUNK) if method == "dpo" else tokens)
 
 
 def find_memory(device: str) -> int:
@@ -176,7 +181,7 @@ def find_state(folder: Path, identity: str) -> str:
     """Tell what a run folder is for a training: "free", "resumable" (a checkpoint of it), "done", or "another's".
 
     Args:
-        folder: where the training writes. identity: what it is made of (`karma.training.compute_identity`).
+        folder: where the training writes. identity: what it is made of (`Run.identity`).
     """
     record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
     if record.is_file() and (folder / "model").is_dir():

@@ -16,14 +16,14 @@ from karma.models.logprobs import compute_pair_logps
 from karma.statistics import compute_wilson
 
 
-def measure_pairs(model: Any, tokenizer: Any, pairs: pa.Table, settings: Any, progress: str) -> torch.Tensor:
+def measure_pairs(model: Any, tokenizer: Any, pairs: pa.Table, max_length: int, progress: str) -> torch.Tensor:
     """Return log pi(chosen) and log pi(rejected) of each pair, in nats, with their lengths, in tokens.
 
     Returns:
         One tensor (n, 2, 2): [pair, side, (log-probability, length)].
     """
     texts = [pairs[name].to_pylist() for name in ("prompt", "chosen", "rejected")]
-    both = compute_pair_logps(model, tokenizer, *texts, max_length=settings.max_length, progress=progress)
+    both = compute_pair_logps(model, tokenizer, *texts, max_length=max_length, progress=progress)
     return torch.stack([values.float() for values in both], -1)
 
 

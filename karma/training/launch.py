@@ -27,7 +27,7 @@ LAST_LINES = 12
 
 
 def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
-    """Train in `run.settings["devices"]` processes and return what the trainer's log says.
+    """Train in `run.settings.devices` processes and return what the trainer's log says.
 
     Args:
         run: what is trained. pairs: what it is tuned on.
@@ -41,7 +41,7 @@ def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
     save_json({**run.as_dict(), "accelerate": str(file)}, folder / "launch.json")
     pq.write_table(pairs, folder / "train.parquet")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),
-               "--num_processes", str(run.settings["devices"]), "--main_process_port", "0", "--mixed_precision",
+               "--num_processes", str(run.settings.devices), "--main_process_port", "0", "--mixed_precision",
                "bf16" if run.dtype == "bfloat16" else "no", "--num_cpu_threads_per_process", str(run.threads),
                "-m", "karma.training.launch", str(folder / "launch.json")]  # fmt: skip
     log, view = folder / "launch.log", run.open_view()
@@ -60,7 +60,7 @@ def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
             view.close()
     if child.returncode:
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        failed = f"{run.settings['devices']} processes of accelerate ended with exit code {child.returncode}"
+        failed = f"{run.settings.devices} processes of accelerate ended with exit code {child.returncode}"
         raise KarmaError(f"{failed}; see {log}; "
                          "its last lines:\n" + "\n".join(_find_error(lines)))  # fmt: skip
     return load_json(folder / "outcome.json")
@@ -88,16 +88,16 @@ def main(path: str) -> None:
     import torch
 
     from karma.models.load import load_model, load_tokenizer
-    from karma.training.trainers import choose_weights_dtype, is_sharded
+    from karma.training.trainers import choose_weights_dtype, find_trainer, is_sharded
 
     written = load_json(path)
     sharded = is_sharded(written.pop("accelerate"))
-    run = Run(**written)
+    run = Run.from_dict(written)
     torch.set_num_threads(run.threads)
-    weights = choose_weights_dtype(run.view, run.dtype)
+    weights = choose_weights_dtype(run.settings, run.dtype)
     model = load_model(run.models, run.policy, weights)
     known = Path(run.reference_file).is_file()
-    second = sharded and run.method == "dpo" and not run.view.lora and not known
+    second = sharded and find_trainer(run.method).has_reference and not run.settings.lora and not known
     tokenizer = load_tokenizer(run.models, run.policy)
     tokenizer.padding_side = "right"
     trainer = tune(run, model, tokenizer, pq.read_table(Path(run.folder) / "train.parquet"), [],

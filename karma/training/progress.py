@@ -60,7 +60,7 @@ class LiveView:
     """A line (in a terminal) or a line and a plot (in a notebook) of a training, fed from its progress file.
 
     Args:
-        path: the progress file. method: "sft", "dpo" or "simpo". pairs_an_update: pairs.
+        path: the progress file. method: its name. pairs_an_update: pairs.
         rewards: how rewards are scaled: beta and per_token (`Run.rewards`).
     """
 

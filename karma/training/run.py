@@ -1,33 +1,41 @@
-"""A `Run`: what a training is made of, as plain values that another process can be given."""
+"""A `Run`: what is trained, on what, where and how, as one value that another process can be given.
 
-from dataclasses import asdict, dataclass
+Decision: a run is described before anything is trained, so that its identity tells whether the same training was done
+already; the pairs themselves stay outside, and are known by their digest.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma.study.experiment import View
+import pyarrow as pa
+
+from karma.files import compute_digest
+from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
+from karma.study.settings import Compute, Training
 from karma.training.progress import LiveView
-from karma.training.trainers import count_accumulation
+from karma.training.trainers import build_dataset, choose_weights_dtype, count_accumulation, find_trainer
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training is made of, as plain values that another process can be given.
+    """What a training is made of.
 
     Attributes:
-        models: name -> specification. policy: which of them is tuned. method: "sft", "dpo" or "simpo".
+        models: name -> specification. policy: which of them is tuned. method: a name of `karma.vocabulary.METHODS`.
         seed: of data order and adapters. settings: the experiment's `training`.
         device, dtype, threads: where and in what it computes.
         folder: where checkpoints, the progress file and `model/` go.
-        identity: digest of all that decides the weights.
-        reference_file: where DPO's reference log-probabilities are kept.
+        identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device.
+        reference_file: where the reference's log-probabilities are kept, of a method that has one.
         data_digest: of the texts it is tuned on.
     """
 
-    models: dict[str, Any]
+    models: Specs
     policy: str
     method: str
     seed: int
-    settings: dict[str, Any]
+    settings: Training
     device: str
     dtype: str
     threads: int
@@ -37,25 +45,60 @@ class Run:
     data_digest: str
 
     @property
-    def view(self) -> View:
-        """The settings by attribute."""
-        return View(self.settings, "", "04_alignment_training")
-
-    @property
     def pairs_an_update(self) -> int:
         """Pairs whose gradients are summed before the weights change."""
-        return self.view.per_device_batch_size * count_accumulation(self.view, 1)
+        return self.settings.per_device_batch_size * count_accumulation(self.settings, 1)
 
     @property
     def rewards(self) -> dict[str, Any]:
-        """How the trainer's rewards are scaled: of summed log-probabilities, or of their means (SimPO)."""
-        simpo = self.method == "simpo"
-        return {"beta": self.view.simpo.beta if simpo else self.view.beta, "per_token": simpo}
+        """How the trainer's rewards are scaled: beta, and per_token (of mean log-probabilities, not of sums)."""
+        trainer = find_trainer(self.method)
+        return {"beta": trainer.find_beta(self.settings), "per_token": trainer.per_token}
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
-        return asdict(self)
+        return {**vars(self), "settings": self.settings.as_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Run":
+        """Return the run that `as_dict` wrote."""
+        return cls(**{**values, "settings": Training.model_validate(values["settings"])})
 
     def open_view(self) -> LiveView:
         """Return what shows its progress."""
         return LiveView(Path(self.folder) / "progress.jsonl", self.method, self.pairs_an_update, self.rewards)
+
+
+def describe_run(
+    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Training, compute: Compute,
+    folder: str | Path, *, code: str = "", reference_folder: Path | None = None,
+) -> Run:  # fmt: skip
+    """Describe a training; nothing is loaded but the policy's files, whose digest is taken.
+
+    Args:
+        pairs: what it is tuned on.
+        models: name -> specification. policy: which of them is tuned.
+        method: a name of `karma.vocabulary.METHODS`. seed: of data order and adapters.
+        settings: the experiment's `training`. compute: its `compute`.
+        folder: where `model/`, `training.json` and `held_out.parquet` go.
+        code: digest of the code in use; a run made by other code is never taken over.
+        reference_folder: where the reference's log-probabilities are kept for other seeds; None: not kept.
+
+    Raises:
+        InputError: an unknown method, a device that is not there, or a policy without weights.
+    """
+    device = choose_device(compute.device)
+    dtype = choose_dtype(compute.dtype, device)
+    weights, texts = compute_weights_digest(models, policy), compute_text_digest(pairs, method)
+    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
+    identity = compute_digest([data, settings.as_dict(), seed, code, method, weights, dtype, device, compute.threads])
+    kept_in = choose_weights_dtype(settings, dtype)
+    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
+    file = Path(folder if reference_folder is None else reference_folder) / f"reference-{reference}.parquet"
+    return Run(models, policy, method, seed, settings, device, dtype, compute.threads, str(folder), identity, str(file),
+               texts)  # fmt: skip
+
+
+def compute_text_digest(pairs: pa.Table, method: str) -> str:
+    """Return the digest of the texts that a method is tuned on, in their order."""
+    return compute_digest(build_dataset(pairs, method).to_list())

@@ -24,54 +24,56 @@ import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 
-from karma.files import atomic_path, compute_digest, load_json, save_json
-from karma.models.load import (
-    Specs,
-    add_trained,
-    choose_device,
-    choose_dtype,
-    compute_weights_digest,
-    load_model,
-    load_tokenizer,
-)
+from karma.errors import InputError
+from karma.files import atomic_path, load_json, save_json
+from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.held_out import build_margins, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
-from karma.training.run import Run
-from karma.training.trainers import build_dataset, choose_weights_dtype
+from karma.training.run import Run, compute_text_digest
+from karma.training.trainers import choose_weights_dtype
 from karma.training.tuning import clean_up, prepare_checkpoints, save_outcome, tune
 
 
-def train(
-    train_pairs: pa.Table, held_out: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any,
-    compute: Any, folder: Path, siblings: Sequence[Path] = (), code: str = "", reference_folder: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequence[Path] = ()) -> dict[str, Any]:
     """Tune a policy and save it, with the record of how it went; a killed training goes on where it was.
 
     Args:
-        train_pairs, held_out: the two splits of a pair set.
-        models: name -> specification. policy: which of them is tuned.
-        method: "sft", "dpo" or "simpo". seed: of data order and adapters.
-        settings: the experiment's `training`. compute: its `compute`.
-        folder: where `model/`, `training.json` and `held_out.parquet` go.
+        run: what is trained, where and how (`karma.training.run.describe_run`).
+        train_pairs: the pairs that `run` was described with. held_out: those kept out.
         siblings: run folders whose training is taken over if it was the same.
-        code: digest of the code in use; a run made by other code is never taken over.
-        reference_folder: where DPO's reference log-probabilities are kept for other seeds; None: not kept.
 
     Returns:
         What training.json holds.
 
     Raises:
-        InputError: pairs or settings that cannot be trained. KarmaError: the training failed.
+        InputError: pairs or settings that cannot be trained, or pairs other than the run's. KarmaError: the training
+            failed.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> from karma.training.run import describe_run
+        >>> smoke = load_experiment("smoke")
+        >>> job = smoke.select(("training", "compute"))
+        >>> models = {"tiny-a": smoke.settings.models["tiny-a"].model_dump(mode="json")}
+        >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", "Maybe.")]
+        >>> asked = [[{"role": "user", "content": f"Is {k} odd?"}] for k in range(2)]
+        >>> pairs = pa.table({"row_id": ["a", "b"], "prompt": asked, "chosen": said[:2], "rejected": said[1:]})
+        >>> how = (job.training, job.compute, tempfile.mkdtemp())
+        >>> record = train(describe_run(pairs, models, "tiny-a", "dpo", 0, *how), pairs, held_out=pairs)
+        >>> record["n_updates"], record["held_out"]["n"], len(record["answers"])
+        (1, 2, 2)
+
+    Paper: section 4.1, Appendix A.
     """
-    started, folder = time.perf_counter(), Path(folder)
-    run = _describe_run(train_pairs, models, policy, method, seed, settings, compute, folder, code,
-                        reference_folder or folder)  # fmt: skip
+    started, folder, settings = time.perf_counter(), Path(run.folder), run.settings
+    if compute_text_digest(train_pairs, run.method) != run.data_digest:
+        raise InputError(f"{folder}: train_pairs are not those the run was described with: call describe_run with them")
     torch.set_num_threads(run.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(models, policy)
+    tokenizer = load_tokenizer(run.models, run.policy)
     tokenizer.padding_side = "right"
     with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
@@ -87,45 +89,23 @@ def train(
         _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
         measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"])
-        record = _build_record(run, train_pairs, outcome, measured, settings, time.perf_counter() - started)
+        record = _build_record(run, train_pairs, outcome, measured, time.perf_counter() - started)
         strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
-        (folder / "model" / "README.md").write_text(build_model_card(record, models[policy], strategy), "utf-8")
+        (folder / "model" / "README.md").write_text(build_model_card(record, run.models[run.policy], strategy), "utf-8")
         save_json(record, folder / "training.json")
         clean_up(folder)
     return record
 
 
-def compute_identity(
-    pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any, code: str = ""
-) -> str:
-    """Return the digest of all that decides the weights: texts, order, settings, seed, code, policy, device."""
-    return _describe_run(pairs, models, policy, method, seed, settings, compute, Path(), code, Path()).identity
-
-
-def _describe_run(pairs: pa.Table, models: Specs, policy: str, method: str, seed: int, settings: Any, compute: Any,
-                  folder: Path, code: str, reference_folder: Path) -> Run:  # fmt: skip
-    device = choose_device(compute.device)
-    dtype = choose_dtype(compute.dtype, device)
-    weights = compute_weights_digest(models, policy)
-    texts = compute_digest(build_dataset(pairs, method).to_list())
-    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
-    shared = settings.as_dict()
-    identity = compute_digest([data, shared, seed, code, method, weights, dtype, device, compute.threads])
-    kept_in = choose_weights_dtype(settings, dtype)
-    reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
-    return Run(models, policy, method, seed, shared, device, dtype, compute.threads, str(folder), identity,
-               str(reference_folder / f"reference-{reference}.parquet"), texts)  # fmt: skip
-
-
 def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
     """Train in this process, save the weights in the precision they are to compute in, and return the outcome."""
-    model = load_model(run.models, run.policy, choose_weights_dtype(run.view, run.dtype), run.device)
+    model = load_model(run.models, run.policy, choose_weights_dtype(run.settings, run.dtype), run.device)
     view = run.open_view()
     try:
         trainer = tune(run, model, tokenizer, pairs, [ShowProgress(view)])
     finally:
         view.close()
-    if not run.view.lora:
+    if not run.settings.lora:
         trainer.model.to(getattr(torch, run.dtype))
     return save_outcome(trainer, tokenizer, run)
 
@@ -144,10 +124,10 @@ def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedAr
     for when, (models, name) in (("before", (run.models, run.policy)), ("after", trained)):
         gc.collect()  # the trained model is in a cycle with its trainer
         model = load_model(models, name, weights, run.device).to(getattr(torch, dtype))
-        logps[when] = measure_pairs(model, tokenizer, held_out, run.view, f"held-out pairs {when}")
-        answers[when] = sample_answers(model, tokenizer, asked, run.view.sample_tokens)
+        logps[when] = measure_pairs(model, tokenizer, held_out, run.settings.max_length, f"held-out pairs {when}")
+        answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
         del model
-    margins = build_margins(held_out, logps["before"], logps["after"], run.view.beta)
+    margins = build_margins(held_out, logps["before"], logps["after"], run.settings.beta)
     with atomic_path(folder / "held_out.parquet") as temporary:
         pq.write_table(margins, temporary)
     texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
@@ -156,14 +136,14 @@ def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedAr
             "answers": texts, "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
 
 
-def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, settings: Any, seconds: float) -> dict:
+def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, seconds: float) -> dict:
     alarms = find_alarms(outcome["history"], outcome["n_updates"], run.pairs_an_update, **run.rewards)
     alarms += [measured["length_alarm"]] if measured["length_alarm"] else []
     adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
     return {"policy": run.policy, "method": run.method, "seed": run.seed, "n_train_pairs": len(pairs),
             "n_held_out_pairs": measured["held_out"]["n"], "data_digest": run.data_digest, "identity": run.identity,
             **outcome, "held_out": measured["held_out"], "answers": measured["answers"], "alarms": alarms,
-            "adapter": adapter, "device": run.device, "dtype": run.dtype, "settings": run.settings,
+            "adapter": adapter, "device": run.device, "dtype": run.dtype, "settings": run.settings.as_dict(),
             "seconds": round(seconds, 3)}  # fmt: skip
 
 
@@ -195,13 +175,11 @@ def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     return None
 
 
-def describe_memory(
-    models: Specs, policy: str, method: str, settings: Any, compute: Any, longest: int
-) -> dict[str, Any]:
+def describe_memory(run: Run, longest: int) -> dict[str, Any]:
     """Estimate a training's memory from the policy's shape and compare it with what is free, loading no weights.
 
     Args:
-        models, policy, method, settings, compute: as for `train`. longest: the longest row, in tokens.
+        run: what is trained. longest: the longest row, in tokens.
 
     Returns:
         states_gib, activations_gib, free_gib, and `warnings`.
@@ -211,9 +189,8 @@ def describe_memory(
     """
     from karma.models.load import load_shape
 
-    device = choose_device(compute.device)
-    dtype = choose_dtype(compute.dtype, device)
-    config, n_parameters = load_shape(models, policy)
-    estimate, free = estimate_memory(config, n_parameters, settings, dtype, method, longest), find_memory(device)
+    config, n_parameters = load_shape(run.models, run.policy)
+    estimate = estimate_memory(config, n_parameters, run.settings, run.dtype, run.method, longest)
+    free = find_memory(run.device)
     gib = {name.replace("_bytes", "_gib"): round(value / 2**30, 2) for name, value in estimate.items()}
-    return {**gib, "free_gib": round(free / 2**30, 2), "warnings": check_memory(estimate, free, device)}
+    return {**gib, "free_gib": round(free / 2**30, 2), "warnings": check_memory(estimate, free, run.device)}

@@ -1,5 +1,7 @@
 """The trainer of a method, configured: what differs from TRL's defaults is written out here and nowhere else.
 
+`TRAINERS` holds all that differs by method; a new one is an entry there, its function, and a row of
+`karma.vocabulary.METHODS`.
 SFT and DPO are TRL's stable trainers (DPO with `karma.training.shared_prompt`'s forward pass); SimPO is TRL's
 experimental CPO trainer with its SimPO loss, behind `_build_simpo` alone: it may move or vanish in any release.
 Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
@@ -9,18 +11,72 @@ Paper: section 4.1 and Appendix A; SimPO is arXiv 2405.14734.
 """
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from karma.errors import InputError, KarmaError
+from karma.study.settings import Lora, Training
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DPO_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
-_PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The untrained policy, for a method that compares with it.
+
+    Attributes:
+        model: a second model, where the policy itself cannot serve (FSDP, full fine-tuning).
+        file: where its log-probabilities are kept. scratch: a folder that all processes see, for its pass.
+    """
+
+    model: Any = None
+    file: Path | None = None
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What differs by method.
+
+    Attributes:
+        build: (model, settings, TRL's shared configuration, its other options, reference) -> TRL's trainer.
+        sides: the responses of a pair that it is trained on.
+        find_beta: settings -> beta of the reward margins that it logs.
+        check: raises an InputError where the settings do not fit the method.
+        per_token: rewards are of mean log-probabilities, not of their sums.
+        has_reference: compares with the untrained policy.
+        scores_in_chunks: the vocabulary head never sees all positions at once.
+    """
+
+    build: Callable[[Any, Training, dict[str, Any], dict[str, Any], Reference], Any]
+    sides: tuple[str, ...]
+    find_beta: Callable[[Training], float]
+    check: Callable[[Training], None] = lambda settings: None
+    per_token: bool = False
+    has_reference: bool = False
+    scores_in_chunks: bool = False
+
+
+def find_trainer(method: str) -> Trainer:
+    """Return what is particular to a method.
+
+    Raises:
+        InputError: no such method.
+
+    Example:
+        >>> find_trainer("sft").sides, find_trainer("simpo").per_token
+        (('chosen',), True)
+    """
+    if method not in TRAINERS:
+        raise InputError(f"method '{method}' cannot be trained: choose from {', '.join(TRAINERS)}")
+    return TRAINERS[method]
 
 
 def build_dataset(pairs: pa.Table, method: str):
@@ -28,11 +84,13 @@ def build_dataset(pairs: pa.Table, method: str):
 
     Args:
         pairs: with prompt, chosen and rejected as lists of role/content messages.
-        method: "sft" (prompt, completion), or "dpo" and "simpo" (prompt, chosen, rejected).
+        method: one that learns from chosen responses gets prompt and completion, others prompt, chosen and rejected.
     """
     from datasets import Dataset
 
-    renamed = {"prompt": "prompt", "completion": "chosen"} if method == "sft" else {k: k for k in _PREFERENCE_COLUMNS}
+    sides = find_trainer(method).sides
+    names = {"chosen": "completion"} if sides == ("chosen",) else {side: side for side in sides}
+    renamed = {"prompt": "prompt", **{name: side for side, name in names.items()}}
     return Dataset.from_dict({name: pairs[column].to_pylist() for name, column in renamed.items()})
 
 
@@ -41,45 +99,38 @@ def is_curriculum(pairs: pa.Table) -> bool:
     return "stage" in pairs.column_names
 
 
-def check_method(method: str, settings: Any) -> None:
+def check_method(method: str, settings: Training) -> None:
     """Raise an InputError where a method cannot be trained as set, before anything is loaded."""
-    if method == "dpo" and settings.loss_type not in DPO_LOSSES:
-        raise InputError(f"training.loss_type '{settings.loss_type}' is not one of TRL's: {', '.join(DPO_LOSSES)}")
-    if method == "dpo" and settings.loss_type == "exo_pair" and not settings.label_smoothing:
-        raise InputError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
-    if method == "dpo" and settings.loss_type == "robust" and settings.label_smoothing >= 0.5:
-        raise InputError("training.loss_type robust needs training.label_smoothing below 0.5")
+    find_trainer(method).check(settings)
     if settings.merge_adapter and not settings.lora:
         raise InputError("training.merge_adapter needs training.lora: there is no adapter to merge")
 
 
-def choose_weights_dtype(settings: Any, dtype: str) -> str:
+def choose_weights_dtype(settings: Training, dtype: str) -> str:
     """Return what the trained weights are kept in: float32 for full fine-tuning, `dtype` under adapters.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> choose_weights_dtype(SimpleNamespace(lora=None), "bfloat16")
+        >>> from karma.study.experiment import load_base
+        >>> choose_weights_dtype(load_base().training, "bfloat16")
         'float32'
     """
     return dtype if settings.lora else "float32"
 
 
 def build_trainer(
-    model: Any, tokenizer: Any, pairs: pa.Table, method: str, seed: int, settings: Any, *, device: str, dtype: str,
-    n_processes: int = 1, reference_model: Any = None, reference_file: Path | None = None, output: Path | None = None,
-    scratch: Path | None = None,
+    model: Any, tokenizer: Any, pairs: pa.Table, method: str, seed: int, settings: Training, *, device: str, dtype: str,
+    n_processes: int = 1, output: Path | None = None, reference: Reference | None = None,
 ):  # fmt: skip
     """Build TRL's trainer of a method.
 
     Args:
         model, tokenizer: the policy. pairs: what it is tuned on.
-        method: "sft", "dpo" or "simpo". seed: of data order and adapters. settings: the experiment's `training`.
+        method: a name of `karma.vocabulary.METHODS`. seed: of data order and adapters.
+        settings: the experiment's `training`.
         device: "cpu" or "cuda". dtype: what is computed in.
         n_processes: data-parallel processes; with fewer than `settings.devices`, accumulation makes up for the rest,
             so that an update always has the same number of pairs.
-        reference_model: DPO's, where it must be a second model (FSDP, full fine-tuning).
-        reference_file: where DPO's reference log-probabilities are kept.
-        output: folder of checkpoints. scratch: a folder that all processes see, for the reference's pass.
+        output: folder of checkpoints. reference: the untrained policy, of a method that has one.
     """
     shared: dict[str, Any] = {
         "output_dir": str(output or "unused"), "report_to": "none", "seed": seed, "logging_steps": 1,
@@ -96,23 +147,36 @@ def build_trainer(
     }  # fmt: skip
     options = {"train_dataset": build_dataset(pairs, method), "processing_class": tokenizer,
                "peft_config": _build_lora(model, settings.lora) if settings.lora else None}  # fmt: skip
-    if method == "sft":
-        from trl import SFTConfig, SFTTrainer
+    return find_trainer(method).build(model, settings, shared, options, reference or Reference())
 
-        return SFTTrainer(model, SFTConfig(completion_only_loss=True, **shared), **options)
-    if method == "simpo":
-        return _build_simpo(model, settings, shared, options)
+
+def _build_sft(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(model, SFTConfig(completion_only_loss=True, **shared), **options)
+
+
+def _build_dpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], reference: Reference):
     from trl import DPOConfig
 
     from karma.training.shared_prompt import SharedPromptDPOTrainer
 
     config = DPOConfig(beta=settings.beta, loss_type=[settings.loss_type], label_smoothing=settings.label_smoothing,
                        precompute_ref_log_probs=True, **shared)  # fmt: skip
-    return SharedPromptDPOTrainer(model, reference_model, args=config, reference_file=reference_file,
-                                  scratch=scratch, **options)  # fmt: skip
+    return SharedPromptDPOTrainer(model, reference.model, args=config, reference_file=reference.file,
+                                  scratch=reference.scratch, **options)  # fmt: skip
 
 
-def _build_simpo(model: Any, settings: Any, shared: dict[str, Any], options: dict[str, Any]):
+def _check_dpo(settings: Training) -> None:
+    if settings.loss_type not in DPO_LOSSES:
+        raise InputError(f"training.loss_type '{settings.loss_type}' is not one of TRL's: {', '.join(DPO_LOSSES)}")
+    if settings.loss_type == "exo_pair" and not settings.label_smoothing:
+        raise InputError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
+    if settings.loss_type == "robust" and settings.label_smoothing >= 0.5:
+        raise InputError("training.loss_type robust needs training.label_smoothing below 0.5")
+
+
+def _build_simpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
     """Build TRL's experimental trainer with the SimPO loss: length-normalised, no reference, a target margin."""
     try:
         from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -139,12 +203,12 @@ def is_sharded(accelerate: str | None) -> bool:
     return accelerate is not None and "ddp" not in Path(accelerate).stem
 
 
-def count_accumulation(settings: Any, n_processes: int) -> int:
+def count_accumulation(settings: Training, n_processes: int) -> int:
     """Return the micro-batches an update, such that pairs an update do not depend on the number of processes.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> count_accumulation(SimpleNamespace(gradient_accumulation=4, devices=4), n_processes=1)
+        >>> from karma.study.experiment import load_base
+        >>> count_accumulation(load_base().training, n_processes=1)  # 4 micro-batches on each of 4 devices
         16
     """
     total = settings.gradient_accumulation * settings.devices
@@ -154,10 +218,18 @@ def count_accumulation(settings: Any, n_processes: int) -> int:
     return total // n_processes
 
 
-def _build_lora(model: Any, lora: Any):
+def _build_lora(model: Any, lora: Lora):
     from peft import LoraConfig
 
     n_layers = model.config.num_hidden_layers
     last = list(range(max(n_layers - lora.last_layers, 0), n_layers))
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LORA_TARGETS,
                       layers_to_transform=last, task_type="CAUSAL_LM")  # fmt: skip
+
+
+TRAINERS = {
+    "sft": Trainer(_build_sft, ("chosen",), lambda settings: settings.beta),
+    "dpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta, _check_dpo, has_reference=True,
+                   scores_in_chunks=True),
+    "simpo": Trainer(_build_simpo, ("chosen", "rejected"), lambda settings: settings.simpo.beta, per_token=True),
+}  # fmt: skip

@@ -21,7 +21,7 @@ from karma.files import atomic_path, load_json, save_json
 from karma.training.health import alarm_not_a_number
 from karma.training.progress import ProgressFile
 from karma.training.run import Run
-from karma.training.trainers import build_trainer
+from karma.training.trainers import Reference, build_trainer
 
 
 def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[Any], n_processes: int = 1,
@@ -32,17 +32,17 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
         run: what is trained. model, tokenizer: the policy. pairs: what it is tuned on.
         callbacks: of the trainer, besides the progress file's.
         n_processes: that share an update.
-        reference_model: DPO's, where it must be a second model.
+        reference_model: the untrained policy, where it must be a second model.
 
     Raises:
         KarmaError: the loss became NaN or infinite.
     """
-    folder, settings = Path(run.folder), run.view
+    folder, settings = Path(run.folder), run.settings
     checkpoints = folder / "checkpoints" if settings.checkpoint_steps else None
     trainer = build_trainer(
         model, tokenizer, pairs, run.method, run.seed, settings, device=run.device, dtype=run.dtype,
-        n_processes=n_processes, reference_model=reference_model, reference_file=Path(run.reference_file),
-        output=checkpoints, scratch=folder / "reference",
+        n_processes=n_processes, output=checkpoints,
+        reference=Reference(reference_model, Path(run.reference_file), folder / "reference"),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
@@ -63,7 +63,7 @@ def prepare_checkpoints(run: Run) -> None:
     marker = folder / "identity.json"
     if folder.is_dir() and not (marker.is_file() and load_json(marker) == identity):
         shutil.rmtree(folder, ignore_errors=True)
-    if run.view.checkpoint_steps and not marker.is_file():
+    if run.settings.checkpoint_steps and not marker.is_file():
         save_json(identity, marker)
 
 

@@ -1,0 +1,76 @@
+"""The house keeps its shape: no import circle, no logic in package files, few rooms, and a training that needs few."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from karma.study.fingerprint import compute_stage_code
+from karma.study.stages import STAGES
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "karma"
+FILES = {
+    ".".join(["karma", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if not {"plugins", "tasks"} & set(path.parts)
+}
+
+
+def find_imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, inside of functions too; not those for a type checker."""
+    tree = ast.parse(path.read_text("utf-8"))
+    unread = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+              for inner in ast.walk(node)}  # fmt: skip
+    found = set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("karma")
+            and id(node) not in unread
+        ):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in FILES else node.module for name in names}
+    return found - {"karma"}
+
+
+IMPORTS = {name: find_imports(path) for name, path in FILES.items() if name != "karma"}
+
+
+def test_no_module_is_in_an_import_circle():
+    assert list(TopologicalSorter(IMPORTS).static_order())
+
+
+def test_no_package_is_in_an_import_circle():
+    rooms: dict[str, set[str]] = {}
+    for name, imported in IMPORTS.items():
+        own = name.split(".")[1]
+        rooms.setdefault(own, set()).update(other.split(".")[1] for other in imported if other.split(".")[1] != own)
+    assert list(TopologicalSorter(rooms).static_order())
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({**IMPORTS, "karma.files": {"karma.study.stages"}}).prepare()
+
+
+def test_there_are_few_rooms():
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 23, sorted(entries)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_package_files_hold_a_docstring_only(path):
+    (only,) = ast.parse(path.read_text("utf-8")).body
+    assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant)
+
+
+def test_a_training_is_made_of_few_modules_and_of_nothing_that_only_shows():
+    modules = compute_stage_code(STAGES["04_alignment_training"], ROOT)["modules"]
+    assert len(modules) <= 20, sorted(modules)
+    for stage in STAGES.values():
+        if not stage.draws:
+            reached = compute_stage_code(stage, ROOT)["modules"]
+            assert not [name for name in reached if name.startswith(("karma.figures", "karma.commands", "karma.vocab"))]
