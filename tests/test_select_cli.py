@@ -215,6 +215,7 @@ FILE = ("--pairs", "FILE")
         ((*FILE, "--ratio", 1.5), "ratio is 1.5: expected a share above 0, up to 1"),
         ((*FILE, "--k", 11), "k = 11 cannot be selected from 10 candidate pairs"),
         ((*FILE, "--k", 1, "--weight", -1), "weight is -1.0"),
+        ((*FILE, "--k", 1, "--dtype", "float8"), "--dtype float8: choose from auto, float32, bfloat16"),
         ((*FILE, "--k", 1, "--implicit", "dpo"), "--implicit dpo and --reference belong together"),
         ((*FILE, "--k", 1, "--reference", "x"), "--implicit dpo and --reference belong together"),
         ((*FILE, "--k", 1, "--implicit", "dpo", "--reference", "x", "--metric", "m_ap_signed"), "leave out --implicit dpo"),
