@@ -203,7 +203,10 @@ def test_the_command_evaluates_a_folder_by_answer_and_by_logprob(tmp_path):
         (("--benchmark", "arc_easy", "--model", "m", "--key-env", "K"), "give its --base-url too"),
         (("--benchmark", "arc_easy", "--model", "m", "--base-url", "localhost"), "api.base_url"),
         (("--benchmark", "ifeval", "--model", "smollm2-135m", "--protocol", "logprob"), "no options to compare"),
-        (("--benchmark", "arc_easy", "--model", "smollm2-135m", "--backend", "magic"), "choose transformers or vllm"),
+        (
+            ("--benchmark", "arc_easy", "--model", "smollm2-135m", "--backend", "magic"),
+            "--backend magic: choose from transformers, vllm",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, args, message):
