@@ -18,18 +18,13 @@ FREE = 0.2  # of a line's box: room above and below its letters, where boxes may
 EDGE_PX = 1.0
 
 
-def check_boxes(figure: Figure, may_overlap: bool = False) -> None:
-    """Draw a figure and fail with everything that a reader would stumble over.
-
-    Args:
-        figure: of one `plot_` function; it is drawn here, with Agg.
-        may_overlap: texts may lie on one another (names beside points that lie together).
-    """
-    problems = find_problems(figure, may_overlap)
+def check_boxes(figure: Figure) -> None:
+    """Draw a figure, with Agg, and fail with everything that a reader would stumble over."""
+    problems = find_problems(figure)
     assert not problems, "\n" + "\n".join(problems)
 
 
-def find_problems(figure: Figure, may_overlap: bool = False) -> list[str]:
+def find_problems(figure: Figure) -> list[str]:
     """Return what is wrong with a figure's boxes, a line each."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays it out
@@ -37,8 +32,7 @@ def find_problems(figure: Figure, may_overlap: bool = False) -> list[str]:
     problems = [f"off the canvas by {off:.0f} px: {_name(t)}" for t in texts if (off := _off(t, figure)) > EDGE_PX]
     problems += [f"{t.get_fontsize():g} pt, below {LEAST_PT:g}: {_name(t)}"
                  for t in texts if t.get_fontsize() < LEAST_PT]  # fmt: skip
-    if not may_overlap:
-        problems += [f"over one another: {_name(a)} and {_name(b)}" for a, b in _list_overlaps(texts)]
+    problems += [f"over one another: {_name(a)} and {_name(b)}" for a, b in _list_overlaps(texts)]
     for ax in _list_axes(figure):
         problems += [f"no axis title beside {_name(labels[0])}" for labels in _list_untitled(ax)]
         if not (ax.has_data() or ax.texts or ax.get_legend()):

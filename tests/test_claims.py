@@ -1,7 +1,6 @@
 """Claims, cost and comparisons of measured studies; figures: labels, units, overlap, emptiness."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,6 +20,7 @@ from karma.results.ledger import build_ledger, compute_break_even, compute_count
 from karma.results.published import load_published
 from karma.results.study import collect_results, find_prompt
 from karma.statistics import adjust_holm, compute_needed_n
+from tests.boxes import check_boxes
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -199,27 +199,10 @@ def test_cells_stand_beside_the_papers(study):
     assert "no row of table4 is in both" in compare_with_paper(study, "table4").notes[-1]
 
 
-def texts_of(figure) -> list:
-    return [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
-
-
-def expect_readable(figure) -> None:
-    """Text of 8 pt or more, inside the figure, tick labels apart, no axes empty."""
-    figure.canvas.draw()  # lays it out
-    renderer, frame = figure.canvas.get_renderer(), figure.bbox
-    assert min(t.get_fontsize() for t in texts_of(figure)) >= 8
-    for text in texts_of(figure):
-        box = text.get_window_extent(renderer)
-        assert box.x0 >= frame.x0 - 2 and box.x1 <= frame.x1 + 2, text.get_text()
-        assert box.y0 >= frame.y0 - 2 and box.y1 <= frame.y1 + 2, text.get_text()
-    for ax in figure.axes:
-        assert ax.has_data() or ax.texts, "empty axes"
-        for labels, low, high in ((ax.get_xticklabels(), "x0", "x1"), (ax.get_yticklabels(), "y0", "y1")):
-            boxes = [t.get_window_extent(renderer) for t in labels if t.get_visible() and t.get_text()]
-            boxes.sort(key=lambda b, low=low: getattr(b, low))
-            for left, right in pairwise(boxes):
-                assert getattr(left, high) <= getattr(right, low) + 1, "tick labels overlap"
-    plt.close(figure)
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
 
 
 @pytest.mark.parametrize("which", ["measured", "published", "controls"])
@@ -237,12 +220,12 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     assert len(hatches) == len(chosen.strategies), "in grey the strategies look alike"
     tops = {round(p.get_height(), 9) for p in ax.patches}
     assert tops == set(compute_capabilities(chosen)["value"].round(9))
-    expect_readable(ax.figure)
+    check_boxes(ax.figure)
     axes = plot_policies(compute_policies(chosen, "dpo"), "dpo")
     assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
     highest = max(p.get_height() for a in axes for p in a.patches)
     assert all(a.get_ylim()[1] >= highest for a in axes), "a bar is cut"
-    expect_readable(axes[0].figure)
+    check_boxes(axes[0].figure)
 
 
 def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
@@ -251,7 +234,6 @@ def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
     study = collect_results(experiment)
     ax = plot_capabilities(compute_capabilities(study), study.source)
     assert [t.get_text() for t in ax.texts] == ["n/a"] * 3
-    plt.close(ax.figure)
 
 
 def test_an_empty_study_still_draws(tmp_path):
@@ -268,7 +250,7 @@ def test_an_empty_study_still_draws(tmp_path):
         plot_framework(study, counts),
         plot_prompt(*find_prompt(study)),
     ]:
-        expect_readable(ax.figure)
+        check_boxes(ax.figure)
 
 
 def test_diagrams_show_the_studys_own_counts(study, tmp_path):
@@ -277,14 +259,14 @@ def test_diagrams_show_the_studys_own_counts(study, tmp_path):
     shown = " ".join(t.get_text() for t in plot_labelling(counts).texts)
     assert "400 calls" in shown and "90,000 tokens" in shown and "6 origin models" in shown
     for figure in (plot_labelling(counts).figure, plot_framework(study, counts).figure):
-        expect_readable(figure)
+        check_boxes(figure)
 
 
 def test_a_prompt_is_shown_as_sent_or_cut_with_a_count(tmp_path):
     set_style()
     ax = plot_prompt("Question: 1 + 1?\nA. 1\nB. 2", "B", "arc_easy")
     assert ax.texts[1].get_text() == "Question: 1 + 1?\nA. 1\nB. 2" and ax.texts[2].get_text() == "answer: B"
-    expect_readable(ax.figure)
+    check_boxes(ax.figure)
     long = plot_prompt("\n".join(f"line {k}" for k in range(100)), "B" * 500)
     assert "[74 more lines]" in long.texts[1].get_text()
-    expect_readable(long.figure)
+    check_boxes(long.figure)

@@ -7,6 +7,7 @@ whoever mends it takes the line out.
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -64,8 +65,6 @@ def kin(n_models: int = 16) -> KinshipStudy:
     """Stage 2 of the paper's table, or of its first models."""
     table = load_score_table("paper")
     if n_models < 16:
-        from dataclasses import replace
-
         table = replace(table, scores=table.scores.iloc[:n_models], facts=table.facts.iloc[:n_models])
     return build_study(table, tau=TAU, distance="rmsd", linkage="average", cut=CUT, n_draws=200)
 
