@@ -3,7 +3,8 @@
 Settings take their names from these tables, cards their sentences, tables and figures their titles and order (colours
 follow the order, `karma.figures.style`). A new strategy, method or metric is a row here and its one function; a new
 benchmark is a row of data/paper/benchmarks.csv, its task and its reader. Decision: no number depends on a word, so that
-rewording a sentence reruns nothing that trains or generates (`karma.study.fingerprint`).
+rewording a sentence reruns nothing that trains or generates (`karma.study.fingerprint`). Limit: nor does another `role`
+of a known strategy rerun stage 2, whose tables list the kinship strategies.
 """
 
 import csv
@@ -102,17 +103,13 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A way to rank candidate pairs for selection.
+    """A way to rank candidate pairs for selection, whose ranking is in `karma.potential.margins`.
 
     Attributes:
-        rule: what it keeps, and where it is from. pool: whose margins it ranks: the study's ("plain"), without their
-            absolute value ("signed"), or with annotators' scores ("annotated").
-        ranking: the ranking of `karma.potential.margins` behind it; "" where it bears the metric's own name.
+        rule: what it keeps, and where it is from.
     """
 
     rule: str
-    pool: Literal["plain", "signed", "annotated"] = "plain"
-    ranking: str = ""
 
 
 METRICS = {
@@ -124,9 +121,9 @@ METRICS = {
     "implicit_large": Metric("the largest implicit margins (a part of BeeS, arXiv 2502.14560)"),
     "m_ap": Metric("the largest alignment potential, z(M_r) - w z(M_pi) (arXiv 2503.01864)"),
     "m_ap_signed": Metric(
-        "the largest alignment potential of signed margins, which can see a mislabelled pair (ours)", "signed"),
+        "the largest alignment potential of signed margins, which can see a mislabelled pair (ours)"),
     "m_ap_annotated": Metric(
-        "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)", "annotated", "m_ap"),
+        "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"),
 }  # fmt: skip
 
 ARMS = {  # of self-play -> title

@@ -1,6 +1,7 @@
 """The house keeps its shape: no import circle, no logic in package files, few rooms, and a training that needs few."""
 
 import ast
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from karma.study.fingerprint import compute_stage_code
 from karma.study.stages import STAGES
+from karma.vocabulary import Method, Metric, Strategy
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "karma"
@@ -74,3 +76,19 @@ def test_a_training_is_made_of_few_modules_and_of_nothing_that_only_shows():
         if not stage.draws:
             reached = compute_stage_code(stage, ROOT)["modules"]
             assert not [name for name in reached if name.startswith(("karma.figures", "karma.commands", "karma.vocab"))]
+
+
+def test_what_makes_numbers_reads_only_words_of_the_vocabulary():
+    """An edit of the vocabulary reruns nothing but what draws, so nothing else may compute with what stands there."""
+    more = {field.name for kind in (Strategy, Method, Metric) for field in fields(kind) if field.type is not str}
+    assert more == {"role", "learns_from", "start_loss"}
+    reached = {
+        name for stage in STAGES.values() if not stage.draws for name in compute_stage_code(stage, ROOT)["modules"]
+    }
+    readers = [name for name in sorted(reached) if name in IMPORTS and "karma.vocabulary" in IMPORTS[name]]
+    assert "karma.potential.study" in readers
+    for name in readers:
+        read = {
+            node.attr for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))) if isinstance(node, ast.Attribute)
+        }
+        assert not read & more, name

@@ -19,7 +19,7 @@ from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.pool import load_pool
-from karma.potential.margins import RANKINGS, compute_potential
+from karma.potential.margins import POOLS, RANKED_AS, RANKINGS, compute_potential
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.study.settings import ModelSpec
@@ -262,7 +262,8 @@ def test_a_selection_is_not_selected_from_again(pair_folder, policy, tmp_path):
 
 
 def test_every_metric_has_a_ranking():
-    assert {row.ranking or name for name, row in METRICS.items()} == set(RANKINGS)
+    assert {RANKED_AS.get(name, name) for name in METRICS} == set(RANKINGS)
+    assert set(RANKINGS) <= set(METRICS) and set(RANKED_AS) | set(POOLS) <= set(METRICS)
 
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path):

@@ -27,9 +27,15 @@ from numpy.typing import ArrayLike
 
 from karma.errors import InputError
 from karma.files import compute_digest
-from karma.vocabulary import METRICS
 
-RANKINGS = tuple(name for name, row in METRICS.items() if not row.ranking)  # those that are no other's
+RANKINGS = (
+    "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed",
+)  # fmt: skip
+POOLS = {
+    "m_ap_signed": "signed",
+    "m_ap_annotated": "annotated",
+}  # whose margins it ranks; of others "plain"
+RANKED_AS = {"m_ap_annotated": "m_ap"}  # a metric that is another's ranking, of another pool
 FORMS = ("absolute", "signed", "dpo")  # of the implicit margin
 _DECIMALS = 9  # of a ranking: smaller differences are rounding, and count as ties
 _log = logging.getLogger(__name__)

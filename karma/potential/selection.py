@@ -17,6 +17,8 @@ from karma.errors import InputError
 from karma.pairs.pairs import PairSet
 from karma.pool.annotations import AnnotationTable
 from karma.potential.margins import (
+    POOLS,
+    RANKINGS,
     Candidates,
     build_candidates,
     compute_explicit_margin,
@@ -34,9 +36,9 @@ _BOTH = ("chosen", "rejected")
 
 def is_signed(metric: str) -> bool:
     """Tell whether a metric wants margins without the absolute value."""
-    if metric not in METRICS:
-        raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(METRICS)}")
-    return METRICS[metric].pool == "signed"
+    if metric not in RANKINGS:
+        raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(RANKINGS)}")
+    return POOLS.get(metric) == "signed"
 
 
 def select_pairs(
@@ -47,7 +49,7 @@ def select_pairs(
 
     Args:
         pairs: a pair set with scores. policy: "smollm2-135m", a folder, a Hub id, or a name in `models`.
-        metric: of `karma.vocabulary.METRICS`, but for the annotated one. ratio: share kept; or k: how many.
+        metric: one of `karma.potential.margins.RANKINGS`. ratio: share kept; or k: how many.
         models: name -> specification, for a policy of another kind. cache: folder of kept log-probabilities.
 
     Returns:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.potential.margins import Candidates, select
+from karma.potential.margins import POOLS, RANKED_AS, Candidates, select
 from karma.potential.selection import gather_candidates
 from karma.statistics import compute_mean, compute_spearman, compute_wilson
 from karma.study.experiment import Experiment
@@ -68,7 +68,7 @@ def find_pool(metric: str) -> str:
         >>> [find_pool(metric) for metric in ("random", "m_ap", "m_ap_signed", "m_ap_annotated")]
         ['plain', 'plain', 'signed', 'annotated']
     """
-    return METRICS[metric].pool
+    return POOLS.get(metric, "plain")
 
 
 def choose(pools: Mapping[str, Candidates], metric: str, seed: int, **size: Any) -> np.ndarray:
@@ -88,7 +88,7 @@ def choose(pools: Mapping[str, Candidates], metric: str, seed: int, **size: Any)
         raise InputError(
             f"{metric}: of {len(pools[name].reasons)} pairs none is a candidate ({dict(pools[name].counts)})"
         )
-    return select(pools[name], METRICS[metric].ranking or metric, seed=seed, **size)
+    return select(pools[name], RANKED_AS.get(metric, metric), seed=seed, **size)
 
 
 def choose_by_each(pools: Mapping[str, Candidates], k: int, seed: int) -> dict[str, np.ndarray]:
