@@ -31,20 +31,22 @@ if TYPE_CHECKING:
     from karma.scores.read import load_score_table
     from karma.study.experiment import load_experiment
     from karma.study.open import open_stage
+    from karma.training.run import describe_run
     from karma.training.train import train
 
 _LAZY = {
     "InputError": "karma.errors", "KarmaError": "karma.errors", "build_pairs": "karma.pairs.build",
     "collect_results": "karma.results.study", "compute_kinship": "karma.kinship.similarity",
-    "compute_s_pref": "karma.scores.normalise", "evaluate": "karma.evaluation.runner",
+    "compute_s_pref": "karma.scores.normalise", "describe_run": "karma.training.run",
+    "evaluate": "karma.evaluation.runner",
     "load_experiment": "karma.study.experiment", "load_pairs": "karma.pairs.pairs", "load_pool": "karma.pool.pool",
     "load_score_table": "karma.scores.read", "open_stage": "karma.study.open", "save_pairs": "karma.pairs.folder",
     "select_pairs": "karma.potential.selection", "split_pairs": "karma.pairs.pairs", "train": "karma.training.train",
 }  # fmt: skip
 __all__ = [
     "InputError", "KarmaError", "__version__", "build_pairs", "collect_results", "compute_kinship", "compute_s_pref",
-    "evaluate", "load_experiment", "load_pairs", "load_pool", "load_score_table", "open_stage", "save_pairs",
-    "select_pairs", "split_pairs", "train",
+    "describe_run", "evaluate", "load_experiment", "load_pairs", "load_pool", "load_score_table", "open_stage",
+    "save_pairs", "select_pairs", "split_pairs", "train",
 ]  # fmt: skip
 
 

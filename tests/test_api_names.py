@@ -10,8 +10,8 @@ import karma
 
 NAMES = {
     "load_score_table", "compute_s_pref", "compute_kinship", "load_pool", "build_pairs", "load_pairs", "save_pairs",
-    "split_pairs", "select_pairs", "evaluate", "train", "load_experiment", "open_stage", "collect_results",
-    "KarmaError", "InputError",
+    "split_pairs", "select_pairs", "evaluate", "describe_run", "train", "load_experiment", "open_stage",
+    "collect_results", "KarmaError", "InputError",
 }  # fmt: skip
 
 

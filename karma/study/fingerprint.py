@@ -59,11 +59,11 @@ def compute_modules(source: str, where: str = "code", draws: bool = False) -> di
 
     A package counts with the files in it that are not modules of their own (task YAMLs), and the package's data with
     every module, but for the demo's, which settings name. Without `draws`, what only shows or runs (`SHOWN`) is left
-    out; so are packages that hold nothing but a docstring.
+    out; so are packages that hold nothing but a docstring, and the list of public names.
 
     Example:
         >>> sorted(compute_modules("from karma.errors import InputError"))
-        ['karma', 'karma.data', 'karma.errors']
+        ['karma.data', 'karma.errors']
     """
     todo, seen, found = _imports(source, "karma", where), set[str](), {"karma.data": _digest_data()}
     while todo:
@@ -72,7 +72,7 @@ def compute_modules(source: str, where: str = "code", draws: bool = False) -> di
         if path is None or name in seen or not (draws or _counts(name)):
             continue
         seen.add(name)
-        if not (path.is_dir() and _is_bare(path)):
+        if path != PACKAGE and not (path.is_dir() and _is_bare(path)):
             found[name] = _digest(path)
         parent = name.rpartition(".")[0]
         sources = [path / "__init__.py", *filter(_is_loose_code, _list_loose(path))] if path.is_dir() else [path]

@@ -86,6 +86,18 @@ def describe_run(
 
     Raises:
         InputError: an unknown method, a device that is not there, or a policy without weights.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> smoke = load_experiment("smoke").select(("models", "training", "compute"))
+        >>> answer = [[{"role": "assistant", "content": "Yes."}]]
+        >>> pairs = pa.table({"row_id": ["a"], "prompt": [[{"role": "user", "content": "Is 1 odd?"}]],
+        ...                   "chosen": answer, "rejected": answer})
+        >>> models = {name: spec.model_dump(mode="json") for name, spec in smoke.models.items()}
+        >>> runs = [describe_run(pairs, models, "tiny-a", "dpo", seed, smoke.training, smoke.compute, "out")
+        ...         for seed in (0, 0, 1)]
+        >>> runs[0].pairs_an_update, runs[0] == runs[1], runs[0].identity == runs[2].identity
+        (8, True, False)
     """
     device = choose_device(compute.device)
     dtype = choose_dtype(compute.dtype, device)
