@@ -51,28 +51,13 @@ def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, *
     yield f"written to {out}"
 
 
-def analyse(
-    table: ScoreTable,
-    folder: str | Path,
-    *,
-    tau: float,
-    distance: str,
-    linkage: str,
-    cut: float,
-    seed: int = 0,
-    n_draws: int = 2000,
-) -> KinshipStudy:
-    """Compute stage 2 and write its folder.
+def analyse(table: ScoreTable, folder: str | Path, **settings: Any) -> KinshipStudy:
+    """Compute stage 2 and write its folder, tables and figures.
 
     Args:
         table: origin models x benchmarks.
         folder: written files replace those of an earlier run.
-        tau: lowest kinship of an eligible pair, in [-1, 1].
-        distance: of the dendrograms: rmsd or cosine.
-        linkage: average, complete, single or ward.
-        cut: distance below which branches are one cluster.
-        seed: of bootstrap and permutations.
-        n_draws: bootstrap draws.
+        **settings: of `build_study`.
 
     Returns:
         All that was found.
@@ -83,7 +68,7 @@ def analyse(
     from karma.figures.kinship_study import save_study_figures
     from karma.figures.style import set_style
 
-    study = build_study(table, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed, n_draws=n_draws)
+    study = build_study(table, **settings)
     save_study(study, folder)
     set_style()
     save_study_figures(study, Path(folder) / "figures")

@@ -1,9 +1,8 @@
 """The kinship folder of a score table: every table and figure of stage 2, from one call.
 
-`analyse` is what `karma kinship` and notebook 02 run. Up to 500 models all pairs are kept (`kinship.csv`,
-square); above, only each model's nearest kin (`nearest_kin.csv`), since a square of 10,000 models fills a
-gigabyte. Limit: uncertainty needs the number of items behind each score; where it is unknown those parts are
-None.
+`build_study` and `save_study` are what `karma kinship` and notebook 02 run. Up to 500 models all pairs are kept
+(`kinship.csv`, square); above, only each model's nearest kin (`nearest_kin.csv`), since a square of 10,000 models fills
+a gigabyte. Limit: uncertainty needs the number of items behind each score; where it is unknown those parts are None.
 """
 
 from dataclasses import dataclass, replace
@@ -86,7 +85,20 @@ def build_study(
     seed: int = 0,
     n_draws: int = 2000,
 ) -> KinshipStudy:
-    """Compute stage 2; see `analyse`."""
+    """Compute stage 2.
+
+    Args:
+        table: origin models x benchmarks.
+        tau: lowest kinship of an eligible pair, in [-1, 1].
+        distance: of the dendrograms: rmsd or cosine.
+        linkage: average, complete, single or ward.
+        cut: distance below which branches are one cluster.
+        seed: of bootstrap and permutations.
+        n_draws: bootstrap draws.
+
+    Raises:
+        InputError: a setting out of range.
+    """
     rng = np.random.default_rng(seed)
     normalized = compute_normalized(table)
     nearest = compute_nearest_kin(normalized)

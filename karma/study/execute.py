@@ -92,7 +92,6 @@ def check_parameters(notebook: Path, values: Collection[str]) -> None:
 @contextmanager
 def _devices(n: int) -> Iterator[None]:
     """Hold `n` CUDA devices by file locks while a job runs, and show it only those."""
-
     with ExitStack() as stack:
         held: list[str] = []
         while len(held) < min(n, count_gpus()):
