@@ -180,6 +180,7 @@ def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
     ("module", "old", "new"),
     [
         ("figures/style.py", "#0072B2", "#0072B3"),
+        ("__init__.py", "The names below are", "These names are"),
         ("vocabulary.py", "the two responses whose origin models are nearest kin", "the two nearest kin's responses"),
         ("pairs/card.py", "preference pairs", "pairs"),
         ("commands/train.py", "Share of the pairs kept out", "Pairs kept out"),
