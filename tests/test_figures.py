@@ -1,7 +1,6 @@
 """Every `plot_` function drawn, and its boxes looked at; a new one fails until it has a case here.
 
-Cases of one function are told apart after a colon. What is known to be wrong stands in KNOWN with its reason, strictly:
-whoever mends it takes the line out.
+Cases of one function are told apart after a colon.
 """
 
 import importlib
@@ -42,18 +41,6 @@ from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES
 from tests.boxes import check_boxes, find_problems
 from tests.study_files import make_experiment, write_study
 
-KNOWN = {
-    "plot_scores: high": "the legend, at the upper right, lies on the scores of strong models",
-    "plot_differences": "the axis title is wider than the plot and cut at the right",
-    "plot_agreement": "the axis title is wider than the plot and cut at the right",
-    "plot_overlap": "the longest name below the heat map is cut at the bottom",
-    "plot_model_pairs": "of few models, names and the axis title of the rows run into one another and into the title",
-    "plot_sensitivity: six models": "the legend's fixed place lies on the curves of few models",
-    "plot_margins": "the legend lies on points: a full square has no free corner",
-    "plot_training: dpo": "the legend's letters are 7 pt",
-    "plot_training: simpo": "the legend's letters are 7 pt",
-    "plot_training: one update": "ticks between whole updates, one over another; the legend's letters are 7 pt",
-}
 TAU, CUT = 0.1, 0.4
 
 
@@ -241,10 +228,7 @@ def figure_of(drawn) -> Figure:
     return first if isinstance(first, Figure) else first.get_figure(root=True)
 
 
-@pytest.mark.parametrize("case", [
-    pytest.param(case, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=KNOWN[case])) if case in KNOWN
-    else case for case in PLOTS
-])  # fmt: skip
+@pytest.mark.parametrize("case", PLOTS)
 def test_boxes(case, studies):
     check_boxes(figure_of(PLOTS[case](studies)))
 
@@ -252,7 +236,7 @@ def test_boxes(case, studies):
 def test_every_plot_function_has_a_case():
     modules = [importlib.import_module(f"karma.figures.{m.name}") for m in pkgutil.iter_modules(karma.figures.__path__)]
     there = {name for module in modules for name in vars(module) if name.startswith("plot_")}
-    assert there == {case.split(":")[0] for case in PLOTS} and set(KNOWN) <= set(PLOTS)
+    assert there == {case.split(":")[0] for case in PLOTS}
     assert Path(karma.figures.__file__).parent.name == "figures"
 
 

@@ -14,7 +14,7 @@ def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:
         frame: `karma.evaluation.compare.build_score_frame`.
         title: the model's name.
     """
-    _, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.1))
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.5))
     rows = range(len(frame))
     axes.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=PALETTE[0], lw=2, label="95 % interval")
     axes.plot(100 * frame["value"], rows, "o", color=PALETTE[0], label="score")
@@ -24,7 +24,7 @@ def plot_scores(frame: pd.DataFrame, title: str = "") -> Axes:
     axes.set(yticks=rows, yticklabels=[f"{b} (n = {n})" for b, n in frame["n"].items()], xlim=(0, 100),
              xlabel="score (% right)", title=title)  # fmt: skip
     axes.invert_yaxis()
-    axes.legend(loc="upper right", frameon=True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return axes
 
 
@@ -35,12 +35,12 @@ def plot_differences(frame: pd.DataFrame, title: str = "") -> Axes:
         frame: `karma.evaluation.compare.compare_answers`.
         title: the run's name.
     """
-    _, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.1))
+    _, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.35, 0.36 * len(frame) + 1.2))
     rows = range(len(frame))
     axes.axvline(0, color="black", lw=1)
     axes.hlines(rows, 100 * frame["low"], 100 * frame["high"], color=PALETTE[2], lw=2)
     axes.plot(100 * frame["difference"], rows, "D", color=PALETTE[2])
     axes.set(yticks=rows, yticklabels=[f"{b} (n = {n})" for b, n in frame["n"].items()],
-             xlabel="trained minus start (percentage points, 95 % interval)", title=title)  # fmt: skip
+             xlabel="trained minus start\n(percentage points, 95 % interval)", title=title)  # fmt: skip
     axes.invert_yaxis()
     return axes

@@ -84,7 +84,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
     if study.choice_uncertainty is not None:
         shares.loc["sampling error alone"] = study.choice_uncertainty["p_other_in_sets"]
     height = 1.3 + 0.26 * max(len(shares), 7)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1, 1.25))
+    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1, 1.25))
     _draw_taus(left, study)
     place = np.arange(len(shares))[::-1]
     for border in place[:-1] - 0.5:
@@ -107,13 +107,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
     right.set_xlabel(f"share of {study.n_sets:,} sets with another pair")
     right.set_title("b  What the choice hangs on", loc="left", fontweight="bold")
     right.grid(False, axis="y")
-    figure.legend(
-        *right.get_legend_handles_labels(),
-        loc="outside lower right",
-        ncols=3,
-        frameon=False,
-        handletextpad=0.1,
-    )
+    right.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3, frameon=False, handletextpad=0.1)
     return [left, right]
 
 
@@ -134,4 +128,4 @@ def _draw_taus(axes: Axes, study: "KinshipStudy") -> None:
     axes.set_ylabel("share")
     axes.set_ylim(0, 1.03)
     axes.set_title("a  What the threshold keeps", loc="left", fontweight="bold")
-    axes.legend(loc="lower left", bbox_to_anchor=(0.12, 0.12), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False)

@@ -31,7 +31,7 @@ def plot_overlap(chosen: pd.DataFrame, pair: pd.DataFrame) -> np.ndarray:
         The two Axes.
     """
     n = len(chosen)
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, 1.5 + 0.42 * n), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, 1.7 + 0.42 * n), sharey=True)
     for ax, shares, title in zip(axes, (chosen, pair), ("the same response is chosen", "the same pair"), strict=True):
         sns.heatmap(
             shares,
@@ -90,10 +90,11 @@ def plot_model_pairs(pairs: pa.Table, strategy: str, max_models: int = 20) -> Ax
     )
     ax.set(
         xlabel="origin model of the rejected response",
-        ylabel="origin model of the chosen response",
-        title=f"{strategy}: pairs by origin models (best first)",
+        ylabel="origin model of the\nchosen response",
+        title=f"{strategy}: pairs by\norigin models (best first)",
     )
     ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="y", rotation=0)
     ax.grid(visible=False)
     return ax
 
@@ -190,14 +191,14 @@ def plot_agreement(by_models: pd.DataFrame, max_rows: int = 12) -> Axes:
         max_rows: the commonest model pairs shown.
     """
     rows = by_models.dropna(subset="share").head(max_rows)[::-1]
-    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.75, 1.2 + 0.26 * len(rows)))
+    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.75, 1.35 + 0.26 * len(rows)))
     labels = [f"{r.chosen_model} > {r.rejected_model}  (n={r.n}, ties {r.tie})" for r in rows.itertuples()]
     spans = [np.maximum(rows["share"] - rows["low"], 0), np.maximum(rows["high"] - rows["share"], 0)]
     ax.errorbar(rows["share"], labels, xerr=spans, fmt="o", capsize=3)
     ax.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
     ax.set(
         xlim=(-0.02, 1.02),
-        xlabel="share of untied annotations that agree, 95 % interval",
+        xlabel="share of untied annotations\nthat agree, 95 % interval",
         title="Does the annotator see it so?",
     )
     return ax

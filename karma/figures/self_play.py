@@ -34,7 +34,7 @@ def plot_margins(pool: pa.Table, kept: pa.Table, unit: str, ax: Axes | None = No
     )
     ax.set(xlabel="implicit margin (nats a token)", ylabel=f"explicit margin\n({unit})")
     ax.margins(0.06)
-    ax.legend(loc="best", frameon=True)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return ax
 
 

@@ -43,7 +43,7 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
         _plot_curve(axis, history, key)
         if key == "logps/chosen":
             axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
-            axis.legend(["chosen", "rejected"], fontsize=7)
+            axis.legend(["chosen", "rejected"])
     if start := METHODS[method].start_loss:
         axes[0].axhline(start, color="black", lw=1, ls=":")
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
@@ -57,4 +57,4 @@ def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:
     if reference is not None:
         axis.axhline(reference, color="black", lw=1, ls=":")
     axis.set(xlabel="update", ylabel=label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
