@@ -45,7 +45,7 @@ from tests.chat_server import KEY, ChatServer
 from tests.conftest import ROOT, change_base, wait_until
 from tests.self_play_round import open_tiny, play_round
 
-DEMO = ROOT / "karma" / "data" / "demo" / "verifiable.jsonl"
+DEMO = ROOT / "karma" / "data" / "demo" / "son.jsonl"
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
         "judge": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=2).model_dump()}  # fmt: skip
 COMPUTE = change_base("compute", device="cpu", dtype="float32")
