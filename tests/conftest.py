@@ -54,9 +54,10 @@ def real_data() -> Path:
 
 
 def copy_project(target: Path) -> Path:
-    """Copy what a sweep needs, the package included, so that a test may edit it."""
+    """Copy what a sweep needs, the package included, so that a test may edit it; its demo is the tests' study."""
     for name in ("karma", "notebooks", "params"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "tests" / "study.yaml", target / "params" / "demo.yaml")
     return target
 
 

@@ -135,8 +135,8 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
 
 
 def make_experiment(tmp_path: Path, extra: str = "", select_from: str = "k_score_sim") -> Experiment:
-    """Return the demo experiment, under a name of its own, with outputs below tmp_path."""
-    text = (find_project_root() / "params" / "demo.yaml").read_text().replace("name: demo", "name: study")
+    """Return the tests' study, under a name of its own, with outputs below tmp_path."""
+    text = (find_project_root() / "tests" / "study.yaml").read_text().replace("name: demo", "name: study")
     text = text.replace("strategies: [k_score_sim]", f"strategies: [{select_from}]")
     (tmp_path / "params.yaml").write_text(text + extra)
     experiment = load_experiment(tmp_path / "params.yaml")

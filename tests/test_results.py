@@ -6,7 +6,7 @@ import pytest
 
 from karma.errors import InputError
 from karma.pairs.pairs import load_pairs
-from karma.results.estimates import compute_difference, compute_mean
+from karma.results.estimates import compute_capabilities, compute_difference, compute_mean
 from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
 from karma.results.study import collect_results
@@ -34,6 +34,23 @@ def test_a_whole_study_has_no_gaps(study):
     assert set(study.results["strategy"]) == {"start", "rlaif", "k_score", "k_sim", "k_score_sim"}
     assert set(study.trainings["held_out_accuracy"]) == {0.6}
     assert study.scores.n_items["ifeval"] == 60 and study.scores.n_items_source == "measured"
+
+
+def test_what_the_experiment_does_not_train_is_no_gap_and_moves_no_mean(tmp_path):
+    extra = "\nstrategies: [rlaif, k_score, k_sim, least_kin]\ntrained_on: {sft: [rlaif, k_sim], dpo: [rlaif, k_score, k_sim]}"
+    made = make_experiment(tmp_path, extra, select_from="k_sim")
+    write_study(made)
+    study = collect_results(made)
+    assert study.gaps.empty and len(study.results) == 5 * (1 + 2 + 3)
+    assert study.strategies == ("rlaif", "k_score", "k_sim") and study.untrained == {("k_score", "sft")}
+    assert study.common_methods == ("dpo",) and list(study.pairs["strategy"])[-1] == "least_kin"
+    table2, table4 = build_table2(study), build_table4(study)
+    dpo = study.results.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'arc_easy'")["value"].item()
+    assert table2.frame.loc["ARC-Easy", "K_sim"] == pytest.approx(dpo)
+    assert "over DPO alone" in " ".join(table2.notes) and "5 cells are n/a because" in " ".join(table4.notes)
+    assert not any("their runs are missing" in note for note in table4.notes)
+    assert set(compute_capabilities(study)["strategy"]) == set(study.strategies)
+    assert compute_capabilities(study)["value"].notna().all()
 
 
 def test_the_study_s_pair_folders_are_those_that_the_kit_loads(experiment):

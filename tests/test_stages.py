@@ -3,14 +3,17 @@
 import pytest
 
 from karma.errors import InputError
+from karma.files import find_project_root
 from karma.study.experiment import load_experiment
 from karma.study.open import find_siblings
 from karma.study.stages import STAGES, find_job, list_jobs
 
+STUDY = find_project_root() / "tests" / "study.yaml"
+
 
 @pytest.fixture(scope="module")
 def demo():
-    return load_experiment("demo")
+    return load_experiment(str(STUDY))
 
 
 def test_the_demo_has_eight_trainings_each_evaluated_and_the_start(demo):
@@ -106,7 +109,7 @@ def test_a_study_of_self_play_alone_has_no_other_job_and_another_round_reruns_no
     [
         ("08_self_play", {"policy": "smollm2-135m", "arm": "fresh", "round": 1}, "no job of this stage there"),
         ("03_binarization", {"strategy": "k_sin"}, "choose from rlaif, k_score, k_sim, k_score_sim"),
-        ("03_binarization", {}, "strategy=nothing is not in demo.yaml"),
+        ("03_binarization", {}, "strategy=nothing is not in study.yaml"),
         ("03_binarization", {"strategy": "k_sim", "tau": 1}, "takes no parameter 'tau'; it takes strategy"),
         ("07_alignment_potential", {"policy": "smollm2-135m", "strategy": "k_sim"}, "choose from k_score_sim"),
         ("09_nothing", {}, "no stage '09_nothing'; there are 01_origin_evaluation"),
@@ -118,7 +121,7 @@ def test_wrong_parameters_are_named(demo, stage, params, message):
 
 
 def test_a_missing_file_names_the_notebook_to_run_first(tmp_path, demo):
-    demo_elsewhere = load_experiment("demo")
+    demo_elsewhere = load_experiment(str(STUDY))
     demo_elsewhere.outputs = tmp_path
     job = find_job(demo_elsewhere, "03_binarization", {"strategy": "k_sim"})
     with pytest.raises(InputError, match=r"pool\.parquet is missing: run karma pool"):

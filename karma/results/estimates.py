@@ -148,7 +148,7 @@ CAPABILITIES = ["knowledge", "instruction following", "reasoning"]
 
 
 def compute_capabilities(study: Study) -> pd.DataFrame:
-    """Return the mean score of each strategy on each capability, over all policies, methods and seeds.
+    """Return the mean score of each strategy on each capability, over all policies, common methods and seeds.
 
     Returns:
         Columns capability, strategy, value, low, high (all NaN where a run is missing), n.
@@ -156,12 +156,12 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
     Paper: Figure 5, with Table 1's capabilities.
     """
     capability = load_benchmarks()["capability"]
-    runs, records = len(study.policies) * len(study.methods) * len(study.seeds), []
+    runs, records = len(study.policies) * len(study.common_methods) * len(study.seeds), []
+    results = study.compared_results
     for name in CAPABILITIES:
         benchmarks = [b for b in study.benchmarks if capability[b] == name]
         for strategy in study.strategies if benchmarks else ():
-            rows = study.results[study.results["benchmark"].isin(benchmarks)]
-            rows = rows[rows["strategy"] == strategy]
+            rows = results[results["benchmark"].isin(benchmarks) & (results["strategy"] == strategy)]
             whole = len(rows) == runs * len(benchmarks)
             records.append({"capability": name, "strategy": strategy, **_estimate(study, rows if whole else rows[:0])})
     return pd.DataFrame(records)

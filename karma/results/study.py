@@ -10,6 +10,7 @@ knows whether a run's settings are still current; `karma status` does.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
+from karma.vocabulary import START
 
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
@@ -34,7 +36,8 @@ class Study:
 
     Attributes:
         name: the experiment's name, or "published".
-        policies, strategies, methods, seeds, benchmarks: what it is made of, in the settings' order.
+        policies, strategies, methods, seeds, benchmarks: what it is made of, in the settings' order; strategies that
+            no method trains on are in `pairs` alone.
         results: one row a score: RESULT_COLUMNS; value in [0, 1], n items; `start`: the untrained policy.
         trainings: one row a finished training: RUN_KEYS and training.json's fields (held_out_* flattened).
         origins: one row a score of an origin model, with that evaluation's tokens and seconds.
@@ -43,6 +46,7 @@ class Study:
         costs: `annotation`: annotation_cost.json, or None.
         gaps: what is missing: `what`, `file`, `made_by`.
         folder: the study's outputs, or None for the published one.
+        untrained: (strategy, method) cells that the experiment leaves out (`trained_on`).
     """
 
     name: str
@@ -59,11 +63,22 @@ class Study:
     costs: dict[str, Any]
     gaps: pd.DataFrame
     folder: Path | None = None
+    untrained: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def common_methods(self) -> tuple[str, ...]:
+        """The methods that every strategy is trained by: only over these are means of strategies comparable."""
+        return tuple(m for m in self.methods if not any((s, m) in self.untrained for s in self.strategies))
 
     @property
     def is_published(self) -> bool:
         """Tell the paper's own numbers from a measured study."""
         return self.folder is None
+
+    @property
+    def compared_results(self) -> pd.DataFrame:
+        """The rows of `results` by the methods that every strategy is trained by, and of the untrained policy."""
+        return self.results[self.results["method"].isin([START, *self.common_methods])]
 
     @property
     def source(self) -> str:
@@ -107,14 +122,17 @@ def collect_results(source: Job | Experiment) -> Study:
         gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
     cost = [_load_cost(job, gaps) for job in _jobs(experiment, "annotation")]
     table = experiment.outputs / "kinship" / "scores.csv"
+    cells = {(strategy, method) for method in s.methods for strategy in s.list_trained(method)}
+    trained = tuple(name for name in s.strategies if any((name, method) in cells for method in s.methods))
     return Study(
-        name=s.name, policies=tuple(s.policies), strategies=tuple(s.strategies), methods=tuple(s.methods),
+        name=s.name, policies=tuple(s.policies), strategies=trained, methods=tuple(s.methods),
         seeds=tuple(s.seeds), benchmarks=tuple(s.benchmarks.policy),
         results=pd.DataFrame(results, columns=RESULT_COLUMNS + COST_COLUMNS),
         trainings=pd.DataFrame(trainings, columns=None if trainings else RUN_KEYS),
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
+        untrained=frozenset(product(trained, s.methods)) - cells,
     )  # fmt: skip
 
 

@@ -118,19 +118,25 @@ def build_table1(study: Study) -> Table:
 def build_table2(study: Study) -> Table:
     """Return the mean over all runs of each strategy, by benchmark and in total.
 
+    Where an experiment trains some strategies by fewer methods than others, only the methods common to all count, so
+    that columns stay comparable.
+
     Paper: Table 2.
     """
     titles, columns, notes = order_benchmarks(study.benchmarks, "table2"), _columns(study), []
     frame = pd.DataFrame(np.nan, index=[TOTAL, *titles.values()], columns=list(columns.values()))
     for strategy, column in columns.items():
-        rows = study.results[study.results["strategy"] == strategy]
-        runs = len(study.policies) * (1 if strategy == START else len(study.methods) * len(study.seeds))
+        rows = study.compared_results[study.compared_results["strategy"] == strategy]
+        runs = len(study.policies) * (1 if strategy == START else len(study.common_methods) * len(study.seeds))
         for benchmark, part in rows.groupby("benchmark"):
             if len(part) == runs:
                 frame.loc[titles[str(benchmark)], column] = part["value"].mean()
         frame.loc[TOTAL, column] = frame.loc[list(titles.values()), column].mean(skipna=False)
         if len(rows) < runs * len(titles):
             notes.append(f"{column}: {len(rows)} of {runs * len(titles)} scores exist; n/a where a run is missing")
+    if study.untrained:
+        over = ", ".join(map(title_of, study.common_methods)) or "no method"
+        notes.append(f"over {over} alone: the experiment trains other methods on some of the data sets only")
     frame.index.name = "benchmark"
     caption = "Table 2. Mean accuracy (share in [0, 1]) over all runs of a data set; shaded: at least RLAIF's."
     return _build(study, "table2", caption, _add_held_out(study, frame, ()), shade=True, notes=notes)
@@ -175,7 +181,10 @@ def build_table4(study: Study) -> Table:
 
     values = [[find(*key, strategy) for strategy in columns] for key in keys]
     frame = pd.DataFrame(values, index=index, columns=list(columns.values()), dtype=float)
-    missing = int(frame.isna().to_numpy().sum())
+    left_out = len(study.untrained) * len(benchmarks) * len(study.policies)
+    missing = int(frame.isna().to_numpy().sum()) - left_out
+    if left_out:
+        notes.append(f"{left_out} cells are n/a because the experiment does not train them (trained_on)")
     if missing:
         notes.append(f"{missing} of {frame.size} cells are n/a: their runs are missing, see gaps.csv")
     if len(study.seeds) > 1:

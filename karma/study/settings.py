@@ -265,6 +265,7 @@ class Settings(_Strict):
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
     strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
+    trained_on: dict[Method, Annotated[list[Strategy], AfterValidator(_check_unique)]]
     models: dict[Name, ModelSpec]
     origin_models: Annotated[list[Name], AfterValidator(_check_unique)]
     policies: Annotated[list[Name], AfterValidator(_check_unique)]
@@ -284,6 +285,18 @@ class Settings(_Strict):
         """Tell whether single responses may have annotations: the pool's own, or a judge's, made for rlaif."""
         return self.annotation.source == "recorded" or "rlaif" in self.strategies
 
+    def list_trained(self, method: str) -> list[str]:
+        """Return the strategies whose pairs a method trains on: all of them, or those that `trained_on` names."""
+        named = self.trained_on.get(method)
+        return [strategy for strategy in self.strategies if named is None or strategy in named]
+
+    def _check_trained_on(self) -> None:
+        for method, names in self.trained_on.items():
+            if method not in self.methods:
+                raise ValueError(f"trained_on: '{method}' is not among the methods of this experiment")
+            if unknown := [name for name in names if name not in self.strategies]:
+                raise ValueError(f"trained_on.{method}: '{unknown[0]}' is not among the strategies of this experiment")
+
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
         if self.compute.backend != "vllm":
@@ -299,6 +312,7 @@ class Settings(_Strict):
     def _check_references(self) -> Self:
         if not self.strategies and not self.self_play.rounds:
             raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
+        self._check_trained_on()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:

@@ -70,7 +70,8 @@ def _list_once(s: Settings) -> Iterator[Params]:
 
 def _list_runs(s: Settings) -> Iterator[Params]:
     for policy, strategy, method, seed in product(s.policies, s.strategies, s.methods, s.seeds):
-        yield {"policy": policy, "strategy": strategy, "method": method, "seed": str(seed)}
+        if strategy in s.list_trained(method):
+            yield {"policy": policy, "strategy": strategy, "method": method, "seed": str(seed)}
 
 
 def _list_evaluations(s: Settings) -> Iterator[Params]:
@@ -157,8 +158,8 @@ STAGES = {
                "annotation.source", "annotation.field"), _list_selections,
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
-              ("name", "policies", "strategies", "methods", "seeds", "benchmarks", "scores", "kinship", "pool",
-               "annotation", "potential", "self_play.rounds", "self_play.arms"), _list_once, _results_inputs,
+              ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
+               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms"), _list_once, _results_inputs,
               module="results.page", draws=True),
         Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
