@@ -84,6 +84,7 @@ def test_every_job_left_its_executed_notebook_and_provenance(smoke):
     executed = [p.name.split(".")[0] for p in (study / "notebooks").glob("*.ipynb")]
     assert (executed.count("04_alignment_training"), executed.count("05_policy_evaluation")) == (8, 9)
     record = json.loads((study / "pairs" / "k_sim" / "provenance.json").read_text())["03_binarization"]
+    assert record["core_seconds"] > 0 < record["seconds"] and "cores" in record["device"]
     assert record["params"] == {"strategy": "k_sim"} and record["seconds"] > 0
     assert record["settings"]["kinship"]["tau"] == 0.0 and record["set_by"]["kinship.tau"] == "smoke.yaml"
     assert set(record["versions"]) >= {"torch", "trl", "python"} and record["inputs"] and record["device"]

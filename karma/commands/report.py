@@ -1,6 +1,5 @@
 """What `karma report` does: tables, figures and report.html of a study, of the paper's numbers, or of two compared."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from karma.errors import InputError
 from karma.results.page import export_html, open_results
 from karma.results.study import collect_results
 from karma.study.execute import execute_notebook
-from karma.study.provenance import save_provenance
+from karma.study.provenance import read_clock, save_provenance
 
 
 def report(
@@ -41,13 +40,13 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
         from karma.results.paper_report import report_paper
 
         return report_paper(out or Path("outputs") / "published")
-    job, started = open_results(study), time.perf_counter()
+    job, started = open_results(study), read_clock()
     values = {"experiment": str(job.experiment.path), "out": str((out or job.folder).resolve()),
               "price_per_million_tokens": price}  # fmt: skip
     execute_notebook(job, values)  # unlike `karma notebook` it does not ask that the study be whole
     page = export_html(job.executed_notebook, (out or job.folder) / "report.html")
     if out is None and all(path.exists() for needed in job.inputs for path in needed.products):
-        save_provenance(job, time.perf_counter() - started, f"karma report {study}")
+        save_provenance(job, started, f"karma report {study}")
     return page
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, load_json
 from karma.study.experiment import load_experiment
-from karma.study.provenance import _relative, save_provenance
+from karma.study.provenance import _relative, read_clock, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
 
@@ -30,14 +30,14 @@ def run_stage(name: str, experiment: str, params: Mapping[str, object], command:
     """
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
-    started = time.perf_counter()
+    started = read_clock()
     with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
             values = {"experiment": str(job.experiment.path), **job.params}
             execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
         if job.stage.module:
             import_module(f"karma.{job.stage.module}").run(job)
-    save_provenance(job, time.perf_counter() - started, command)
+    save_provenance(job, started, command)
     return job
 
 

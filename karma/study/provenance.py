@@ -22,10 +22,22 @@ RECORDED = (
     "numpy",
     "karma-kit",
 )
+VECTORS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
-def save_provenance(job: Job, seconds: float, command: str = "") -> None:
-    """Write where a folder's files came from, beside what other stages wrote there."""
+def read_clock() -> tuple[float, float]:
+    """Return seconds of wall time, and of processor time with that of ended children (kernels); differences count."""
+    times = os.times()
+    return times.elapsed, times.user + times.system + times.children_user + times.children_system
+
+
+def save_provenance(job: Job, started: tuple[float, float], command: str = "") -> None:
+    """Write where a folder's files came from, beside what other stages wrote there.
+
+    Args:
+        job: whose. started: `read_clock()` at its start. command: as it was typed.
+    """
+    seconds, core_seconds = (now - then for now, then in zip(read_clock(), started, strict=True))
     path = job.folder / "provenance.json"
     record = load_json(path) if path.is_file() else {}
     record[job.stage.name] = {
@@ -39,6 +51,7 @@ def save_provenance(job: Job, seconds: float, command: str = "") -> None:
         "inputs": {_relative(p, job.experiment.root): compute_file_digest(p) for j in job.inputs for p in j.products},
         "command": command,
         "seconds": round(seconds, 3),
+        "core_seconds": round(core_seconds, 3),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     save_json(record, path)
@@ -55,17 +68,21 @@ def find_commit(root: Path) -> str:
 
 
 def describe_device() -> str:
-    """Name the processor and how many cores, or the CUDA devices, that this machine shows."""
+    """Name the processor, its cores and its widest vectors, or the CUDA devices, that this machine shows.
+
+    Vectors decide how fast a CPU is here, and may decide a rounding; where ATEN_CPU_CAPABILITY holds torch to narrower
+    ones, that is said.
+    """
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     if gpus:
         return ", ".join(g.read_text().split("Model:")[1].splitlines()[0].strip() for g in gpus)
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    lines = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []
+    facts = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first core
+    vectors = next((title for flag, title in VECTORS.items() if flag in facts.get("flags", "").split()), "")
+    held = os.environ.get("ATEN_CPU_CAPABILITY")
+    parts = [facts.get("model name") or platform.processor() or platform.machine(), f"{os.cpu_count()} cores", vectors]
+    return ", ".join(part for part in parts if part) + (f" (torch held to {held})" if held else "")
 
 
 def _relative(path: Path, root: Path | None = None) -> str:
