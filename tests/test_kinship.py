@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from karma.errors import InputError
+from karma.files import find_project_root
+from karma.kinship.copies import compute_copies, describe_copies
 from karma.kinship.similarity import compute_choices, compute_cosine, compute_kinship, compute_nearest_kin, list_pairs
 from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, load_benchmarks
+from karma.study.experiment import load_experiment
 
 HIGHEST_COSINES = [
     ("Llama-2-7b-chat", "Llama-2-13b-chat", 0.9961), ("GPT-4", "bard", 0.9936),
@@ -163,3 +166,13 @@ def test_nearest_kin_across_block_borders():
     kinship = compute_cosine(values).to_numpy(copy=True)
     np.fill_diagonal(kinship, -1)
     assert compute_nearest_kin(values)["nearest_kin"].tolist() == kinship.argmax(axis=1).tolist()
+
+
+def test_a_copy_above_its_father_is_told():
+    models = load_experiment(str(find_project_root() / "tests" / "study.yaml")).settings.models
+    s_pref = pd.Series({"smollm2-135m": 0.5, "smollm2-noise-3": 0.5, "smollm2-drop-1": 0.4, "other": 0.9})
+    copies = compute_copies(s_pref, models)
+    assert copies["is_below"].to_dict() == {"smollm2-noise-3": False, "smollm2-drop-1": True}
+    assert describe_copies(copies).startswith("S_pref puts smollm2-noise-3 at or above the intact father: this study's")
+    right = describe_copies(compute_copies(s_pref.drop("smollm2-noise-3"), models))
+    assert right == "S_pref puts the father above each of its 1 damaged copies"
