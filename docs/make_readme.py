@@ -1,0 +1,167 @@
+"""Write the README's example out of the finished demo: `make readme` after `make demo`.
+
+Everything between the two markers is made here, from files of outputs/demo alone, so that no number is typed in by
+hand. The run, its date, its commit and its processor are named.
+"""
+
+import re
+import shutil
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from karma import collect_results, load_experiment
+from karma.errors import InputError
+from karma.files import atomic_path, load_json
+from karma.results.estimates import compute_difference, compute_mean
+from karma.results.study import Study
+from karma.study.experiment import Experiment
+from karma.study.stages import list_jobs
+from karma.vocabulary import START, title_of
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- example: made by `make readme` -->", "<!-- end of example -->"
+FIGURE = "docs/demo_labels.png"
+
+
+def describe_run(experiment: Experiment) -> str:
+    """Say when, where and from which commit a study was run, and how long it took."""
+    records = []
+    for job in list_jobs(experiment):
+        path = job.folder / "provenance.json"
+        record = load_json(path).get(job.stage.name) if path.is_file() else None
+        if record is None:
+            raise InputError(f"{job.label} has not been run: run `make demo` first, then `make readme`")
+        records.append(record)
+    ends = [datetime.fromisoformat(record["finished_at"]) for record in records]
+    starts = [end - timedelta(seconds=record["seconds"]) for end, record in zip(ends, records, strict=True)]
+    devices = " and ".join(sorted({record["device"] for record in records}))
+    commits = " and ".join(sorted({record["commit"].removesuffix("+changes")[:9] for record in records}))
+    minutes = (max(ends) - min(starts)).total_seconds() / 60
+    cores = sum(record["core_seconds"] for record in records) / 60
+    return (f"The demo of {max(ends):%d %B %Y} on {devices}, float32, commit {commits}: {len(records)} jobs in "
+            f"{minutes:.0f} minutes ({cores:.0f} core-minutes), set-up not counted.")  # fmt: skip
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _shares(value: float, low: float, high: float) -> list[str]:
+    return ["none", "none"] if pd.isna(value) else [f"{value:.2f}", _interval(low, high)]
+
+
+def build_origins(folder: Path) -> pd.DataFrame:
+    """Return the origin models' S_pref beside what programs say of their responses."""
+    models = pd.read_csv(folder / "labels" / "models.csv").set_index("model")
+    s_pref = pd.read_csv(folder / "kinship" / "s_pref_intervals.csv").set_index("origin_model")
+    rows = {
+        name: [*_shares(*row[["s_pref", "low", "high"]]), *_shares(*models.loc[name, ["truth", "low", "high"]])]
+        for name, row in s_pref.sort_values("s_pref", ascending=False).iterrows()
+    }
+    columns = ["S_pref", "95 %", "instructions followed", "95 % "]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("origin model")
+
+
+def build_labels(folder: Path, titles: dict[str, str]) -> pd.DataFrame:
+    """Return how often each strategy's label is right."""
+    table = pd.read_csv(folder / "labels" / "strategies.csv")
+    rows = {
+        titles.get(row.strategy, title_of(row.strategy)): [
+            f"{row.n_pairs}", f"{row.n_decided}", *_shares(row.label_accuracy, row.low, row.high),
+            "none" if pd.isna(row.mean_s_pref_gap) else f"{row.mean_s_pref_gap:.2f}", f"{row.judge_calls}",
+        ]
+        for row in table.itertuples()
+    }  # fmt: skip
+    columns = ["pairs", "decided", "label right", "95 %", "mean gap of S_pref", "responses a judge read"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("strategy")
+
+
+def build_policies(study: Study, titles: dict[str, str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return what each training changed on the held-out prompts, and how many intervals leave out 0."""
+    where = {"benchmark": "ifeval"}
+    start = compute_mean(study, study.results.query("strategy == @START and benchmark == 'ifeval'"))
+    rows, verdicts = {"untrained": [f"{start.value:.2f}", "", ""]}, {"better": 0, "worse": 0, "all": 0}
+    for method in study.methods:
+        for strategy in study.strategies:
+            found = compute_difference(study, strategy, START, method=method, **where)
+            if found is None:
+                continue
+            low, high = found.interval
+            verdicts["all"] += 1
+            verdicts["better"] += low > 0
+            verdicts["worse"] += high < 0
+            name = f"{title_of(method)} on {titles.get(strategy, title_of(strategy))}"
+            change = f"{low:+.2f} to {high:+.2f}"
+            rows[name] = [f"{start.value + found.value:.2f}", f"{found.value:+.2f}", change]
+    columns = ["instructions followed", "change", "95 % (paired)"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("policy"), verdicts
+
+
+def build_example(experiment: Experiment) -> str:
+    """Return the example as Markdown.
+
+    Raises:
+        InputError: a job of the demo has not been run.
+    """
+    folder, study = experiment.outputs, collect_results(experiment)
+    annotator = (study.costs["annotation"] or {}).get("annotator")
+    titles = {"rlaif": "RLAIF (weak judge)"} if annotator else {}
+    run = describe_run(experiment)
+    labels, (policies, verdicts) = build_labels(folder, titles), build_policies(study, titles)
+    n_items = study.results.query("strategy == @START and benchmark == 'ifeval'")["n"].item()
+    settings = experiment.settings
+    judged = f" The weak judge is {annotator} itself." if annotator else ""
+    parts = [
+        run,
+        "**The origin models.** What benchmarks say of a model, and what programs say of its responses in the pool: "
+        "the share of their prompts' instructions that they follow.",
+        build_origins(folder).to_markdown(),
+        f"**Are the labels right?** A pair is *decided* where one response follows more instructions than the other; "
+        f"a right label has chosen that one.{judged}",
+        labels.to_markdown(),
+        f"![Share of right labels by strategy, with 95 % intervals, a line at one half]({FIGURE})",
+        f"**Did training work?** {n_items} instructions of held-out prompts, the same before and after: of "
+        f"{verdicts['all']} trainings {verdicts['better']} moved the policy up by more than its interval, "
+        f"{verdicts['worse']} down, and of the others these prompts cannot tell (one seed; intervals not corrected for "
+        f"{verdicts['all']} looks).",
+        policies.to_markdown(),
+    ]
+    assert settings.compute.dtype == "float32", "the example says float32"
+    return "\n\n".join(parts)
+
+
+def insert_example(readme: str, example: str) -> str:
+    """Return the README with the example between its markers.
+
+    Raises:
+        InputError: a marker is missing.
+
+    Example:
+        >>> insert_example(f"a {BEGIN} old {END} b", "new").split()[-2:]
+        ['-->', 'b']
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise InputError(f"README.md has no '{BEGIN}' before '{END}': put both where the example is to stand")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{example}\n\n{END}", readme)
+
+
+def main() -> None:
+    """Rewrite README.md and its figure from outputs/demo."""
+    experiment = load_experiment("params/demo.yaml")
+    example = build_example(experiment)
+    shutil.copy(experiment.outputs / "labels" / "figures" / "label_accuracy.png", ROOT / FIGURE)
+    with atomic_path(ROOT / "README.md") as temporary:
+        temporary.write_text(insert_example((ROOT / "README.md").read_text("utf-8"), example), "utf-8")
+    print("README.md: the example is that of outputs/demo")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
