@@ -37,7 +37,7 @@ MODELS = [
     "starchat",
     "ultralm-65b",
 ]
-STRATEGIES = ["rlaif", "k_score", "k_sim", "k_score_sim", "random", "least_kin"]
+STRATEGIES = ["rlaif", "k_score", "k_sim", "k_score_sim", "delta", "random", "least_kin"]
 RULES = {"tau": 0.1, "seed": 0, "excluded_origin_models": ["ultralm-65b"]}
 GOALS = {"one strategy": 2.0, "all strategies": 3.0, "plain loop": 1.0, "memory": 1.3}
 CHUNK = 8000

@@ -2,14 +2,15 @@
 
 Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria (`RULES`); each
 keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
-first, the strategy picks among them; a pick with equal S_pref is no preference and is dropped. Ties go to
-the higher S_pref, then the higher kinship; what is still equal is decided by a draw keyed by (seed, row, response) and
-never by the order of models, completions or rows (among the origin models of a score table, which have no responses to
-draw from, by the order given).
+first, the strategy picks among them (to those of `WITHOUT_TAU` every pair is eligible); a pick with equal S_pref is no
+preference and is dropped. Ties go to the higher S_pref, then the higher kinship; what is still equal is decided by a
+draw keyed by (seed, row, response) and never by the order of models, completions or rows (among the origin models of a
+score table, which have no responses to draw from, by the order given).
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
     k_sim        the kinship                                             (the two nearest kin)
+    delta        the higher S_pref of the pair, then the lower one, lowest first; no tau    (rival: delta learning)
     least_kin    the kinship, lowest first                                (control: ours)
     random       a draw                                                   (control: ours)
     rlaif        the annotations of single responses; kinship plays no part
@@ -17,7 +18,7 @@ draw from, by the order given).
 k_score and k_score_sim therefore agree on the chosen response wherever both keep the row.
 Limit: a row of c candidates makes c (c - 1) / 2 pairs; rows of thousands of responses need another way.
 
-Paper: section 3.2 (thresholds and strategies), Eq. 3 (preference).
+Paper: section 3.2 (thresholds and strategies), Eq. 3 (preference); delta: arXiv 2507.06187.
 """
 
 from collections.abc import Callable
@@ -35,9 +36,11 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Crit
     "k_score": lambda high, low, kin, draw: [high, low],  # S_pref of the pair's two models, kinship, a draw a pair
     "k_score_sim": lambda high, low, kin, draw: [high, kin],
     "k_sim": lambda high, low, kin, draw: [kin],
+    "delta": lambda high, low, kin, draw: [high, -low],
     "least_kin": lambda high, low, kin, draw: [-kin],
     "random": lambda high, low, kin, draw: [draw],
 }
+WITHOUT_TAU = {"delta"}  # whose own rule asks for no kinship
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,19 @@ def choose_by_kinship(
         candidates: all with a model of the score table.
         s_pref: shape (models,), in [0, 1].
         kinship: shape (models, models), cosine in [-1, 1].
-        tau: the least kinship of an eligible pair.
+        tau: the least kinship of an eligible pair; no strategy of WITHOUT_TAU reads it.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
         >>> three = Candidates(1, row, np.arange(3), draws, np.full(3, np.nan))
         >>> kin = np.array([[1.0, 0.5, 0.9], [0.5, 1.0, 0.8], [0.9, 0.8, 1.0]])
         >>> scores = np.array([0.2, 0.5, 0.9])
-        >>> for name in ("k_score", "k_sim", "least_kin"):
+        >>> for name in ("k_score", "k_sim", "delta", "least_kin"):
         ...     pick = choose_by_kinship(name, three, scores, kin, tau=0.1)
         ...     print(name, pick.chosen, pick.rejected)
         k_score [2] [1]
         k_sim [2] [0]
+        delta [2] [0]
         least_kin [1] [0]
 
     Paper: section 3.2, Eq. 3.
@@ -105,7 +109,7 @@ def choose_by_kinship(
     dropped = {"fewer_than_two_responses": _count_rows(row, candidates.n_rows) < 2}
     first, second = list_pairs(row, candidates.n_rows)
     first, second = _keep(candidates, dropped, "one_origin_model", first, second, model[first] != model[second])
-    eligible = kinship[model[first], model[second]] >= tau
+    eligible = (kinship[model[first], model[second]] >= tau) | (strategy in WITHOUT_TAU)
     first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
     high, low = _orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]

@@ -37,7 +37,7 @@ class Strategy:
     rule: str
     label: str
     preferences: str
-    role: Literal["baseline", "kinship", "control", "other"]
+    role: Literal["baseline", "kinship", "rival", "control", "other"]
     source: str
 
 
@@ -54,6 +54,9 @@ STRATEGIES = {
     "k_score_sim": Strategy(
         "K_(score,sim)", r"K$_{(score,sim)}$", "the response of the best origin model, and that of its nearest kin",
         BY_S_PREF, BY_SCORES, "kinship", "section 3.2"),
+    "delta": Strategy(
+        "delta", "delta", "the response of the best origin model against that of the worst, however little kin",
+        BY_S_PREF, BY_SCORES, "rival", "delta learning, arXiv 2507.06187"),
     "random": Strategy(
         "random", "random", "two responses of eligible origin models, drawn at random (a control)", BY_S_PREF,
         BY_SCORES, "control", "ours"),
@@ -73,6 +76,7 @@ OTHER_SETS = {  # pair sets that no strategy of a study made
 }  # fmt: skip
 BASELINE = next(name for name, row in STRATEGIES.items() if row.role == "baseline")
 KINSHIP_STRATEGIES = tuple(name for name, row in STRATEGIES.items() if row.role == "kinship")
+RIVALS = tuple(name for name, row in STRATEGIES.items() if row.role == "rival")
 CONTROLS = tuple(name for name, row in STRATEGIES.items() if row.role == "control")
 
 

@@ -210,7 +210,7 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     set_style()
     chosen = study if which == "measured" else load_published()
     if which == "controls":
-        strategies = "rlaif, k_score, k_sim, k_score_sim, random, least_kin"
+        strategies = "rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin"
         chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
     ax = plot_capabilities(compute_capabilities(chosen), chosen.source)
     assert "share" in ax.get_ylabel() and [t.get_text() for t in ax.get_xticklabels()] == [

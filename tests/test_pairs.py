@@ -70,6 +70,7 @@ class TestByEye:
             ("k_score", ("H", "M")),
             ("k_sim", ("H", "L")),
             ("k_score_sim", ("H", "L")),
+            ("delta", ("H", "L")),
             ("least_kin", ("M", "L")),
         ],
     )
@@ -81,6 +82,13 @@ class TestByEye:
         assert pick(self.row, three_models, "k_sim", tau=0.65) == ("H", "L")
         assert pick(self.row, three_models, "k_score", tau=0.65) == ("H", "L")
         assert pick(self.row, three_models, "k_sim", tau=0.9) == "below_tau"
+
+    def test_delta_knows_no_tau(self, three_models):
+        assert pick(self.row, three_models, "delta", tau=0.9) == ("H", "L")
+        row = make_row(responses=[("low", "L"), ("middle", "M")])  # their cosine is 0
+        assert pick(row, three_models, "k_score", tau=0.1) == "below_tau"
+        books = build_pairs(load_pool([row]), three_models, "delta", tau=0.1, seed=0).accounting
+        assert books.pairs_out == 1 and not +books.dropped
 
     def test_scores_and_kinship_are_written(self, three_models):
         table = build_pairs(load_pool([self.row]), three_models, "k_score", tau=-1, seed=0).table.to_pylist()[0]
@@ -234,12 +242,13 @@ def reference_pairs(rows, strategy, tau=0.1):
 
     for row in rows:
         answers = [(c["model"].lower(), c["response"]) for c in row["completions"] if (c["response"] or "").strip()]
-        eligible = [p for p in itertools.combinations(answers, 2) if cosine(p[0][0], p[1][0]) >= tau]
+        eligible = [p for p in itertools.combinations(answers, 2) if strategy == "delta" or cosine(p[0][0], p[1][0]) >= tau]
         eligible = [tuple(sorted(p, key=lambda a: -s_pref[a[0]])) for p in eligible]
         rank = {
             "k_score": lambda p: (s_pref[p[0][0]], s_pref[p[1][0]]),
             "k_score_sim": lambda p: (s_pref[p[0][0]], cosine(p[0][0], p[1][0])),
             "k_sim": lambda p: cosine(p[0][0], p[1][0]),
+            "delta": lambda p: (s_pref[p[0][0]], -s_pref[p[1][0]]),
             "least_kin": lambda p: -cosine(p[0][0], p[1][0]),
         }[strategy]
         if eligible:
@@ -248,7 +257,7 @@ def reference_pairs(rows, strategy, tau=0.1):
                 yield row["instruction"], *chosen, *rejected
 
 
-@pytest.mark.parametrize("strategy", ["k_score", "k_sim", "k_score_sim", "least_kin"])
+@pytest.mark.parametrize("strategy", ["k_score", "k_sim", "k_score_sim", "delta", "least_kin"])
 def test_real_rows_against_a_plain_loop(real_data, strategy):
     file = real_data / "pool_alpacaeval_200.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
@@ -302,7 +311,8 @@ def test_properties(rows, order):
         for p in pairs.table.to_pylist():
             assert p["chosen_score"] > p["rejected_score"]
             assert p["chosen"] != p["rejected"]
-            assert strategy == "rlaif" or (p["chosen_model"] != p["rejected_model"] and p["kinship"] >= 0.1)
+            assert strategy == "rlaif" or p["chosen_model"] != p["rejected_model"]
+            assert strategy in ("rlaif", "delta") or p["kinship"] >= 0.1
     chosen = [{p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")]
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())
 

@@ -113,7 +113,7 @@ def test_choice_in_the_set_of_all_models_is_the_choice_among_all(paper, strategy
     assert tuple(paper.scores.index[picked]) == compute_choices(paper, 0.1)[strategy]
 
 
-@pytest.mark.parametrize("strategy", KINSHIP_STRATEGIES)
+@pytest.mark.parametrize("strategy", [*KINSHIP_STRATEGIES, "delta"])
 def test_sets_agree_with_the_choices_that_pairs_are_built_by(paper, strategy):
     s_pref, kinship = compute_s_pref(paper).to_numpy(), compute_kinship(paper).to_numpy()
     sets = build_sets(16, 4, np.random.default_rng(0))

@@ -49,7 +49,7 @@ class Accounting:
     """Counts of one strategy's pair set.
 
     Attributes:
-        strategy: rlaif, k_score, k_sim, k_score_sim, random or least_kin; binarized: pairs that others made.
+        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random or least_kin; binarized: pairs that others made.
         rows_in, pairs_out: prompts read, pairs made.
         dropped: reason (a key of DROPPED) -> rows.
         responses_in, responses_usable: completions read, completions a pair could be made of.

@@ -30,8 +30,8 @@ def build_pairs(
     Args:
         pool: from `load_pool`.
         scores: the origin models' scores; None only for rlaif.
-        strategy: rlaif, k_score, k_sim, k_score_sim, random or least_kin.
-        tau: least kinship of an eligible pair (cosine, -1..1).
+        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random or least_kin.
+        tau: least kinship of an eligible pair (cosine, -1..1); delta has none.
         seed: of the draws.
         **options: further fields of `karma.pairs.rules.Rules`.
 

@@ -26,7 +26,7 @@ class Rules:
     """How pairs are made, beside the strategy.
 
     Attributes:
-        tau: least kinship (cosine, -1..1) of an eligible pair.
+        tau: least kinship (cosine, -1..1) of an eligible pair; delta has none.
         seed: of every draw.
         rejected: rlaif: "random_lower" or "worst".
         annotation_field: rlaif: the recorded annotation that labels: overall_score, fine-grained_score,

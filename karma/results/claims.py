@@ -27,7 +27,7 @@ from karma.results.study import Study
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
 from karma.statistics import ALPHA, adjust_holm, compute_needed_n, compute_wilson, quantiles
-from karma.vocabulary import BASELINE, CONTROLS, KINSHIP_STRATEGIES, START, title_of
+from karma.vocabulary import BASELINE, CONTROLS, KINSHIP_STRATEGIES, RIVALS, START, title_of
 
 SMALLEST = 0.02  # share; the smallest gain in accuracy worth claiming; ours
 N_DRAWS = 500  # redrawn score tables behind an interval of RQ1 and RQ4
@@ -98,9 +98,9 @@ def _unknown(claim: str, why: str) -> dict:
 
 
 def _test_strategies(study: Study) -> Iterator[dict]:
-    """Compare each kinship strategy with RLAIF, and with the controls where those were trained."""
+    """Compare each kinship strategy with RLAIF, and with the rival and the controls where those were trained."""
     trained = [s for s in KINSHIP_STRATEGIES if s in study.strategies]
-    for rival in [r for r in [BASELINE, *CONTROLS] if r in study.strategies]:
+    for rival in [r for r in [BASELINE, *RIVALS, *CONTROLS] if r in study.strategies]:
         for strategy in trained:
             claim = f"{title_of(strategy)} beats {title_of(rival)}"
             yield _record(claim, compute_difference(study, strategy, rival))
