@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 
 from karma.evaluation.ifeval import check_instructions
+from karma.evaluation.prompts import load_prompts
 from karma.files import find_project_root
-from karma.self_play.prompts import load_prompts
 
 DEMO = find_project_root() / "karma" / "data" / "demo"
 LISTS = ("pool", "held_out", "search", "son")

@@ -124,7 +124,7 @@ def _load_contaminated(path):
 
 
 def _load_topics(path):
-    from karma.self_play.prompts import load_prompts
+    from karma.evaluation.prompts import load_prompts
 
     return [prompt.text for prompt in load_prompts(path, verifiable=False)]
 

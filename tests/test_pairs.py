@@ -242,7 +242,9 @@ def reference_pairs(rows, strategy, tau=0.1):
 
     for row in rows:
         answers = [(c["model"].lower(), c["response"]) for c in row["completions"] if (c["response"] or "").strip()]
-        eligible = [p for p in itertools.combinations(answers, 2) if strategy == "delta" or cosine(p[0][0], p[1][0]) >= tau]
+        eligible = [
+            p for p in itertools.combinations(answers, 2) if strategy == "delta" or cosine(p[0][0], p[1][0]) >= tau
+        ]
         eligible = [tuple(sorted(p, key=lambda a: -s_pref[a[0]])) for p in eligible]
         rank = {
             "k_score": lambda p: (s_pref[p[0][0]], s_pref[p[1][0]]),

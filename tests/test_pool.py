@@ -12,7 +12,7 @@ import pytest
 
 from karma.errors import InputError
 from karma.pool.annotations import load_annotations
-from karma.pool.generate import run
+from karma.pool.generate import _load_instructions, run
 from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import compute_response_id, compute_row_id, to_hex
 
@@ -423,3 +423,32 @@ def test_a_study_s_pool_keeps_recorded_annotations_whatever_the_source_s_format(
         (batch,) = load_pool(folder / "pool.parquet").batches("overall_score")
         written.append(batch.annotation.tolist())
     assert written == [[8.0, 3.0] * 3] * 2
+
+
+# --- what a study's origin models are asked --------------------------------------------------------------------------
+
+
+VERIFIABLE = {"topic": "Describe rain.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+
+
+def test_verifiable_prompts_are_asked_with_their_instructions_and_a_part_is_drawn_by_lot(tmp_path):
+    lines = [VERIFIABLE, *({"instruction": f"Name {n} trees.", "source": "own"} for n in range(9))]
+    for name, rows in (("one", lines), ("other", lines[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = _load_instructions(tmp_path / "one.jsonl")
+    assert list(asked.items())[:2] == [
+        ("Describe rain. In your entire response, refrain from the use of any commas.", "one"),
+        ("Name 0 trees.", "own"),
+    ]
+    part = _load_instructions(tmp_path / "one.jsonl", 4, seed=1)
+    assert len(part) == 4 and list(part) == [text for text in asked if text in part]
+    assert set(part) == set(_load_instructions(tmp_path / "other.jsonl", 4, seed=1))
+    assert set(part) != set(_load_instructions(tmp_path / "one.jsonl", 4, seed=2))
+    with pytest.raises(InputError, match=r"pool.n_prompts: 11 is more than the 10 of one.jsonl"):
+        _load_instructions(tmp_path / "one.jsonl", 11)
+
+
+def test_a_prompt_that_cannot_be_checked_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_text(json.dumps({**VERIFIABLE, "kwargs": []}))
+    with pytest.raises(InputError, match=r"bad.jsonl, line 1: 1 instructions, but 0 sets"):
+        _load_instructions(tmp_path / "bad.jsonl")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from karma.errors import InputError, KarmaError
 from karma.evaluation.ifeval import check_instructions
+from karma.evaluation.prompts import build_prompt, describe_instructions, load_prompts
 from karma.files import load_json
 from karma.models.load import add_trained, build_tokenizer, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps
@@ -36,7 +37,7 @@ from karma.self_play.evolution import (
     evolve_prompts,
 )
 from karma.self_play.pairing import build_self_play_pairs, choose_pair, join_books
-from karma.self_play.prompts import build_prompt, describe_instructions, load_prompts, split_prompts
+from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers, score_by_instructions
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
 from karma.study.experiment import load_experiment
@@ -128,7 +129,7 @@ def test_the_demo_s_prompts_can_all_be_checked_and_none_is_ifeval_s():
     [
         ("not json", "line 2 is no JSON"),
         ('{"question": "Why?"}', "line 2: no `topic`"),
-        ('{"topic": "Why?"}', "line 2: no `instruction_id_list`, which self_play.scorer: instructions checks"),
+        ('{"topic": "Why?"}', "line 2: no `instruction_id_list`: nothing can be checked"),
         ('{"topic": "Why?", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}', "no checker 'punctuation:no_coma'; there are"),
         ('{"topic": "Why?", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}', "1 instructions, but 0 sets of arguments"),
         ('{"topic": "Why?", "instruction_id_list": ["keywords:existence"], "kwargs": [{"words": 1}]}', "keywords:existence cannot be checked with"),

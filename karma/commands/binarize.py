@@ -38,7 +38,9 @@ def binarize(
     revision: Annotated[
         str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
     ] = None,
-    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine (delta: none).")] = default("kinship", "tau"),
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine (delta: none).")] = default(
+        "kinship", "tau"
+    ),
     seed: Annotated[int, typer.Option(help="Of every draw.")] = default("pairs", "seed"),
     annotation: Annotated[str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")] = default(
         "annotation", "field"

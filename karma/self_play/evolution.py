@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from karma.self_play.prompts import Prompt, build_prompt
+from karma.evaluation.prompts import Prompt, build_prompt
 
 STRATEGIES = {
     "breadth": "Invent one new writing task. It belongs to the same field as the task below, but asks for something "

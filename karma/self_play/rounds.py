@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import KarmaError
+from karma.evaluation.prompts import Prompt, load_prompts
 from karma.files import save_json
 from karma.models.load import Specs, add_trained
 from karma.pairs.folder import save_pairs
@@ -25,7 +26,7 @@ from karma.pairs.pairs import PairSet
 from karma.self_play.answers import sample_answers
 from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, evolve_prompts
 from karma.self_play.pairing import build_self_play_pairs, join_books
-from karma.self_play.prompts import Prompt, load_prompts, split_prompts
+from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers
 from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
 from karma.statistics import compute_mean, compute_wilson

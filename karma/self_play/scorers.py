@@ -9,10 +9,10 @@ follow every instruction.
 from pathlib import Path
 
 from karma.errors import InputError
+from karma.evaluation.prompts import Prompt
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
 from karma.self_play.answers import remember
-from karma.self_play.prompts import Prompt
 from karma.study.settings import Compute, SelfPlay
 
 
@@ -50,7 +50,7 @@ def score_by_instructions(prompt: Prompt, answer: str) -> float:
     """Return the share of a prompt's instructions that an answer follows, strict.
 
     Example:
-        >>> from karma.self_play.prompts import build_prompt
+        >>> from karma.evaluation.prompts import build_prompt
         >>> prompt = build_prompt("Name a tree.", ["punctuation:no_comma"], "[{}]")
         >>> score_by_instructions(prompt, "An oak."), score_by_instructions(prompt, "Well, an oak.")
         (1.0, 0.0)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
+from karma.evaluation.prompts import Prompt
 from karma.pairs.pairs import PairSet
 from karma.self_play.evolution import Attempt
-from karma.self_play.prompts import Prompt
 from karma.self_play.rounds import Played
 from karma.self_play.selection import MARGINS
 

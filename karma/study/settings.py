@@ -147,6 +147,7 @@ class Pool(_Strict):
     revision: str | None
     excluded_origin_models: list[str]
     instructions: str | None
+    n_prompts: Count | None
     models_per_prompt: int = Field(ge=2)
     max_new_tokens: Count
     temperature: float = Field(ge=0, le=5)
