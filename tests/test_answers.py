@@ -164,7 +164,7 @@ def test_the_score_by_the_last_statement_is_told_where_it_moves(tmp_path):
     assert "by the last the score were 0.000 instead of 1.000" in " ".join(list_warnings(scores))
 
 
-def test_the_command_evaluates_a_folder_by_answer_and_by_logprob(tmp_path):
+def test_the_command_evaluates_a_folder_by_answer_by_logprob_and_by_cloze(tmp_path):
     specs = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}).model_dump()}
     load_model(specs, "tiny").save_pretrained(tmp_path / "tiny")
     load_tokenizer(specs, "tiny").save_pretrained(tmp_path / "tiny")
@@ -189,6 +189,8 @@ def test_the_command_evaluates_a_folder_by_answer_and_by_logprob(tmp_path):
     assert score["protocol"] == "logprob" and score["unextracted"] == 0
     answers = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
     assert answers[0]["answer"].startswith("A -") and answers[0]["extracted"] in "ABCD"
+    assert "6 prompts asked (0 kept" in run(*how, "--protocol", "cloze").output
+    assert load_json(tmp_path / "out" / "scores.json")["benchmarks"]["arc_easy"]["protocol"] == "cloze"
 
 
 @pytest.mark.parametrize(

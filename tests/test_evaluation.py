@@ -11,9 +11,15 @@ from karma.errors import InputError
 from karma.evaluation.answer_text import STOPS
 from karma.evaluation.compare import build_score_frame, compare_answers
 from karma.evaluation.items import HUB, load_items
-from karma.evaluation.protocol import write_choice_prompt
+from karma.evaluation.protocol import (
+    normalize_logps,
+    score_cloze,
+    score_logprobs,
+    write_choice_prompt,
+    write_cloze_context,
+)
 from karma.evaluation.runner import evaluate
-from karma.evaluation.scoring import compute_standard_error, list_warnings
+from karma.evaluation.scoring import build_logprob_row, compute_standard_error, compute_template_hash, list_warnings
 from karma.files import compute_digest, find_project_root
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.judge import annotate
@@ -294,3 +300,48 @@ def test_the_judge_s_rating_is_an_expectation_and_is_counted():
     assert cost["calls"] == 3 and cost["prompt_tokens"] > 0
     reversed_table, _ = annotate(rows[::-1], MODELS, "a", COMPUTE, 1)
     assert reversed_table["score"].to_pylist()[::-1] == pytest.approx(table["score"].to_pylist(), abs=1e-4)
+
+
+def test_cloze_by_eye():
+    """Three options, 2, 4 and 8 characters: the sums rank the first, per character the last."""
+    item = {"item_id": 1, "question": "What melts?", "options": ["ic", "wood", "cold ice"], "answer": 2}
+    results = [(-4.0, False), (-6.0, False), (-8.0, True)]
+    assert write_cloze_context(item) == "Question: What melts?\nAnswer:"
+    assert (score_logprobs(item, results), score_cloze(item, results)) == ({"correct": 0.0}, {"correct": 1.0})
+    row = build_logprob_row("arc_easy", item, "p", normalize_logps(item, [logp for logp, _ in results]))
+    assert (row["answer"], row["extracted"], row["correct"]) == ("A -2.0000, B -1.5000, C -1.0000", "C", 1)
+
+
+@pytest.mark.parametrize("benchmark", [name for name in HUB if name != "ifeval"])
+def test_cloze_gives_the_harness_s_own_acc_norm(benchmark):
+    """Prompt, continuations and accuracy are what lm-evaluation-harness's hf model and its acc_norm make of the items."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = CachedModel(MODELS, "a", COMPUTE, 2)
+    scores, answers = evaluate(model, [benchmark], BENCHMARKS, ROOT, protocol="cloze")
+    theirs = HFLM(pretrained=model.inner.model, tokenizer=model.tokenizer, backend="causal", batch_size=1)
+    right = []
+    for item, row in zip(load_items(benchmark, DEMO, 4), answers.to_pylist(), strict=True):
+        context = item["question"].split("\nWhich ending")[0]
+        context = context if benchmark == "hellaswag" else f"Question: {context}\nAnswer:"
+        assert row["prompt"] == context and row["benchmark"] == benchmark
+        pairs = [(context, f" {option}") for option in item["options"]]
+        logps = theirs.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+        norm = [logp / len(option) for (logp, _), option in zip(logps, item["options"], strict=True)]
+        assert [float(part.split()[1]) for part in row["answer"].split(", ")] == pytest.approx(norm, abs=1e-4)
+        right.append(norm.index(max(norm)) == item["answer"])
+    score = scores["benchmarks"][benchmark]
+    assert score["value"] == pytest.approx(sum(right) / len(right)) and len(right) == 4
+    assert (score["protocol"], score["task_version"], score["generation"]) == ("cloze", 1.0, {})
+
+
+def test_cloze_asks_whole_batches_without_chat_format_and_says_so(tmp_path):
+    model = CachedModel(MODELS, "a", COMPUTE, 4, tmp_path)
+    scores, answers = evaluate(model, ["arc_easy"], BENCHMARKS, ROOT, protocol="cloze")
+    assert len(list(tmp_path.glob("*/*.json"))) == 1, "four items, one batch"
+    assert scores["chat_format"] is None and answers["prompt"][0].as_py().startswith("Question: ")
+    hashes = {compute_template_hash(name, "cloze") for name in ("arc_easy", "mmlu_pro", "hellaswag")}
+    assert len(hashes) == 2 and scores["benchmarks"]["arc_easy"]["template_hash"] in hashes
+    both, mixed = evaluate(model, ["ifeval", "arc_easy"], BENCHMARKS, ROOT, protocol="cloze")
+    assert both["benchmarks"]["ifeval"]["protocol"] == "answer" and both["chat_format"] == "the model's own"
+    assert "<|im_start|>" in mixed["prompt"][0].as_py() and mixed.slice(4).equals(answers)

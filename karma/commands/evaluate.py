@@ -29,7 +29,9 @@ def evaluate(
     benchmark_data: Annotated[Path | None, typer.Option(help="Folder of local files; default: the Hub's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items a benchmark, spread evenly (default: all).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Recorded answers must fit the items exactly.")] = False,
-    protocol: Annotated[str, typer.Option(help="answer (the paper's), or logprob (the likeliest option).")] = "answer",
+    protocol: Annotated[
+        str, typer.Option(help="answer (the paper's), logprob (likeliest letter) or cloze (text).")
+    ] = "answer",
     base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, mostly ending in /v1.")] = None,
     key_env: Annotated[str | None, typer.Option(help="The environment variable that holds the server's key.")] = None,
     revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
@@ -70,7 +72,7 @@ def run_evaluate(
     """
     benchmarks = list(BENCHMARKS) if "all" in benchmark else list(dict.fromkeys(benchmark))
     _check(out, model, answers, benchmarks, benchmark_data)
-    if options.get("protocol") == "logprob" and "ifeval" in benchmarks:
+    if options.get("protocol") in ("logprob", "cloze") and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")
     if answers:
         from karma.evaluation.answers import score_recorded

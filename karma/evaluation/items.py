@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from karma.errors import InputError
+from karma.evaluation.protocol import ENDING_QUESTION
 from karma.files import load_json_lines
 
 # Hub data set, configuration, split (the test items that published scores are on)
@@ -136,7 +137,7 @@ def clean_hellaswag(text: str) -> str:
 
 def _read_hellaswag(row: dict[str, Any]) -> dict[str, Any]:
     context = row.get("ctx") or f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
-    question = f"{clean_hellaswag(context)}\nWhich ending fits best?"
+    question = clean_hellaswag(context) + ENDING_QUESTION
     return {"item_id": row.get("id", row.get("ind")), "subject": "everyday situations", "question": question,
             "options": [clean_hellaswag(e) for e in row["endings"]], "answer": int(row["label"])}  # fmt: skip
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.evaluation.answer_text import STOPS
 from karma.evaluation.items import load_items
+from karma.evaluation.protocol import normalize_logps
 from karma.evaluation.scoring import (
     ANSWERS,
     build_logprob_row,
@@ -26,7 +27,7 @@ from karma.evaluation.scoring import (
 from karma.files import atomic_path, save_json
 from karma.models.ask import CachedModel
 
-PROTOCOLS = ("answer", "logprob")
+PROTOCOLS = ("answer", "logprob", "cloze")
 
 
 class Asked(Protocol):
@@ -59,8 +60,9 @@ def evaluate(
         benchmarks: names, see `karma.evaluation.items`.
         settings: the experiment's `benchmarks` (folder, limit, choice_tokens, descriptive_tokens).
         root: the project's root, from which a relative folder counts.
-        protocol: "answer" (the paper's: a written answer), or "logprob" (the likeliest option of a choice benchmark;
-            IFEval has no options and is answered all the same).
+        protocol: how choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
+            letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no options and is
+            answered all the same.
 
     Returns:
         The scores (as in scores.json) and the answers, one row an item.
@@ -85,7 +87,7 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
     ways = {name: _find_protocol(name, protocol) for name in benchmarks}
-    names = {name: f"karma_{name}{'_logprob' * (way == 'logprob')}" for name, way in ways.items()}
+    names = {name: f"karma_{name}" + ("" if way == "answer" else f"_{way}") for name, way in ways.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     where = {"folder": str(root / settings.folder) if settings.folder else None, "limit": settings.limit}
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
@@ -93,19 +95,24 @@ def evaluate(
     for benchmark, task in names.items():
         if ways[benchmark] == "answer":
             tasks[task].set_config("generation_kwargs", _generation(benchmark, settings))
-    result = simple_evaluate(
-        model=model, tasks=list(tasks.values()), task_manager=manager, apply_chat_template=True, bootstrap_iters=0,
-        log_samples=True,
-    )  # fmt: skip
+    results: dict[str, Any] = {}
+    for chat in (True, False):  # one call has one chat format for all its tasks
+        some = {names[benchmark]: chat for benchmark, way in ways.items() if (way != "cloze") == chat}
+        if some:
+            result = simple_evaluate(
+                model=model, tasks=[tasks[task] for task in some], task_manager=manager, apply_chat_template=chat,
+                bootstrap_iters=0, log_samples=True,
+            )  # fmt: skip
+            results |= dict.fromkeys(some, result)
     scores, rows = {}, []
     for benchmark, task in names.items():
-        samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
+        samples = sorted(results[task]["samples"][task], key=lambda s: s["doc_id"])
         answers = [_read(benchmark, sample, ways[benchmark]) for sample in samples]
         rows += answers
         score = compute_score(benchmark, [s["doc"] for s in samples], answers, samples, protocol)
         scores[benchmark] = score | {
             "protocol": ways[benchmark],
-            "task_version": result["versions"][task],
+            "task_version": results[task]["versions"][task],
             "template_hash": compute_template_hash(benchmark, ways[benchmark]),
             "shots": 0,
             "generation": _generation(benchmark, settings) if ways[benchmark] == "answer" else {},
@@ -126,15 +133,17 @@ def _generation(benchmark: str, settings: Asked) -> dict[str, Any]:
 
 def _read(benchmark: str, sample: dict[str, Any], protocol: str) -> dict[str, Any]:
     item, prompt = sample["doc"], sample["arguments"][0][0]
-    if protocol == "logprob":
-        return build_logprob_row(benchmark, item, prompt, [logp for logp, _ in sample["filtered_resps"]])
-    return build_row(benchmark, item, prompt, sample["resps"][0][0], sample)
+    if protocol == "answer":
+        return build_row(benchmark, item, prompt, sample["resps"][0][0], sample)
+    logps = [logp for logp, _ in sample["filtered_resps"]]
+    return build_logprob_row(benchmark, item, prompt, normalize_logps(item, logps) if protocol == "cloze" else logps)
 
 
 def _describe(model: CachedModel, scores: dict[str, dict]) -> dict[str, Any]:
+    chats = any(score["protocol"] != "cloze" for score in scores.values())
     return {
         "model": model.name, "weights_digest": model.digest, "backend": model.backend.name,
-        "chat_format": model.backend.chat_format, "device": model.model_device, "dtype": model.dtype,
+        "chat_format": model.backend.chat_format if chats else None, "device": model.model_device, "dtype": model.dtype,
         "batch_size": model.batch_size, "threads": model.threads, "seconds": round(model.seconds, 3),
         "prompt_tokens": model.prompt_tokens, "new_tokens": model.new_tokens, "n_asked": model.n_asked,
         "n_cached": model.n_cached, "benchmarks": scores,

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from karma.evaluation.extraction import LETTERS, extract_choice, read_answer
 from karma.evaluation.ifeval import compute_floor, score_instructions
-from karma.evaluation.protocol import CHOICE_PROMPT, STATEMENT, score_choice
+from karma.evaluation.protocol import CHOICE_PROMPT, CLOZE_CONTEXT, CLOZE_OPTION, STATEMENT, score_choice
 from karma.files import compute_digest
 
 SCORE_OF_IFEVAL = "inst_level_loose"  # Table 3's GPT-4 value shows that this one of the four is meant
@@ -49,7 +49,12 @@ def build_row(
 
 
 def build_logprob_row(benchmark: str, item: dict[str, Any], prompt: str, logps: list[float]) -> dict[str, Any]:
-    """Return one row of answers.parquet for the log-probability variant; the answer lists each option's nats."""
+    """Return one row of answers.parquet of a variant that compares options; the answer lists each option's nats.
+
+    Args:
+        benchmark, item, prompt: as for `build_row`.
+        logps: one an option, as they are compared: `cloze` has them per character.
+    """
     best = logps.index(max(logps))
     answer = ", ".join(f"{LETTERS[k]} {logp:.4f}" for k, logp in enumerate(logps))
     return {"benchmark": benchmark, "item_id": str(item["item_id"]), "prompt": prompt, "answer": answer,
@@ -64,7 +69,7 @@ def compute_score(
     Args:
         benchmark: its name.
         items, rows, verdicts: one each an item, in the same order.
-        protocol: "answer", or "logprob" (where nothing was written that could run on).
+        protocol: "answer", or "logprob" or "cloze" (where nothing was written that could run on).
 
     Returns:
         value, n (units), standard_error, chance, unextracted, details.
@@ -130,7 +135,9 @@ def compute_template_hash(benchmark: str, protocol: str = "answer") -> str:
     """Return the digest of what surrounds an item; it changes when the wording does."""
     if benchmark == "ifeval":
         return compute_digest("{prompt}")
-    return compute_digest(CHOICE_PROMPT if protocol == "answer" else CHOICE_PROMPT + STATEMENT)
+    context = "{context}" if benchmark == "hellaswag" else CLOZE_CONTEXT
+    texts = {"answer": CHOICE_PROMPT, "logprob": CHOICE_PROMPT + STATEMENT, "cloze": context + CLOZE_OPTION}
+    return compute_digest(texts[protocol])
 
 
 def list_warnings(scores: dict[str, Any]) -> list[str]:

@@ -99,7 +99,7 @@ class CachedModel(LM):
         """Answer requests of (prompt, generation settings), batch by batch, in the order given."""
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), desc=f"{self.name}: prompts", disable=disable_tqdm, unit="prompt") as bar:
-            for batch in self._batches(requests):
+            for batch in self._batches(requests, [[r.task_name, r.args[1]] for r in requests]):
                 for index, answer in zip(batch, self._answer([requests[i] for i in batch]), strict=True):
                     answers[index] = answer
                 bar.update(len(batch))
@@ -118,7 +118,8 @@ class CachedModel(LM):
             groups.setdefault((request.task_name, request.args[0]), []).append(index)
         members, results = list(groups.values()), {}
         with tqdm(total=len(groups), desc=f"{self.name}: items", disable=disable_tqdm, unit="item") as bar:
-            for batch in self._batches([requests[group[0]] for group in members]):
+            firsts = [requests[group[0]] for group in members]
+            for batch in self._batches(firsts, [first.task_name for first in firsts]):
                 indices = [i for k in batch for i in members[k]]
                 for index, (logp, greedy) in zip(
                     indices, self._compare([requests[i].args for i in indices]), strict=True
@@ -131,10 +132,11 @@ class CachedModel(LM):
         """Not needed by any of this kit's tasks."""
         raise NotImplementedError("this kit's tasks ask for answers or compare options")
 
-    def _batches(self, requests: list[Instance]) -> Iterable[list[int]]:
+    def _batches(self, requests: list[Instance], kinds: list[Any]) -> Iterable[list[int]]:
+        """Yield batches of requests of one kind, longest first."""
         groups: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(compute_digest([request.task_name, request.args[1]]), []).append(index)
+        for index, kind in enumerate(kinds):
+            groups.setdefault(compute_digest([kind]), []).append(index)
         for members in groups.values():
             lengths = self.backend.count_tokens([requests[i].args[0] for i in members])
             order = sorted(range(len(members)), key=lambda k: (-lengths[k], requests[members[k]].args[0]))

@@ -118,7 +118,7 @@ class Benchmarks(_Strict):
     origin: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
     policy: Annotated[list[Benchmark], Field(min_length=1), AfterValidator(_check_unique)]
     folder: str | None
-    protocol: Literal["answer", "logprob"]
+    protocol: Literal["answer", "logprob", "cloze"]
     limit: Count | None
     batch_size: Count
     choice_tokens: Count

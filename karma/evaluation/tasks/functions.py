@@ -4,11 +4,19 @@ from datasets import Dataset
 
 from karma.evaluation.ifeval import average_instructions, score_instructions
 from karma.evaluation.items import load_items
-from karma.evaluation.protocol import score_choice, score_logprobs, write_choice_prompt, write_statements
+from karma.evaluation.protocol import (
+    score_choice,
+    score_cloze,
+    score_logprobs,
+    write_bare_context,
+    write_choice_prompt,
+    write_cloze_context,
+    write_statements,
+)
 
 __all__ = [
-    "average_instructions", "load", "score_choice", "score_instructions", "score_logprobs", "write_choice_prompt",
-    "write_statements",
+    "average_instructions", "load", "score_choice", "score_cloze", "score_instructions", "score_logprobs",
+    "write_bare_context", "write_choice_prompt", "write_cloze_context", "write_statements",
 ]  # fmt: skip
 
 
