@@ -126,6 +126,26 @@ def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int 
     return math.ceil(round(n * float(z * standard_error / effect) ** 2, 6))
 
 
+def compute_smallest_difference(n: int) -> float | None:
+    """Return the smallest distance from a half that n yes-or-no answers show with 80 % power (two-sided, normal).
+
+    Args:
+        n: independent answers.
+
+    Returns:
+        In (0, .5]; None where not even n equal answers reach the level (n below 6).
+
+    Example:
+        >>> [round(compute_smallest_difference(n), 3) for n in (20, 100, 785)], compute_smallest_difference(5)
+        ([0.295, 0.138, 0.05], None)
+    """
+    if 2 * 0.5**n > ALPHA:
+        return None
+    z, power = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
+    spread = n + power**2  # of d sqrt(n) = z / 2 + power sqrt(1/4 - d^2), solved for d
+    return float((z * math.sqrt(n) + math.sqrt(z**2 * n - spread * (z**2 - power**2))) / (2 * spread))
+
+
 def quantiles(draws: np.ndarray) -> np.ndarray:
     """Return the 95 % interval of bootstrap draws along the first axis: (low, high)."""
     return np.asarray(np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2], axis=0))

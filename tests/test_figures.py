@@ -18,7 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import karma.figures
-from karma.figures import diagrams, evaluation, kinship, kinship_map, kinship_trust, pairs, potential, results
+from karma.figures import diagrams, evaluation, kinship, kinship_map, kinship_trust, labels, pairs, potential, results
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
@@ -160,6 +160,24 @@ def difference_frame() -> pd.DataFrame:
     return pd.DataFrame({"difference": 0.02, "low": -0.05, "high": 0.09, "n": 38}, index=list(BENCHMARKS))
 
 
+def label_frame(decided: bool = True) -> pd.DataFrame:
+    """Every strategy's audit and the ceiling; the last strategy may have nothing decided."""
+    frame = pd.DataFrame({"strategy": [*STRATEGIES, "truth"], "n_decided": 120})
+    frame["label_accuracy"] = np.linspace(0.35, 0.7, len(frame))
+    frame["low"], frame["high"] = frame["label_accuracy"] - 0.09, frame["label_accuracy"] + 0.09
+    if not decided:
+        frame.loc[1:, ["label_accuracy", "low", "high"]] = np.nan
+        frame.loc[1:, "n_decided"] = 0
+    frame.loc[frame["strategy"] == "truth", ["label_accuracy", "low", "high"]] = [1.0, 0.97, 1.0]
+    return frame
+
+
+def draw_model_truth(n: int):
+    names, level = kin(n).table.scores.index, np.linspace(0.9, 0.2, n)
+    frame = pd.DataFrame({"model": names, "s_pref": level, "truth": level[::-1]})
+    return labels.plot_model_truth(frame.assign(low=frame["truth"] - 0.1, high=frame["truth"] + 0.1))
+
+
 PROMPT = "Question: which of these floats on water?\n" + "\n".join(f"{c}. a thing named {c}" for c in "ABCDEFGHIJ")
 
 
@@ -211,6 +229,10 @@ PLOTS: dict[str, Callable] = {
     "plot_rounds: two": lambda s: draw_rounds(2),
     "plot_rounds: ten": lambda s: draw_rounds(10),
     "plot_margins": lambda s: draw_margins(80),
+    "plot_label_accuracy: judge": lambda s: labels.plot_label_accuracy(label_frame(), "judge"),
+    "plot_label_accuracy: nothing decided": lambda s: labels.plot_label_accuracy(label_frame(False), "recorded"),
+    "plot_model_truth: paper": lambda s: draw_model_truth(16),
+    "plot_model_truth: six models": lambda s: draw_model_truth(6),
     **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},
     "plot_training: one update": lambda s: draw_training("dpo", 1),
 }  # fmt: skip

@@ -92,6 +92,15 @@ def test_rounds_of_self_play_wait_for_the_one_before_and_results_for_the_last():
     assert waited == [{"policy": "tiny-a", "arm": arm, "round": "2"} for arm in ("select_then_evolve",)]
 
 
+def test_labels_are_audited_only_where_a_study_says_so(demo):
+    assert "09_label_audit" not in {job.stage.name for job in list_jobs(demo)}
+    (job,) = [job for job in list_jobs(load_experiment("smoke")) if job.stage.name == "09_label_audit"]
+    assert job.folder.relative_to(job.experiment.outputs).as_posix() == "labels"
+    waited = [needed.label for needed in job.inputs]
+    assert waited[:3] == ["pool", "02_kinship_analysis", "annotation"]
+    assert waited[3:] == [f"03_binarization.{s}" for s in job.experiment.settings.strategies]
+
+
 def test_a_study_of_self_play_alone_has_no_other_job_and_another_round_reruns_none(tmp_path):
     study = load_experiment("self_play")
     assert {job.stage.name for job in list_jobs(study)} == {"08_self_play"} and len(list_jobs(study)) == 3 * 2

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -71,6 +72,14 @@ def test_every_file_of_the_study_is_there(smoke):
         assert record["after"]["score"]["n"] == 12 and record["n_added_pairs"] > 0
         assert pairs["rows_in"] == pairs["pairs_out"] + sum(pairs["dropped"].values())
         assert (folder / "figures" / "rounds.png").stat().st_size > 1000
+    audit = pd.read_csv(study / "labels" / "strategies.csv").set_index("strategy")
+    assert list(audit.index) == ["rlaif", "k_score", "k_sim", "k_score_sim", "truth"]
+    for strategy in audit.index[:-1]:
+        pairs = json.loads((study / "pairs" / strategy / "accounting.json").read_text())
+        assert audit.loc[strategy, "n_pairs"] == pairs["pairs_out"]
+    cost = json.loads((study / "pool" / "annotation_cost.json").read_text())
+    assert audit["judge_calls"].to_dict() == {**dict.fromkeys(audit.index, 0), "rlaif": cost["calls"]}
+    assert len(pd.read_csv(study / "labels" / "models.csv")) == 3
     assert "Self-play: what the policy learnt" in (study / "report.html").read_text()
     assert len((study / "tables" / "self_play.csv").read_text().splitlines()) == 1 + 3  # rounds 0, 1, 2
     for table in (1, 2, 3, 4):
@@ -202,8 +211,8 @@ AFTER_PAIRS = {"04_alignment_training", "05_policy_evaluation", "07_alignment_po
     ("section", "key", "value", "expected"),
     [
         ("training", "beta", 0.2, AFTER_PAIRS | {"08_self_play"}),
-        ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", *AFTER_PAIRS}),
-        ("annotation", "batch_size", 8, {"annotation", "03_binarization", *AFTER_PAIRS}),
+        ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", "09_label_audit", *AFTER_PAIRS}),
+        ("annotation", "batch_size", 8, {"annotation", "03_binarization", "09_label_audit", *AFTER_PAIRS}),
         ("potential", "weight", 2.5, {"07_alignment_potential", "06_results"}),
         ("self_play", "weight", 1.0, {"06_results", "08_self_play"}),
     ],

@@ -259,6 +259,12 @@ class SelfPlay(_Strict):
         return self
 
 
+class Labels(_Strict):
+    """Stage 09: every pair's label against what a program can check."""
+
+    audit: bool
+
+
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
@@ -280,6 +286,7 @@ class Settings(_Strict):
     training: Training
     potential: Potential
     self_play: SelfPlay
+    labels: Labels
 
     @property
     def has_annotations(self) -> bool:
@@ -352,6 +359,8 @@ class Settings(_Strict):
                     f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
                     f"{len(self.origin_models)} origin models"
                 )
+        if self.labels.audit and not self.pool.instructions:
+            raise ValueError("labels.audit: name the file of the pool's verifiable prompts in pool.instructions")
         if self.strategies and self.scores.table == "measured" and len(self.origin_models) < 2:
             raise ValueError("origin_models: kinship needs at least two origin models to measure")
         return self

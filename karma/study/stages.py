@@ -113,6 +113,10 @@ def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
 
+def _audit_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    return [*_pairs_inputs(s, p), *(("03_binarization", {"strategy": name}) for name in s.strategies)]
+
+
 def _self_play_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
 
@@ -164,6 +168,9 @@ STAGES = {
         Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
               (*_SELF_PLAY, "training", "compute"), _list_rounds, _self_play_inputs, _self_play_models),
+        Stage("09_label_audit", (), "labels", ("strategies.csv", "responses.csv", "models.csv"),
+              ("labels", "strategies", "pool.instructions", "pool.excluded_origin_models", "pool.seed",
+               "annotation.source"), lambda s: _list_once(s) if s.labels.audit else iter(()), _audit_inputs),
     )
 }  # fmt: skip
 
