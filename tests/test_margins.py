@@ -16,11 +16,13 @@ import torch
 from karma.errors import InputError
 from karma.models.load import load_model, load_tokenizer
 from karma.models.logprobs import (
-    PairRow,
+    SharedRow,
     TokenizedResponse,
-    build_pair_batch,
+    build_options_row,
+    build_row_batch,
     can_share_prompts,
     compute_logps,
+    compute_option_logps,
     compute_pair_batch,
     compute_pair_logps,
     compute_row_logps,
@@ -62,8 +64,8 @@ def tiny():
 
 def test_the_mask_by_eye():
     """Prompt 7 8, chosen 1 2, rejected 3: rejected sees the prompt and itself, at the position after the prompt."""
-    row = PairRow((TokenizedResponse([7, 8, 1, 2], 2), TokenizedResponse([7, 8, 3], 2)), 2)
-    ids, positions, mask = build_pair_batch([row], pad=0)
+    row = SharedRow((TokenizedResponse([7, 8, 1, 2], 2), TokenizedResponse([7, 8, 3], 2)), 2)
+    ids, positions, mask = build_row_batch([row], pad=0)
     assert ids.tolist() == [[7, 8, 1, 2, 3]] and positions.tolist() == [[0, 1, 2, 3, 2]]
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -71,6 +73,22 @@ def test_the_mask_by_eye():
         [1, 1, 1, 0, 0],
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
+    ]
+
+
+def test_the_mask_of_three_options_by_eye():
+    """Context 7 8, options 1 2, 1 and 1 3 4: the 1 that all begin with is shared; each option sees it and itself."""
+    row = build_options_row([7, 8], [[1, 2], [1], [1, 3, 4]])
+    ids, positions, mask = build_row_batch([row, SharedRow(row.sides[:1], 4)], pad=0)
+    assert ids.tolist() == [[7, 8, 1, 2, 3, 4], [7, 8, 1, 2, 0, 0]]
+    assert positions.tolist() == [[0, 1, 2, 3, 3, 4], [0, 1, 2, 3, 0, 0]]
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [1, 1, 1, 0, 1, 1],
     ]
 
 
@@ -82,7 +100,7 @@ class Bigram(torch.nn.Module):
     def __init__(self, table):
         super().__init__()
         self.table = torch.nn.Embedding.from_pretrained(torch.tensor(table).log())
-        self.base_model = lambda input_ids, **_: SimpleNamespace(last_hidden_state=self.table(input_ids))
+        self.base_model = lambda input_ids, position_ids, **_: SimpleNamespace(last_hidden_state=self.table(input_ids))
 
     def get_input_embeddings(self):
         return self.table
@@ -94,10 +112,14 @@ class Bigram(torch.nn.Module):
 def test_a_toy_policy_by_hand():
     """After token 0 comes 1 with probability 1/2 and 2 with 1/4; after 1 comes 2 with 1/8."""
     policy = Bigram([[0.25, 0.5, 0.25], [0.75, 0.125, 0.125], [0.5, 0.25, 0.25]])
-    row = PairRow((TokenizedResponse([0, 1, 2], 1), TokenizedResponse([0, 2], 1)), 1)
+    row = SharedRow((TokenizedResponse([0, 1, 2], 1), TokenizedResponse([0, 2], 1)), 1)
     assert can_share_prompts(policy)
     logps = compute_row_logps(policy, [row], pad=0, batch_tokens=8).numpy()
     assert logps[0] == pytest.approx([math.log(1 / 2) + math.log(1 / 8), math.log(1 / 4)], rel=1e-6)
+    options = build_options_row([0], [[1, 2], [2], [1, 0]])
+    (compared,) = compute_option_logps(policy, [options], pad=0, batch_tokens=8)
+    expected = [(1 / 2 * 1 / 8, False), (1 / 4, False), (1 / 2 * 3 / 4, True)]  # the likeliest after 0 is 1, then 0
+    assert compared == [(pytest.approx(math.log(p), rel=1e-6), likeliest) for p, likeliest in expected]
     margin = compute_implicit_margin(logps, [[2, 1]])
     assert margin[0] == pytest.approx(abs(0.5 * math.log(1 / 16) - math.log(1 / 4)), abs=1e-6)  # both are -2 ln 2: 0
 
@@ -117,8 +139,8 @@ def test_one_row_gives_what_two_rows_give(tiny, batch_tokens, max_length):
 def test_a_prompt_that_merges_with_its_response_is_not_shared_to_the_end(tiny):
     """Where the two rows differ before the response begins, only what is equal is shared."""
     model, _ = tiny
-    pair = PairRow((TokenizedResponse([5, 6, 7, 20, 21], 3), TokenizedResponse([5, 6, 9, 30], 3)), 2)
-    alone = [compute_pair_batch([PairRow((side, side), 0)], model, 0)[0, 0] for side in pair.sides]
+    pair = SharedRow((TokenizedResponse([5, 6, 7, 20, 21], 3), TokenizedResponse([5, 6, 9, 30], 3)), 2)
+    alone = [compute_pair_batch([SharedRow((side, side), 0)], model, 0)[0, 0] for side in pair.sides]
     assert torch.allclose(compute_pair_batch([pair], model, 0)[0], torch.stack(alone), atol=1e-4)
 
 

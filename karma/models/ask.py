@@ -155,7 +155,8 @@ class CachedModel(LM):
 
     def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         asked = {"contexts": [list(pair) for pair in pairs]}
-        key = compute_digest([*self.backend.identity, "loglikelihood", asked])
+        way = "options in one row" if self.backend.shares_rows else "loglikelihood"
+        key = compute_digest([*self.backend.identity, way, asked])
         return self._look_up_all([(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))])
 
     def _look_up_all(self, work: Sequence[Work]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 A backend turns messages into a prompt, answers prompts, and says what made the answers. `karma.models.ask` asks it
 only for what its cache does not hold. Decision: lm-evaluation-harness's own model classes do the work, so that its
-numbers and ours come from the same code.
+numbers and ours come from the same code; but options of one context are compared in one row, with the harness's tokens.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from karma.models.load import (
     load_tokenizer,
 )
 from karma.study.settings import Compute
+
+PASS_TOKENS, PASS_TOKENS_GPU = 1024, 16384  # of a forward pass over rows of options: like widths go together
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class TransformersBackend:
     name = "transformers"
     alone = False  # a prompt's answer depends, by rounding, on the batch it is in
     has_logprobs = True
+    shares_rows = True  # compares the options of one context in one row, which changes their rounding
 
     def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int):
         self.models, self.model_name, self.batch_size = models, name, batch_size
@@ -100,10 +103,38 @@ class TransformersBackend:
 
     def compare(self, pairs: list[tuple[str, str]]) -> Answered:
         """Return each continuation's log-probability (nats) after its context, and whether it is the greedy one."""
-        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-        results = self.inner.loglikelihood(requests, disable_tqdm=True)
-        contexts = list(dict.fromkeys(context for context, _ in pairs))
-        return Answered([[float(p), bool(g)] for p, g in results], sum(self.count_tokens(contexts)), 0)
+        groups: dict[str, list[int]] = {}
+        for i, (context, _) in enumerate(pairs):
+            groups.setdefault(context, []).append(i)
+        results = self._compare_in_rows(pairs, groups) if self.shares_rows else None
+        if results is None:
+            requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+            results = self.inner.loglikelihood(requests, disable_tqdm=True)
+        return Answered([[float(p), bool(g)] for p, g in results], sum(self.count_tokens(list(groups))), 0)
+
+    def _compare_in_rows(
+        self, pairs: list[tuple[str, str]], groups: dict[str, list[int]]
+    ) -> list[tuple[float, bool]] | None:
+        """Compare each context's options in one row; None where the harness has a rule of its own.
+
+        That is a model that needs its own rows, an empty context (a first token stands for it), an empty continuation,
+        and a text longer than the model's context, which is cut.
+        """
+        from karma.models.logprobs import build_options_row, can_share_prompts, compute_option_logps, has_plain_head
+
+        inner = self.inner
+        if "" in groups or not (can_share_prompts(inner.model) and has_plain_head(inner.model)):
+            return None
+        tokens = [inner._encode_pair(*pair) for pair in pairs]
+        if any(not option or len(context) + len(option) > inner.max_length for context, option in tokens):
+            return None
+        members = list(groups.values())
+        rows = [build_options_row(tokens[group[0]][0], [tokens[i][1] for i in group]) for group in members]
+        budget = PASS_TOKENS if self.device == "cpu" else PASS_TOKENS_GPU
+        compared = compute_option_logps(inner.model, rows, self.tokenizer.pad_token_id, budget)
+        order = [i for group in members for i in group]
+        results = dict(zip(order, [result for row in compared for result in row], strict=True))
+        return [results[i] for i in range(len(pairs))]
 
     def load(self) -> None:
         """Load the model now, so that its loading is not timed as answering."""
@@ -119,6 +150,7 @@ class VllmBackend(TransformersBackend):
 
     name = "vllm"
     engine = "vllm"
+    shares_rows = False
 
     def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int):
         super().__init__(models, name, compute, batch_size)

@@ -2,14 +2,17 @@
 
 A response's log-probability is summed over its tokens, in nats, given its prompt in the model's chat format, exactly
 as TRL tokenises a conversational pair. Batches are sorted by length, and the vocabulary head is applied to response
-positions only. The two responses of a pair share their prompt: `compute_pair_logps` runs a pair as one row (prompt,
-chosen, rejected), with a mask that hides the responses from each other and positions as if each followed the prompt.
+positions only. Responses to one prompt share it: a pair is run as one row (prompt, chosen, rejected), an item of a
+benchmark as one row (question, each option), with a mask that hides the responses from each other and positions as if
+each followed the prompt.
 Limit: one device, no sharding; a model whose layers see more than a causal mask says (sliding windows, states) takes
 the plain way, each response in a row of its own.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, takewhile
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 HEAD_CHUNK = 2048  # response tokens whose logits are held at a time, off the CPU
+_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 Messages = list[dict[str, str]]
 
 
@@ -76,7 +80,7 @@ def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=model.device)
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
+    causal = _get_causal(model)
     hidden = causal.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     sums = []
     for k, row in enumerate(rows):  # position t predicts token t + 1
@@ -87,40 +91,66 @@ def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch
 
 
 @dataclass(frozen=True)
-class PairRow:
-    """A pair as one row: what chosen and rejected have in common up to the response, then the rest of each.
+class SharedRow:
+    """Responses to one prompt as one row: the first tokens that all have in common, then the rest of each.
 
     Attributes:
-        sides: the two whole conversations. shared: how many first tokens they have in common (at most `start`).
+        sides: each response with its prompt; of a pair, chosen and rejected.
+        shared: how many first tokens all sides have in common (or fewer).
     """
 
-    sides: tuple[TokenizedResponse, TokenizedResponse]
+    sides: tuple[TokenizedResponse, ...]
     shared: int
 
     @property
     def width(self) -> int:
         """Tokens of the row."""
-        return sum(len(side.ids) for side in self.sides) - self.shared
+        return self.shared + sum(len(side.ids) - self.shared for side in self.sides)
 
 
-def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: Messages, max_length: int) -> PairRow:
+def build_options_row(context: list[int], options: Sequence[list[int]]) -> SharedRow:
+    """Lay the options of one context out as a row; what all of them begin with is shared too.
+
+    Example:
+        >>> row = build_options_row([7, 8], [[1, 2], [1, 3]])
+        >>> row.shared, row.width
+        (3, 5)
+    """
+    sides = tuple(TokenizedResponse([*context, *option], len(context)) for option in options)
+    columns = zip(*(side.ids for side in sides), strict=False)
+    return SharedRow(sides, sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
+
+
+def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: Messages, max_length: int) -> SharedRow:
     """Tokenise both responses as `tokenize_response` does, and find what they share before either begins."""
     first, second = (tokenize_response(tokenizer, prompt, r, max_length) for r in (chosen, rejected))
     limit = min(first.start, second.start)
     alike = (i for i, (a, b) in enumerate(zip(first.ids[:limit], second.ids[:limit], strict=False)) if a != b)
-    return PairRow((first, second), next(alike, min(limit, len(first.ids), len(second.ids))))
+    return SharedRow((first, second), next(alike, min(limit, len(first.ids), len(second.ids))))
 
 
 def can_share_prompts(model: Any) -> bool:
-    """Tell whether every layer of a model attends by the mask it is given, so that a pair may be one row."""
-    config = model.config
+    """Tell whether every layer of a model attends by the mask and the positions it is given, so that rows may share."""
+    config, base = model.config, _get_causal(model).base_model
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     stateful = any(
         getattr(config, name, None) for name in ("mamba_d_state", "state_size", "ssm_cfg", "is_encoder_decoder")
     )
     attends = getattr(config, "_attn_implementation", "") in ("sdpa", "eager")
-    return attends and kinds == {"full_attention"} and not window and not stateful
+    placed = "position_ids" in inspect.signature(getattr(base, "forward", base)).parameters
+    placed = placed and not getattr(config, "alibi", None)
+    return bool(attends and kinds == {"full_attention"} and not window and not stateful and placed)
+
+
+def has_plain_head(model: Any) -> bool:
+    """Tell whether logits are what the vocabulary head gives, without scaling or capping."""
+    text = model.config.get_text_config()
+    return all(getattr(text, key, None) in (None, 1.0) for key in _SCALES)
+
+
+def _get_causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
 
 
 def compute_pair_logps(
@@ -143,14 +173,14 @@ def compute_pair_logps(
     return logps, count_tokens(rows)
 
 
-def count_tokens(rows: Sequence[PairRow]) -> torch.Tensor:
-    """Return the lengths of chosen and rejected (n, 2), in tokens."""
+def count_tokens(rows: Sequence[SharedRow]) -> torch.Tensor:
+    """Return the lengths of chosen and rejected (n, 2) of pairs, in tokens."""
     return torch.tensor([[len(side.ids) - side.start for side in row.sides] for row in rows]).reshape(-1, 2)
 
 
 @torch.no_grad()
 def compute_row_logps(
-    model: Any, rows: Sequence[PairRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
+    model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
 ) -> torch.Tensor:
     """Return summed log-probabilities (n, 2) of tokenised pairs, in nats; `advance` hears of pairs done."""
     logps, shares = torch.zeros(len(rows), 2), can_share_prompts(model)
@@ -181,26 +211,60 @@ def plan_batches(widths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def compute_pair_batch(rows: Sequence[PairRow], model: Any, pad: int) -> torch.Tensor:
+def compute_pair_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> torch.Tensor:
     """Return summed log-probabilities (rows, 2) of chosen and rejected, from one forward pass; gradients flow.
 
     Args:
-        rows: from `tokenize_pair`. model: one that `can_share_prompts`. pad: the padding token's id.
+        rows: of two sides, as from `tokenize_pair`. model: one that `can_share_prompts`. pad: the padding token's id.
     """
     return torch.stack([tokens.sum() for tokens in compute_token_logps(rows, model, pad)]).view(-1, 2)
 
 
-def compute_token_logps(rows: Sequence[PairRow], model: Any, pad: int) -> list[torch.Tensor]:
+def compute_token_logps(rows: Sequence[SharedRow], model: Any, pad: int) -> list[torch.Tensor]:
     """Return each response's log-probabilities, token by token, from one forward pass; gradients flow.
 
     Args:
-        rows, model, pad: as for `compute_pair_batch`.
+        rows: with any number of sides. model, pad: as for `compute_pair_batch`.
 
     Returns:
-        2 * rows tensors in float32, in nats: of the first pair's chosen and rejected, the second's, ...
+        One tensor a side in float32, in nats: of the first row's sides (chosen, rejected), the second's, ...
     """
-    ids, positions, mask = build_pair_batch(rows, pad)
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
+    states, head, targets, counts = _run_batch(rows, model, pad)
+    return list(score_tokens(states, head, targets).split(counts))
+
+
+@torch.no_grad()
+def compute_option_logps(
+    model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int
+) -> list[list[tuple[float, bool]]]:
+    """Compare the sides of each row, as lm-evaluation-harness's `loglikelihood` does (which sums in the model's dtype).
+
+    Args:
+        model: one that `can_share_prompts` and `has_plain_head`. rows, pad: as for `compute_token_logps`.
+        batch_tokens: tokens a forward pass, padding included; a longer row makes a pass of its own.
+
+    Returns:
+        For each row, each side's summed log-probability in nats, and whether all its tokens are the likeliest ones.
+    """
+    found: list[list[tuple[float, bool]]] = [[] for _ in rows]
+    for batch in plan_batches([row.width for row in rows], batch_tokens):
+        states, head, targets, counts = _run_batch([rows[i] for i in batch], model, pad)
+        logps, likeliest = torch.zeros(len(targets), device=states.device), torch.zeros_like(targets, dtype=torch.bool)
+        for start in range(0, len(targets), HEAD_CHUNK):
+            chunk = slice(start, start + HEAD_CHUNK)
+            logits, own = head(states[chunk]).float(), targets[chunk]
+            logps[chunk] = logits.gather(1, own[:, None])[:, 0] - logits.logsumexp(1)
+            likeliest[chunk] = logits.argmax(1) == own
+        sides = zip(logps.cpu().split(counts), likeliest.cpu().split(counts), strict=True)
+        for i in batch:
+            found[i] = [(float(logp.sum()), bool(best.all())) for logp, best in islice(sides, len(rows[i].sides))]
+    return found
+
+
+def _run_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:
+    """Return the states that predict the sides' tokens, the vocabulary head, those tokens, and how many a side has."""
+    ids, positions, mask = build_row_batch(rows, pad)
+    causal = _get_causal(model)
     device, dtype = model.device, causal.get_input_embeddings().weight.dtype
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     hidden = causal.base_model(
@@ -209,8 +273,8 @@ def compute_token_logps(rows: Sequence[PairRow], model: Any, pad: int) -> list[t
     found = [(k * ids.shape[1], *side) for k, row in enumerate(rows) for side in _find_targets(row)]
     places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
     targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)
-    scored = score_tokens(hidden.flatten(0, 1)[places.long()], causal.get_output_embeddings(), targets.long())
-    return list(scored.split([len(tokens) for *_, tokens in found]))
+    states, counts = hidden.flatten(0, 1)[places.long()], [len(tokens) for *_, tokens in found]
+    return states, causal.get_output_embeddings(), targets.long(), counts
 
 
 def score_tokens(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -228,30 +292,30 @@ def score_tokens(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch
     return torch.cat([checkpoint(score, some, own, use_reentrant=False) for some, own in chunks])
 
 
-def build_pair_batch(rows: Sequence[PairRow], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lay pairs out as rows of (shared, rest of chosen, rest of rejected), padded on the right.
+def build_row_batch(rows: Sequence[SharedRow], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay rows out as (shared, rest of the first side, rest of the second, ...), padded on the right.
 
     Returns:
         ids and positions (rows, width), and the mask (rows, 1, width, width): True where a query may look.
     """
     width = max(row.width for row in rows)
     ids, positions = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
-    part = torch.full((len(rows), width), 3)  # 0 shared, 1 chosen, 2 rejected, 3 padding
+    part = torch.full((len(rows), width), -1)  # 0 shared, 1 the first side, 2 the second, ..., -1 padding
     for k, row in enumerate(rows):
-        first, second = row.sides[0].ids, row.sides[1].ids[row.shared :]
-        end = len(first)
-        ids[k, : row.width] = torch.tensor(first + second)
-        positions[k, : row.width] = torch.tensor([*range(end), *range(row.shared, row.shared + len(second))])
-        part[k, : row.shared], part[k, row.shared : end], part[k, end : row.width] = 0, 1, 2
+        own = [side.ids[row.shared :] for side in row.sides]
+        ids[k, : row.width] = torch.tensor([*row.sides[0].ids[: row.shared], *chain(*own)])
+        places = [range(row.shared), *(range(row.shared, row.shared + len(rest)) for rest in own)]
+        positions[k, : row.width] = torch.tensor([*chain(*places)])
+        part[k, : row.width] = torch.tensor([number for number, some in enumerate(places) for _ in some])
     same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
     return ids, positions, (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
 
 
-def _find_targets(row: PairRow) -> list[tuple[list[int], list[int]]]:
+def _find_targets(row: SharedRow) -> list[tuple[list[int], list[int]]]:
     """Return, for each side, the columns whose outputs predict its response's tokens, and those tokens."""
-    found = []
-    for k, side in enumerate(row.sides):
-        offset = len(row.sides[0].ids) - row.shared if k else 0  # where the rejected response's own tokens lie
+    found, offset = [], 0  # how far right of its position a side's own token lies
+    for side in row.sides:
         places = range(side.start - 1, len(side.ids) - 1)  # position t predicts token t + 1
         found.append(([t if t < row.shared else t + offset for t in places], side.ids[side.start :]))
+        offset += len(side.ids) - row.shared
     return found

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from karma.errors import InputError
 from karma.files import compute_digest, load_json, save_json
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, load_model, load_tokenizer
-from karma.models.logprobs import PairRow, compute_row_logps, count_tokens, tokenize_pair
+from karma.models.logprobs import SharedRow, compute_row_logps, count_tokens, tokenize_pair
 from karma.study.settings import Compute
 
 SHARD_PAIRS = 16
@@ -102,7 +102,7 @@ def measure_logps(
     return PairLogps(logps, count_tokens(rows).numpy(), digest, dtype, device, n_asked, len(rows) - n_asked, cut)
 
 
-def plan_shards(rows: Sequence[PairRow]) -> list[tuple[list[int], str]]:
+def plan_shards(rows: Sequence[SharedRow]) -> list[tuple[list[int], str]]:
     """Cut pairs into groups of like length, each with the key of its content; the order of the pairs does not matter.
 
     Returns:

@@ -28,12 +28,18 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
-from karma.models.logprobs import PairRow, TokenizedResponse, can_share_prompts, compute_token_logps, plan_batches
+from karma.models.logprobs import (
+    SharedRow,
+    TokenizedResponse,
+    can_share_prompts,
+    compute_token_logps,
+    has_plain_head,
+    plan_batches,
+)
 
 PASS_TOKENS = 1024  # of a forward pass on a CPU: pairs of like width go together, so that little is padding
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
 _SHARES = "karma_shares_prompts"  # set on a model whose forward pass was replaced
-_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class SharedPromptDPOTrainer(DPOTrainer):
@@ -140,9 +146,8 @@ def _unwrap(model: Any) -> Any:
 
 def can_share(model: Any) -> bool:
     """Tell whether a model may be trained so: one row a pair, and a vocabulary head without scaling or experts."""
-    text = model.config.get_text_config()
-    plain = all(getattr(text, key, None) in (None, 1.0) for key in _SCALES)
-    return can_share_prompts(model) and plain and not getattr(text, "output_router_logits", None)
+    routed = getattr(model.config.get_text_config(), "output_router_logits", None)
+    return can_share_prompts(model) and has_plain_head(model) and not routed
 
 
 def share_prompts(model: Any) -> None:
@@ -186,7 +191,7 @@ def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torc
     return blank.index_put((torch.tensor(targets, device=ids.device),), scored).view_as(labels[:, 1:])
 
 
-def _find_pairs(ids: list[list[int]], ends: list[int], starts: list[int]) -> list[PairRow]:
+def _find_pairs(ids: list[list[int]], ends: list[int], starts: list[int]) -> list[SharedRow]:
     """Return the pairs of TRL's batch.
 
     Example:
@@ -195,4 +200,4 @@ def _find_pairs(ids: list[list[int]], ends: list[int], starts: list[int]) -> lis
     """
     n = len(ids) // 2
     sides = [TokenizedResponse(row[:end], start) for row, end, start in zip(ids, ends, starts, strict=True)]
-    return [PairRow((sides[k], sides[k + n]), min(starts[k], starts[k + n])) for k in range(n)]
+    return [SharedRow((sides[k], sides[k + n]), min(starts[k], starts[k + n])) for k in range(n)]
