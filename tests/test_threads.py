@@ -10,6 +10,7 @@ from karma.models.ask import CachedModel, sample_responses
 from karma.scores.measured import build_score_table
 from karma.study.experiment import load_experiment
 
+pytestmark = pytest.mark.heavy  # minutes of a real model
 NAMES = ("smollm2-135m", "smollm2-drop-1", "smollm2-noise-8")
 
 
@@ -19,9 +20,9 @@ def _run(threads: int):
     models = {name: settings.models[name].model_dump(mode="json") for name in NAMES}
     compute = settings.compute.model_copy(update={"dtype": "float32", "threads": threads, "device": "cpu"})
     asked = settings.benchmarks.model_copy(
-        update={"folder": "karma/data/demo", "limit": 6, "descriptive_tokens": 12, "protocol": "cloze"}
+        update={"folder": "karma/data/demo", "limit": 6, "descriptive_tokens": 8, "protocol": "cloze"}
     )
-    drawing = settings.pool.model_copy(update={"max_new_tokens": 12, "top_p": 1.0})
+    drawing = settings.pool.model_copy(update={"max_new_tokens": 8, "top_p": 1.0})
     prompts = [p.text for p in load_prompts(root / "karma" / "data" / "demo" / "pool.jsonl", True)[:6]]
     scores, completions = {}, {text: [] for text in prompts}
     for name in NAMES:
@@ -29,9 +30,9 @@ def _run(threads: int):
         scores[name], _ = evaluate(model, ["ifeval", "arc_easy", "hellaswag"], asked, root, "cloze")
         for text, response in zip(prompts, sample_responses(model, prompts, drawing, seed=0), strict=True):
             completions[text].append({"model": name, "response": response})
-    table = build_score_table(scores)
+    table = build_score_table(scores, drop_constant=True)
     pool = load_pool([{"source": "test", "instruction": t, "completions": c} for t, c in completions.items()])
-    return table.scores, compute_s_pref(table), build_pairs(pool, table, "k_sim", tau=0.1, seed=0).table
+    return table.scores, compute_s_pref(table), build_pairs(pool, table, "k_sim", tau=-1.0, seed=0).table
 
 
 @pytest.fixture(scope="module")
