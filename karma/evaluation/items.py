@@ -94,7 +94,8 @@ def _load_hub(benchmark: str) -> list[tuple[str, Any]]:
         rows = load_dataset(path, name, split=split).to_list()
     except Exception as error:
         raise InputError(
-            f"{benchmark}: {path} cannot be fetched ({type(error).__name__}); give local files (benchmarks.folder)"
+            f"{benchmark}: {path} cannot be fetched ({type(error).__name__}); "
+            "give local files, or `packaged` (benchmarks.folder)"
         ) from error
     return [(f"item {number}", row) for number, row in enumerate(rows, 1)]
 

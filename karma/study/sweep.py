@@ -36,6 +36,7 @@ from karma.study.progress import (
     show_progress,
     show_where,
 )
+from karma.study.settings import PACKAGED_ITEMS
 from karma.study.stages import STAGES, Job, list_jobs
 
 HERE = Path(__file__).parent
@@ -142,6 +143,7 @@ def fingerprint_settings(job: Job) -> dict[str, Any]:
              values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
              values.get("self_play", {}).get("prompts")]  # fmt: skip
     named += [spec["path"] for spec in job.models.values()]
+    named += ["karma/data/demo/held_out.jsonl"] if named[0] == PACKAGED_ITEMS else []  # part of the packaged items
     digests = {name: compute_file_digest(root / name) for name in named if name and (root / name).exists()}
     return {"settings": values, "models": job.models, "files": digests}
 

