@@ -102,6 +102,14 @@ def test_an_evaluation_repeats_exactly_and_asks_once(tmp_path):
     assert other.n_asked == 8 and not answers_other.equals(answers)
 
 
+def test_a_benchmark_may_have_a_limit_of_its_own():
+    settings = change_base("benchmarks", folder=str(DEMO), limit=4, limits={"arc_easy": 6}, choice_tokens=2)
+    scores, answers = evaluate(CachedModel(MODELS, "a", COMPUTE, 8), ["arc_easy", "hellaswag"], settings, ROOT)
+    assert {name: score["n"] for name, score in scores["benchmarks"].items()} == {"arc_easy": 6, "hellaswag": 4}
+    asked = [row["item_id"] for row in answers.to_pylist() if row["benchmark"] == "arc_easy"]
+    assert asked == [item["item_id"] for item in load_items("arc_easy", DEMO, 6)]
+
+
 def test_scores_say_what_is_needed_to_repeat_them(tmp_path):
     scores, answers = evaluate(CachedModel(MODELS, "a", COMPUTE, 4), ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
     arc, ifeval = scores["benchmarks"]["arc_easy"], scores["benchmarks"]["ifeval"]

@@ -57,6 +57,8 @@ def test_the_paper_is_32_runs_with_appendix_a():
         ("models: {a/b: {hub: x}}", "names become folders"),
         ("training: {learning_rate: 5e-7}", "write 5.0e-7 with a point"),
         ("training: {epochs: 0}", "greater than 0"),
+        ("benchmarks: {limits: {arc: 60}}", "benchmarks.limits.arc.[key] is 'arc': choose from ifeval"),
+        ("benchmarks: {limits: {arc_easy: 0}}", "benchmarks.limits.arc_easy is 0: Input should be greater than"),
         ("pairs: {held_out: 1}", "pairs.held_out is 1: Input should be less than 1"),
         ("potential: {metrics: [map]}", "potential.metrics.0 is 'map'"),
         ("potential: {ratios: [0.0]}", "potential.ratios.0 is 0.0: Input should be greater than 0"),

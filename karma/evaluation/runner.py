@@ -43,6 +43,10 @@ class Asked(Protocol):
         """Items a benchmark; None: all."""
 
     @property
+    def limits(self) -> dict[str, int]:
+        """Another limit of some benchmarks, by name."""
+
+    @property
     def choice_tokens(self) -> int:
         """New tokens of a choice."""
 
@@ -59,7 +63,7 @@ def evaluate(
     Args:
         model: who answers.
         benchmarks: names, see `karma.evaluation.items`.
-        settings: the experiment's `benchmarks` (folder, limit, choice_tokens, descriptive_tokens).
+        settings: the experiment's `benchmarks` (folder, limit, limits, choice_tokens, descriptive_tokens).
         root: the project's root, from which a relative folder counts.
         protocol: how choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
             letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no options and is
@@ -91,7 +95,7 @@ def evaluate(
     names = {name: f"karma_{name}" + ("" if way == "answer" else f"_{way}") for name, way in ways.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     folder = find_items(settings.folder, root)
-    where = {"folder": str(folder) if folder else None, "limit": settings.limit}
+    where = {"folder": str(folder) if folder else None, "limit": settings.limit, "limits": settings.limits}
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
     tasks = manager.load(list(names.values()))["tasks"]
     for benchmark, task in names.items():

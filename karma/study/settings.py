@@ -123,6 +123,7 @@ class Benchmarks(_Strict):
     folder: str | None
     protocol: Literal["answer", "logprob", "cloze"]
     limit: Count | None
+    limits: dict[Benchmark, Count]
     batch_size: Count
     choice_tokens: Count
     descriptive_tokens: Count

@@ -125,7 +125,7 @@ def _self_play_models(s: Settings, p: Params) -> list[str]:
     return [p["policy"], *([s.self_play.scorer_model] if s.self_play.scorer_model else [])]
 
 
-_BENCHMARKS = ("folder", "protocol", "limit", "batch_size", "choice_tokens", "descriptive_tokens")
+_BENCHMARKS = ("folder", "protocol", "limit", "limits", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
 _POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
 _SELF_PLAY = tuple(

@@ -20,6 +20,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def load(benchmark: str, folder: str | None = None, limit: int | None = None, **_) -> dict[str, Dataset]:
+def load(
+    benchmark: str, folder: str | None = None, limit: int | None = None, limits: dict[str, int] | None = None, **_
+) -> dict[str, Dataset]:
     """Load a benchmark's items as the split `test`."""
-    return {"test": Dataset.from_list(load_items(benchmark, folder, limit))}
+    return {"test": Dataset.from_list(load_items(benchmark, folder, (limits or {}).get(benchmark, limit)))}
