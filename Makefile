@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smoke quick test test-all check lab bench clean
+.PHONY: help setup demo readme smoke quick test test-all check lab bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ setup: .venv/.ready  ## create .venv and bring the model and the items
 
 demo: setup  ## the whole study on a small real model (two cores: 23 minutes with AMX, 40 with AVX2 only)
 	$(BIN)/karma run params/demo.yaml
+
+readme: setup  ## write the README's example out of the finished demo
+	$(BIN)/python docs/make_readme.py
 
 smoke: setup  ## the same graph with tiny random models
 	$(BIN)/karma run params/smoke.yaml

@@ -108,7 +108,7 @@ def _evaluation_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
 
 def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-             "07_alignment_potential")  # fmt: skip
+             "07_alignment_potential", "09_label_audit")  # fmt: skip
     last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
@@ -163,8 +163,8 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
-               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms"), _list_once, _results_inputs,
-              module="results.page", draws=True),
+               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels"), _list_once,
+              _results_inputs, module="results.page", draws=True),
         Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
               (*_SELF_PLAY, "training", "compute"), _list_rounds, _self_play_inputs, _self_play_models),

@@ -1,0 +1,33 @@
+"""The report's part on labels: what stage 09 measured, where a study audits its labels."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from karma.figures.labels import plot_label_accuracy, title_labels
+from karma.figures.style import save_figure
+from karma.results.tables import Table, build_plain
+from karma.study.experiment import Experiment
+
+CAPTION = (
+    "Are the labels right? Of the pairs that programs can decide, the share whose chosen response follows more of its "
+    "prompt's instructions (95 % interval over prompts); truth: the ceiling."
+)
+
+
+def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
+    """Save the audit's table and figure among the report's, and yield the table; nothing where labels are not audited.
+
+    Args:
+        experiment: whose. written, figures: folders of the report's tables and figures.
+    """
+    path = experiment.outputs / "labels" / "strategies.csv"
+    if not experiment.settings.labels.audit or not path.is_file():
+        return
+    audit, source = pd.read_csv(path), experiment.settings.annotation.source
+    save_figure(plot_label_accuracy(audit, source), figures / "label_accuracy")
+    names = audit["strategy"].map(lambda name: title_labels(name, source))
+    table = build_plain("labels", CAPTION, audit.assign(strategy=names).set_index("strategy"))
+    table.save(written)
+    yield table
