@@ -50,7 +50,7 @@ def test_two_edits_make_a_strategy_that_builds_pairs_and_is_offered(project):
 
 def test_tables_figures_claims_and_cards_take_it_up(project):
     (project / "tests").mkdir()
-    for name in ("__init__.py", "study_files.py", "test_vocabulary.py"):
+    for name in ("__init__.py", "study_files.py", "study.yaml", "test_vocabulary.py"):
         (project / "tests" / name).write_text((ROOT / "tests" / name).read_text("utf-8"), "utf-8")
     result = call(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_vocabulary.py")
     assert result.returncode == 0, result.stdout[-3000:]

@@ -12,9 +12,9 @@ from karma.errors import InputError
 from karma.evaluation import packaged
 from karma.evaluation.items import load_items
 from karma.evaluation.packaged import find_items, parse_question, prepare_items
+from karma.evaluation.prompts import load_prompts
 from karma.evaluation.runner import show_item
 from karma.files import compute_file_digest
-from karma.self_play.prompts import load_prompts
 from karma.study.experiment import load_experiment
 from karma.study.stages import find_job
 from karma.study.sweep import fingerprint_settings
