@@ -256,7 +256,8 @@ def test_a_made_up_model_cannot_be_given_to_vllm():
 
 def test_a_server_can_write_the_pool(server, tmp_path):
     path = write_experiment(tmp_path, origin_models=["tiny-a", "far"], pool__models_per_prompt=2, pool__max_new_tokens=3,
-                            models__far__api__base_url=server.base_url, pool__instructions=str(tmp_path / "few.jsonl"))  # fmt: skip
+                            pool__n_prompts=None, models__far__api__base_url=server.base_url,
+                            pool__instructions=str(tmp_path / "few.jsonl"))  # fmt: skip
     (tmp_path / "few.jsonl").write_text(json.dumps({"instruction": "Name a fruit."}) + "\n")
     experiment = load_experiment(path)
     job = SimpleNamespace(settings=experiment.settings, experiment=SimpleNamespace(root=ROOT, outputs=tmp_path / "out"),

@@ -163,6 +163,7 @@ def test_two_models_and_one_benchmark_make_every_figure(tmp_path):
 def build_study_folder(root, models, n_correct):
     """Write a project with scores.json and answers.parquet of measured origin models."""
     shutil.copytree(ROOT / "params", root / "params")
+    shutil.copy(ROOT / "tests" / "study.yaml", root / "params" / "demo.yaml")
     (root / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "02_kinship_analysis.ipynb", root / "notebooks")
     for model, correct in zip(models, n_correct, strict=True):
@@ -185,7 +186,7 @@ def build_study_folder(root, models, n_correct):
 
 @pytest.fixture
 def measured_job(tmp_path, monkeypatch):
-    models = load_experiment("params/demo.yaml").settings.origin_models
+    models = load_experiment(str(ROOT / "tests" / "study.yaml")).settings.origin_models
     counts = [
         {"ifeval": 5 + 2 * i, "mmlu_stem": 8 + i % 3, "arc_easy": 20 - 2 * i, "arc_challenge": 7} for i in range(6)
     ]

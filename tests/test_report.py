@@ -92,6 +92,7 @@ def measured(tmp_path_factory) -> Path:
     clone = tmp_path_factory.mktemp("clone")
     for name in ("params", "notebooks"):
         shutil.copytree(root / name, clone / name)
+    shutil.copy(root / "tests" / "study.yaml", clone / "params" / "demo.yaml")
     try:
         os.chdir(clone)
         experiment = load_experiment("params/demo.yaml")
