@@ -1,15 +1,16 @@
 """Labels against what a program checked: by eye, identities, and the texts of errors."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from karma.errors import InputError
 from karma.evaluation.prompts import build_prompt
 from karma.figures.labels import title_labels
-from karma.kinship.similarity import compute_s_pref
 from karma.labels.audit import (
     COLUMNS,
     audit_pairs,
@@ -19,10 +20,13 @@ from karma.labels.audit import (
     compute_truth,
     save_audit,
 )
-from karma.pairs.build import build_pair_sets
-from karma.pool.pool import load_pool
+from karma.pairs.build import build_pair_sets, save_pair_sets
+from karma.pool.pool import load_pool, save_pool
+from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.statistics import compute_smallest_difference, compute_wilson
+from karma.study.experiment import load_experiment
+from tests.conftest import copy_project, run_karma
 
 IDS, KWARGS = ["punctuation:no_comma", "detectable_format:title"], "[{}, {}]"
 TEXTS = {"both": "<<Rain>> It is wet.", "title": "<<Rain>> Wet, cold.", "comma": "It is wet.", "none": "Wet, cold."}
@@ -169,3 +173,42 @@ def test_the_smallest_difference_has_its_power(n):
 
 def test_a_study_s_own_judge_is_called_weak():
     assert title_labels("rlaif", "judge") == "RLAIF (weak judge)" and title_labels("rlaif", "recorded") == "RLAIF"
+
+
+def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
+    """The smoke study's tiny models follow no instruction, so its audit decides nothing; here no model is needed."""
+    project = copy_project(tmp_path)
+    names = ("gpt-4", "bard", "alpaca-7b", "llama-2-7b-chat")
+    prompts = [{"topic": f"Describe rain {n}.", "instruction_id_list": IDS, "kwargs": [{}, {}]} for n in range(8)]
+    texts = [[list(TEXTS.values())[(n + k) % 4] for k in range(4)] for n in range(8)]
+    rows = [{"source": "own", "instruction": build_prompt(p["topic"], IDS, KWARGS).text, "completions": [
+        {"model": m, "response": t} for m, t in zip(names, own, strict=True)]}
+        for p, own in zip(prompts, texts, strict=True)]  # fmt: skip
+    (project / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    values = {"name": "told", "strategies": ["k_score", "k_sim", "delta"], "models": {"tiny": {"random": {
+        "hidden_size": 8, "layers": 1, "heads": 1}}}, "policies": ["tiny"], "scores": {"table": "paper"},
+        "pool": {"source": "pool.jsonl", "instructions": "prompts.jsonl"}, "labels": {"audit": True}}  # fmt: skip
+    (project / "params" / "told.yaml").write_text(yaml.safe_dump(values))
+    out, table = project / "outputs" / "told", load_score_table("paper")
+    save_pool(rows, out / "pool" / "pool.parquet")
+    (out / "pool" / "accounting.json").write_text("{}")
+    (out / "kinship").mkdir()
+    compute_s_pref(table).rename("s_pref").rename_axis("origin_model").to_csv(out / "kinship" / "s_pref.csv")
+    for name in ("scores.csv", "scores_normalized.csv", "kinship.csv", "strategies.json"):
+        (out / "kinship" / name).touch()
+    pool = load_pool(out / "pool" / "pool.parquet")
+    save_pair_sets(pool, table, {s: out / "pairs" / s for s in values["strategies"]}, tau=0.1, seed=0)
+    result = run_karma(project, "notebook", "09_label_audit", "params/told.yaml")
+    assert result.returncode == 0, result.stderr[-2000:]
+    audit = pd.read_csv(out / "labels" / "strategies.csv").set_index("strategy")
+    assert list(audit.index) == ["k_score", "k_sim", "delta", "truth"] and list(audit.reset_index()) == COLUMNS
+    assert (audit["n_pairs"] == 8).all() and audit.loc["delta", "n_decided"] > 0
+    assert audit.loc["truth", "mean_truth_gap"] == 1.0 and audit.loc["truth", "n_decided"] == 8
+    assert len(pd.read_csv(out / "labels" / "responses.csv")) == 32
+
+
+def test_an_audit_without_verifiable_prompts_is_refused(tmp_path):
+    text = "models: {m: {hub: a/b}}\npolicies: [m]\nscores: {table: paper}\nlabels: {audit: true}\n"
+    (tmp_path / "mine.yaml").write_text("name: mine\n" + text)
+    with pytest.raises(InputError, match=r"labels.audit: name the file of the pool's verifiable prompts"):
+        load_experiment(tmp_path / "mine.yaml")
