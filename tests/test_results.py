@@ -1,5 +1,7 @@
 """Results of a study whose files the test writes itself, in the fixed formats, whole and half finished."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,7 +42,11 @@ def test_what_the_experiment_does_not_train_is_no_gap_and_moves_no_mean(tmp_path
     extra = "\nstrategies: [rlaif, k_score, k_sim, least_kin]\ntrained_on: {sft: [rlaif, k_sim], dpo: [rlaif, k_score, k_sim]}"
     made = make_experiment(tmp_path, extra, select_from="k_sim")
     write_study(made)
+    sft = made.outputs / "runs/smollm2-135m/k_sim/sft/seed0/training.json"
+    record = json.loads(sft.read_text())
+    sft.write_text(json.dumps({**record, "held_out": {**record["held_out"], "accuracy": 0.2}}))
     study = collect_results(made)
+    assert build_table2(study).frame.loc["Held-out pairs", "K_sim"] == 0.6, "DPO's, as in the rows above it"
     assert study.gaps.empty and len(study.results) == 5 * (1 + 2 + 3)
     assert study.strategies == ("rlaif", "k_score", "k_sim") and study.untrained == {("k_score", "sft")}
     assert study.common_methods == ("dpo",) and list(study.pairs["strategy"])[-1] == "least_kin"

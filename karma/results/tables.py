@@ -218,6 +218,8 @@ def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.
     if study.is_published:
         return frame
     rows = study.trainings
+    if not by and "method" in rows:  # as in the rows above it
+        rows = rows[rows["method"].isin(study.common_methods)]
     if "held_out_accuracy" not in rows:
         return pd.concat([frame, *_held_out_rows(study, frame, by, {})])
     cells = rows.dropna(subset="held_out_accuracy")
