@@ -15,10 +15,11 @@ import pandas as pd
 
 from karma import collect_results, load_experiment
 from karma.errors import InputError
-from karma.files import atomic_path, load_json
+from karma.files import atomic_path
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.study import Study
 from karma.study.experiment import Experiment
+from karma.study.provenance import load_records
 from karma.study.stages import list_jobs
 from karma.vocabulary import START, title_of
 
@@ -29,13 +30,10 @@ FIGURE = "docs/demo_labels.png"
 
 def describe_run(experiment: Experiment) -> str:
     """Say when, where and from which commit a study was run, and how long it took."""
-    records = []
-    for job in list_jobs(experiment):
-        path = job.folder / "provenance.json"
-        record = load_json(path).get(job.stage.name) if path.is_file() else None
-        if record is None:
-            raise InputError(f"{job.label} has not been run: run `make demo` first, then `make readme`")
-        records.append(record)
+    found = load_records(experiment)
+    if missing := [job.label for job in list_jobs(experiment) if job.label not in found]:
+        raise InputError(f"{missing[0]} has not been run: run `make demo` first, then `make readme`")
+    records = list(found.values())
     ends = [datetime.fromisoformat(record["finished_at"]) for record in records]
     starts = [end - timedelta(seconds=record["seconds"]) for end, record in zip(ends, records, strict=True)]
     devices = " and ".join(sorted({record["device"] for record in records}))

@@ -19,7 +19,7 @@ import yaml
 
 from karma.study.fingerprint import compute_modules, read_code
 from karma.study.progress import estimate_left, find_elapsed
-from tests.conftest import CALL_LIMIT, copy_project, project_environment, run_karma, wait_until
+from tests.conftest import CALL_LIMIT, ROOT, copy_project, project_environment, run_karma, wait_until
 
 STUDY = "outputs/smoke"
 
@@ -86,6 +86,16 @@ def test_every_file_of_the_study_is_there(smoke):
         assert all((study / "tables" / f"table{table}.{kind}").is_file() for kind in ("csv", "md", "tex")), table
     for figure in (3, 4, 5, 6, 7, 9):
         assert all((study / "figures" / f"figure{figure}.{kind}").is_file() for kind in ("png", "svg")), figure
+
+
+def test_the_readme_s_example_is_written_out_of_a_finished_study(smoke):
+    script = "import make_readme as m; print(m.build_example(m.load_experiment('params/smoke.yaml')))"
+    environment = {**project_environment(smoke), "PYTHONPATH": f"{smoke}{os.pathsep}{ROOT / 'docs'}"}
+    shown = subprocess.run([sys.executable, "-c", script], cwd=smoke, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    audit = pd.read_csv(smoke / STUDY / "labels" / "strategies.csv").set_index("strategy")
+    assert f"| RLAIF (weak judge) | {audit.loc['rlaif', 'n_pairs']}" in " ".join(shown.stdout.split())
+    assert shown.stdout.count("DPO on ") == 4 and "jobs in" in shown.stdout and "core-minutes" in shown.stdout
 
 
 def test_every_job_left_its_executed_notebook_and_provenance(smoke):

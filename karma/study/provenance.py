@@ -6,9 +6,11 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from karma.files import compute_file_digest, load_json, save_json
-from karma.study.stages import Job
+from karma.study.experiment import Experiment
+from karma.study.stages import Job, list_jobs
 
 RECORDED = (
     "torch",
@@ -55,6 +57,22 @@ def save_provenance(job: Job, started: tuple[float, float], command: str = "") -
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     save_json(record, path)
+
+
+def load_records(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return what `save_provenance` kept of a study's finished jobs, by the job's label.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> load_records(load_experiment("params/paper.yaml"))
+        {}
+    """
+    found = {}
+    for job in list_jobs(experiment):
+        path = job.folder / "provenance.json"
+        if path.is_file() and (record := load_json(path).get(job.stage.name)):
+            found[job.label] = record
+    return found
 
 
 def find_commit(root: Path) -> str:
