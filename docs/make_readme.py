@@ -15,6 +15,7 @@ import pandas as pd
 
 from karma import collect_results, load_experiment
 from karma.errors import InputError
+from karma.figures.labels import title_labels
 from karma.files import atomic_path
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.study import Study
@@ -44,6 +45,10 @@ def describe_run(experiment: Experiment) -> str:
             f"{minutes:.0f} minutes ({cores:.0f} core-minutes), set-up not counted.")  # fmt: skip
 
 
+def _show(frame: pd.DataFrame) -> str:
+    return frame.to_markdown(disable_numparse=True)
+
+
 def _interval(low: float, high: float) -> str:
     return f"{low:.2f} to {high:.2f}"
 
@@ -64,11 +69,11 @@ def build_origins(folder: Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("origin model")
 
 
-def build_labels(folder: Path, titles: dict[str, str]) -> pd.DataFrame:
+def build_labels(folder: Path, source: str) -> pd.DataFrame:
     """Return how often each strategy's label is right."""
     table = pd.read_csv(folder / "labels" / "strategies.csv")
     rows = {
-        titles.get(row.strategy, title_of(row.strategy)): [
+        title_labels(row.strategy, source): [
             f"{row.n_pairs}", f"{row.n_decided}", *_shares(row.label_accuracy, row.low, row.high),
             "none" if pd.isna(row.mean_s_pref_gap) else f"{row.mean_s_pref_gap:.2f}", f"{row.judge_calls}",
         ]
@@ -78,7 +83,7 @@ def build_labels(folder: Path, titles: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("strategy")
 
 
-def build_policies(study: Study, titles: dict[str, str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def build_policies(study: Study, source: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return what each training changed on the held-out prompts, and how many intervals leave out 0."""
     where = {"benchmark": "ifeval"}
     start = compute_mean(study, study.results.query("strategy == @START and benchmark == 'ifeval'"))
@@ -92,7 +97,7 @@ def build_policies(study: Study, titles: dict[str, str]) -> tuple[pd.DataFrame, 
             verdicts["all"] += 1
             verdicts["better"] += low > 0
             verdicts["worse"] += high < 0
-            name = f"{title_of(method)} on {titles.get(strategy, title_of(strategy))}"
+            name = f"{title_of(method)} on {title_labels(strategy, source)}"
             change = f"{low:+.2f} to {high:+.2f}"
             rows[name] = [f"{start.value + found.value:.2f}", f"{found.value:+.2f}", change]
     columns = ["instructions followed", "change", "95 % (paired)"]
@@ -107,9 +112,9 @@ def build_example(experiment: Experiment) -> str:
     """
     folder, study = experiment.outputs, collect_results(experiment)
     annotator = (study.costs["annotation"] or {}).get("annotator")
-    titles = {"rlaif": "RLAIF (weak judge)"} if annotator else {}
+    source = experiment.settings.annotation.source
     run = describe_run(experiment)
-    labels, (policies, verdicts) = build_labels(folder, titles), build_policies(study, titles)
+    labels, (policies, verdicts) = build_labels(folder, source), build_policies(study, source)
     n_items = study.results.query("strategy == @START and benchmark == 'ifeval'")["n"].item()
     settings = experiment.settings
     judged = f" The weak judge is {annotator} itself." if annotator else ""
@@ -117,16 +122,16 @@ def build_example(experiment: Experiment) -> str:
         run,
         "**The origin models.** What benchmarks say of a model, and what programs say of its responses in the pool: "
         "the share of their prompts' instructions that they follow.",
-        build_origins(folder).to_markdown(),
+        _show(build_origins(folder)),
         f"**Are the labels right?** A pair is *decided* where one response follows more instructions than the other; "
         f"a right label has chosen that one.{judged}",
-        labels.to_markdown(),
+        _show(labels),
         f"![Share of right labels by strategy, with 95 % intervals, a line at one half]({FIGURE})",
         f"**Did training work?** {n_items} instructions of held-out prompts, the same before and after: of "
-        f"{verdicts['all']} trainings {verdicts['better']} moved the policy up by more than its interval, "
-        f"{verdicts['worse']} down, and of the others these prompts cannot tell (one seed; intervals not corrected for "
-        f"{verdicts['all']} looks).",
-        policies.to_markdown(),
+        f"{verdicts['all']} trainings the interval of the change lies above 0 in {verdicts['better']} and below 0 in "
+        f"{verdicts['worse']}; of the others these prompts cannot tell (one seed, whose noise is in no interval; "
+        f"intervals not corrected for {verdicts['all']} looks).",
+        _show(policies),
     ]
     assert settings.compute.dtype == "float32", "the example says float32"
     return "\n\n".join(parts)

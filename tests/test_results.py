@@ -8,6 +8,7 @@ import pytest
 
 from karma.errors import InputError
 from karma.pairs.pairs import load_pairs
+from karma.results.claims import test_claims as claim_table
 from karma.results.estimates import compute_capabilities, compute_difference, compute_mean
 from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
@@ -53,6 +54,8 @@ def test_what_the_experiment_does_not_train_is_no_gap_and_moves_no_mean(tmp_path
     table2, table4 = build_table2(study), build_table4(study)
     dpo = study.results.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'arc_easy'")["value"].item()
     assert table2.frame.loc["ARC-Easy", "K_sim"] == pytest.approx(dpo)
+    claims = set(claim_table(study)["claim"])
+    assert "K_sim beats RLAIF, SFT only" in claims and "K_score beats RLAIF, SFT only" not in claims
     assert "over DPO alone" in " ".join(table2.notes) and "5 cells are n/a because" in " ".join(table4.notes)
     assert not any("their runs are missing" in note for note in table4.notes)
     assert set(compute_capabilities(study)["strategy"]) == set(study.strategies)

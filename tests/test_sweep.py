@@ -95,6 +95,7 @@ def test_the_readme_s_example_is_written_out_of_a_finished_study(smoke):
     assert shown.returncode == 0, shown.stderr[-2000:]
     audit = pd.read_csv(smoke / STUDY / "labels" / "strategies.csv").set_index("strategy")
     assert f"| RLAIF (weak judge) | {audit.loc['rlaif', 'n_pairs']}" in " ".join(shown.stdout.split())
+    assert "| truth (ceiling) |" in shown.stdout and "custom" not in shown.stdout
     assert shown.stdout.count("DPO on ") == 4 and "jobs in" in shown.stdout and "core-minutes" in shown.stdout
 
 

@@ -104,7 +104,8 @@ def _test_strategies(study: Study) -> Iterator[dict]:
         for strategy in trained:
             claim = f"{title_of(strategy)} beats {title_of(rival)}"
             yield _record(claim, compute_difference(study, strategy, rival))
-            for method in study.methods if rival == BASELINE else ():
+            both = [m for m in study.methods if not {(strategy, m), (rival, m)} & study.untrained]
+            for method in both if rival == BASELINE else ():
                 label = f"{claim}, {title_of(method)} only"
                 yield _record(label, compute_difference(study, strategy, rival, method=method))
 
