@@ -7,16 +7,19 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, load_json
 from karma.study.experiment import load_experiment
+from karma.study.forks import CLIENT
 from karma.study.provenance import _relative, read_clock, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
@@ -30,22 +33,25 @@ def run_stage(name: str, experiment: str, params: Mapping[str, object], command:
     """
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
-    started = read_clock()
+    started, elsewhere = read_clock(), 0.0
     with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
             values = {"experiment": str(job.experiment.path), **job.params}
-            execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
+            elsewhere = execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
         if job.stage.module:
             import_module(f"karma.{job.stage.module}").run(job)
-    save_provenance(job, started, command)
+    save_provenance(job, (started[0], started[1] - elsewhere), command)
     return job
 
 
-def execute_notebook(job: Job, values: Mapping[str, object]) -> None:
+def execute_notebook(job: Job, values: Mapping[str, object]) -> float:
     """Execute a job's notebook with papermill; the executed copy, traceback included, lies at `job.executed_notebook`.
 
     Args:
         job: whose notebook. values: of the parameters; names that the notebook does not have are refused.
+
+    Returns:
+        Core-seconds of a kernel that is no child of this process: a sweep's fork server started it.
 
     Raises:
         InputError: no such parameter. KarmaError: a cell failed, or the kernel died.
@@ -59,10 +65,12 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> None:
     check_parameters(source, values)
     job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
-            progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10,
-        )  # fmt: skip
+        with _forked_kernels() as (options, usage):
+            papermill.execute_notebook(
+                source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
+                progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10, **options,
+            )  # fmt: skip
+            return usage()
     except PapermillExecutionError as error:
         raise KarmaError(f"{job.label}: cell {error.exec_count}: {error.ename}: {error.evalue}; "
                          f"see {_relative(job.executed_notebook)}") from error  # fmt: skip
@@ -71,6 +79,24 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> None:
         raise KarmaError(
             f"{job.label}: the kernel died: out of memory, or killed; see {seen}, and try a smaller batch size"
         ) from error
+
+
+@contextmanager
+def _forked_kernels() -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
+    """Give papermill's options for a kernel from the sweep's fork server, if there is one, and what tells its use."""
+    if "KARMA_FORKS" not in os.environ:
+        yield {}, lambda: 0.0
+        return
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ForkedKernelManager(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            return [*CLIENT, "kernel", "-f", self.connection_file, *(extra_arguments or [])]
+
+    with TemporaryDirectory(prefix="karma-") as folder:
+        os.environ["KARMA_USAGE"] = f"{folder}/core_seconds"
+        path = Path(os.environ["KARMA_USAGE"])
+        yield {"kernel_manager_class": ForkedKernelManager}, lambda: float(path.read_text()) if path.is_file() else 0.0
 
 
 def check_parameters(notebook: Path, values: Collection[str]) -> None:

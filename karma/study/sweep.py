@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from karma.files import compute_file_digest, save_if_changed
 from karma.study.execute import count_gpus
 from karma.study.experiment import Experiment
 from karma.study.fingerprint import compute_stage_code
+from karma.study.forks import start_server
 from karma.study.progress import (
     JobState,
     console,
@@ -206,7 +207,13 @@ def _start(
         "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
     ]  # fmt: skip
     output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    with ExitStack() as stack:
+        alive = []
+        if "--dry-run" not in options and sys.platform == "linux" and not count_gpus():
+            alive = [stack.enter_context(start_server(environment))]  # it ends with Snakemake
+        return subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=alive
+        )
 
 
 def _join_path(*parts: str | None) -> str:
