@@ -1,5 +1,6 @@
-"""CONTRIBUTING's worked example: a strategy is added by the two edits that it shows, and by no other."""
+"""CONTRIBUTING's worked examples: strategy, method and benchmark are added by the edits that it shows, and no other."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, copy_project, project_environment
+from tests.test_select_cli import pair_folder, policy
+
+assert pair_folder and policy  # fixtures
 
 USE = """
 import pytest
@@ -21,16 +25,28 @@ assert (pair["chosen_model"], pair["rejected_model"]) == ("gpt-4", "alpaca-7b"),
 """
 
 
+PLACES = (  # of the code blocks, in their order
+    ("vocabulary.py", "STRATEGIES = {"), ("strategies.py", "RULES: dict"), ("vocabulary.py", "METHODS = {"),
+    ("training/trainers.py", "\nTRAINERS = {"), ("evaluation/items.py", "_READERS: dict"),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     project = copy_project(tmp_path_factory.mktemp("contributing"))
-    row, rule = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
-    for name, after, text in (("vocabulary.py", "STRATEGIES = {\n", row), ("strategies.py", "-> ", rule)):
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    blocks = {kind: re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "csv", "yaml")}
+    for (name, after), block in zip(PLACES, blocks["python"], strict=True):
         path = project / "karma" / name
         source = path.read_text("utf-8")
-        start = source.index("RULES: dict") if name == "strategies.py" else source.index(after)
-        place = source.index("{\n", start) + 2
-        path.write_text(source[:place] + text + source[place:], "utf-8")
+        place = source.index("{\n", source.index(after)) + 2
+        path.write_text(source[:place] + block + source[place:], "utf-8")
+    with (project / "karma/data/paper/benchmarks.csv").open("a", encoding="utf-8") as stream:
+        stream.write(blocks["csv"][0])
+    (project / "karma/evaluation/tasks/openbookqa.yaml").write_text(blocks["yaml"][0], "utf-8")
+    (project / "items").mkdir()
+    items = (ROOT / "karma/data/demo").glob("arc_easy*.jsonl")
+    (project / "items" / "openbookqa.jsonl").write_bytes(next(items).read_bytes())
     return project
 
 
@@ -55,3 +71,21 @@ def test_tables_figures_claims_and_cards_take_it_up(project):
     result = call(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_vocabulary.py")
     assert result.returncode == 0, result.stdout[-3000:]
     assert "widest" in call(project, "-m", "pytest", "--collect-only", "-q", "tests/test_vocabulary.py").stdout
+
+
+def test_a_method_trains_a_policy(project, pair_folder, policy, tmp_path):
+    """The first IPO loss is that of a policy that is its own reference: (1 / (2 beta)) squared."""
+    settings = ("warmup_steps=0", "per_device_batch_size=4", "gradient_accumulation=1", "devices=1", "sample_tokens=4")
+    result = call(project, "-m", "karma.cli", "train", "--pairs", pair_folder, "--policy", policy, "--method", "ipo",
+                  "--dtype", "float32", "--out", tmp_path, *(word for s in settings for word in ("-p", s)))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["method"] == "ipo"
+    assert record["history"][0]["loss"] == pytest.approx((1 / (2 * record["settings"]["beta"])) ** 2, rel=1e-3)
+
+
+def test_a_benchmark_is_answered(project, policy, tmp_path):
+    result = call(project, "-m", "karma.cli", "evaluate", "--model", policy, "--benchmark", "openbookqa",
+                  "--benchmark-data", "items", "--limit", "6", "--out", tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "scores.json").read_text())["benchmarks"]["openbookqa"]["n"] == 6
