@@ -310,6 +310,18 @@ def test_the_judge_s_rating_is_an_expectation_and_is_counted():
     assert reversed_table["score"].to_pylist()[::-1] == pytest.approx(table["score"].to_pylist(), abs=1e-4)
 
 
+def test_responses_to_one_instruction_are_rated_side_by_side_as_they_are_alone(monkeypatch):
+    rows = [{"row_id": str(k % 3), "response_id": str(k), "model": "m", "instruction": f"Say {k % 3}.", "response": "word " * (k + 1)}
+            for k in range(8)]  # fmt: skip
+    rows.append({**rows[0], "response_id": "again"})  # two alike: their prompts differ nowhere
+    together, cost = annotate(rows, MODELS, "a", COMPUTE, 2)
+    monkeypatch.setattr("karma.models.judge.can_share_prompts", lambda model: False)
+    alone, plain = annotate(rows, MODELS, "a", COMPUTE, 2)
+    assert together["score"].to_pylist() == pytest.approx(alone["score"].to_pylist(), abs=1e-4)
+    assert len({round(score, 4) for score in alone["score"].to_pylist()}) == 8  # they can be told apart
+    assert {**cost, "seconds": 0} == {**plain, "seconds": 0}
+
+
 def test_cloze_by_eye():
     """Three options, 2, 4 and 8 characters: the sums rank the first, per character the last."""
     item = {"item_id": 1, "question": "What melts?", "options": ["ic", "wood", "cold ice"], "answer": 2}

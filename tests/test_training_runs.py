@@ -20,7 +20,7 @@ from karma.study.settings import Lora, ModelSpec
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
-from karma.training.trainers import DPO_LOSSES, build_dataset, build_trainer
+from karma.training.trainers import Reference, DPO_LOSSES, build_dataset, build_trainer
 from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
 from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 
@@ -138,6 +138,30 @@ def test_every_dpo_loss_of_trl_trains_by_name(tmp_path, loss_type):
         entry = next(entry for entry in each.state.log_history if "loss" in entry)
         first.append([entry[key] for key in ("loss", "logps/chosen", "logps/rejected", "grad_norm")])
     assert first[0] == pytest.approx(first[1], rel=1e-3, abs=1e-5) and math.isfinite(first[0][0])
+
+
+def test_the_reference_reads_only_the_pairs_that_are_seen(tmp_path):
+    """Half an epoch: the history of a run whose reference had read all pairs; another seed sees others, and reads anew."""
+    pairs, half = make_pairs(9), settings(epochs=0.5, per_device_batch_size=2)
+    tokenizer = load_tokenizer(MODELS, "tiny")
+    tokenizer.padding_side = "right"
+    histories, file = [], tmp_path / "reference.parquet"
+    for seed, own in ((0, half), (0, settings(epochs=1, per_device_batch_size=2)), (1, half)):
+        reference = Reference(file=file if own is half else None)
+        trainer = build_trainer(load_model(MODELS, "tiny"), tokenizer, pairs, "dpo", seed, own, device="cpu", dtype="float32",
+                                reference=reference)  # fmt: skip
+        known = [row["ref_chosen_logps"] for row in trainer.train_dataset]
+        if own is half:
+            assert sum(not math.isnan(value) for value in known) == 6
+            trainer.train()
+            histories.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+            kept = known
+        else:
+            assert [a for a, b in zip(known, kept, strict=True) if not math.isnan(b)] == pytest.approx(
+                [b for b in kept if not math.isnan(b)], abs=1e-4
+            )
+    assert [len(losses) for losses in histories] == [3, 3]
+    assert all(math.isfinite(loss) for losses in histories for loss in losses) and histories[0] != histories[1]
 
 
 def test_the_list_of_losses_is_trl_s():

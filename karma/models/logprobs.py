@@ -261,6 +261,31 @@ def compute_option_logps(
     return found
 
 
+@torch.no_grad()
+def compute_choice_logits(
+    model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, choices: Sequence[int],
+    advance: Callable[[int], Any] = lambda n: None,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Return the logits of some tokens in the place of each side's last token.
+
+    Args:
+        model: one that `can_share_prompts`. rows: whose sides each start at their last token; pad, batch_tokens: as for
+            `compute_option_logps`.
+        choices: the tokens' ids. advance: hears of sides done.
+
+    Returns:
+        For each row float32 logits (sides, choices).
+    """
+    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for batch in plan_batches([row.width for row in rows], batch_tokens):
+        states, head, _, _ = _run_batch([rows[i] for i in batch], model, pad)
+        counts = [len(rows[i].sides) for i in batch]
+        for i, logits in zip(batch, head(states)[:, list(choices)].float().cpu().split(counts), strict=True):
+            found[i] = logits
+        advance(sum(counts))
+    return found
+
+
 def _run_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:
     """Return the states that predict the sides' tokens, the vocabulary head, those tokens, and how many a side has."""
     ids, positions, mask = build_row_batch(rows, pad)

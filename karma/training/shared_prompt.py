@@ -7,18 +7,22 @@ predict a response token meet the head. Losses, metrics, saving and all else sta
 `model(..., fused_lm_head=True)` computes is replaced, and it returns the same log-probabilities.
 Decisions: pairs of an update are sorted by length among its micro-batches, which changes their padding, not the sum of
 their losses (in a last, partial update micro-batches may differ in size, and weigh the same); the reference's
-log-probabilities are kept in a file, so that a killed run or another seed does not repeat them.
+log-probabilities are computed of the pairs that training will see, and kept in a file, so that a killed run or another
+seed does not repeat them.
 Limit: models with sliding windows, recurrent layers or a scaled head go TRL's own way.
 
 Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
 """
 
 import functools
+import math
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate.utils import broadcast_object_list
@@ -61,20 +65,40 @@ class SharedPromptDPOTrainer(DPOTrainer):
         """Compute the reference's log-probabilities in order of length, or read them."""
         for model in filter(None, (self.model, self.ref_model)):
             share_prompts(_unwrap(model))
-        known = [self.reference_file is not None and self.reference_file.is_file()]
+        seen, lengths = self._find_seen(dataset), _count_tokens(dataset)
+        known = [self._read_reference(seen) is not None]
         broadcast_object_list(known)  # what the main process sees: all go the same way
-        if known[0] and self.reference_file:
-            return concatenate_datasets([dataset, Dataset(pq.read_table(self.reference_file))], axis=1)
-        lengths = _count_tokens(dataset)
-        order = sorted(range(len(dataset)), key=lambda i: -lengths[i])
-        places = sorted(range(len(dataset)), key=order.__getitem__)
+        if known[0]:
+            return concatenate_datasets([dataset, Dataset(self._read_reference(seen))], axis=1)
+        order = sorted(seen, key=lambda i: -lengths[i])
         ordered = self._share_out(dataset.select(order).flatten_indices())
         done = super()._precompute_ref_logps(ordered, name, batch_size)
-        reference = done.select_columns(["ref_chosen_logps", "ref_rejected_logps"]).select(places).flatten_indices()
+        columns = {}
+        for column in ("ref_chosen_logps", "ref_rejected_logps"):
+            columns[column] = np.full(len(dataset), np.nan, np.float32)
+            columns[column][order] = done[column]
+        reference = pa.table(columns)
         if self.reference_file and self.accelerator.is_main_process:
             with atomic_path(self.reference_file) as temporary:
-                pq.write_table(reference.data.table, temporary)
-        return concatenate_datasets([dataset, reference], axis=1)
+                pq.write_table(reference, temporary)
+        return concatenate_datasets([dataset, Dataset(reference)], axis=1)
+
+    def _find_seen(self, dataset: Dataset) -> list[int]:
+        """Return the pairs that training will see: all, unless it ends within its first epoch."""
+        args = self.args
+        per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        n_updates = math.ceil(args.num_train_epochs * math.ceil(len(dataset) / per_update))
+        sampler = self._get_train_sampler(dataset)
+        drawn = list(sampler) if sampler is not None and args.num_train_epochs < 1 else list(range(len(dataset)))
+        return sorted(drawn[: max(n_updates, 1) * per_update] if args.num_train_epochs < 1 else drawn)
+
+    def _read_reference(self, seen: list[int]) -> pa.Table | None:
+        """Return the file's log-probabilities, if it has those of all pairs that training will see."""
+        if self.reference_file is None or not self.reference_file.is_file():
+            return None
+        table = pq.read_table(self.reference_file)
+        whole = all(np.isfinite(table[column].to_numpy()[seen]).all() for column in table.column_names)
+        return table if whole else None
 
     def _share_out(self, dataset: Dataset) -> Dataset:
         """Let several processes see one data set on disk: TRL's own cache of the pass lies beside it."""
