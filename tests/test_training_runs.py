@@ -20,7 +20,7 @@ from karma.study.settings import Lora, ModelSpec
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
-from karma.training.trainers import Reference, DPO_LOSSES, build_dataset, build_trainer
+from karma.training.trainers import DPO_LOSSES, Reference, build_dataset, build_trainer
 from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
 from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 

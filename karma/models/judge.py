@@ -1,7 +1,8 @@
 """The RLAIF baseline's annotator: a judge model that rates every response on its own.
 
 The rating is the expectation over the tokens "1" to "5" of the judge's next-token distribution, without sampling. The
-responses to one instruction lie in one row that shares it, hidden from each other. Calls, tokens and seconds are counted, because not needing them is what kinship is for.
+responses to one instruction lie in one row that shares it, hidden from each other. Calls, tokens and seconds are
+counted, because not needing them is what kinship is for.
 """
 
 import time
