@@ -167,6 +167,19 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES.get(name) or OTHER_SETS.get(name) or OTHER_SETS["custom"]
 
 
+def title_strategy(name: str, source: str) -> str:
+    """Return the title of a strategy in a study: a judge of its own is a weak one, and is called so.
+
+    Args:
+        name: a strategy. source: where its annotations are from, the setting annotation.source.
+
+    Example:
+        >>> title_strategy("rlaif", "judge"), title_strategy("rlaif", "recorded"), title_strategy("k_sim", "judge")
+        ('RLAIF (weak judge)', 'RLAIF', 'K_sim')
+    """
+    return title_of(name) + (" (weak judge)" if name == BASELINE and source == "judge" else "")
+
+
 def title_of(name: str) -> str:
     """Return the title of a strategy or a method; of the untrained policy too.
 

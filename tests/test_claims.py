@@ -54,7 +54,7 @@ def set_answers(experiment, run: str, right: float) -> None:
 
 
 def test_a_small_study_cannot_tell_and_says_what_it_would_take(claims):
-    row = claims.loc["K_score beats RLAIF"]
+    row = claims.loc["K_score beats RLAIF (weak judge)"]
     assert row["verdict"].startswith(f"cannot tell with n = {row['n']} items; {row['needed_n']:,} would show")
     assert row["n"] == 4 * N_ITEMS + 60 and row["needed_n"] > 1000
     assert "one seed: without training noise" in row["basis"]
@@ -70,15 +70,15 @@ def test_a_clear_gain_is_supported_and_a_clear_loss_is_not(tmp_path):
         set_answers(experiment, f"k_sim/{method}/seed0", 0.1)
         set_answers(experiment, f"k_score_sim/{method}/seed0", 0.4)
     verdicts = test_claims(collect_results(experiment)).set_index("claim")["verdict"]
-    assert verdicts["K_score beats RLAIF"].startswith("supported (n = ")
-    assert verdicts["K_sim beats RLAIF"].startswith("not supported (n = ")
-    assert verdicts["K_(score,sim) beats RLAIF"].startswith("no difference at all")
+    assert verdicts["K_score beats RLAIF (weak judge)"].startswith("supported (n = ")
+    assert verdicts["K_sim beats RLAIF (weak judge)"].startswith("not supported (n = ")
+    assert verdicts["K_(score,sim) beats RLAIF (weak judge)"].startswith("no difference at all")
 
 
 def test_controls_are_compared_where_they_were_trained(tmp_path):
     _, study = make_study(tmp_path, "\nstrategies: [rlaif, k_sim, random, least_kin]\n", select_from="k_sim")
     rows = test_claims(study).set_index("claim")
-    assert {"K_sim beats random", "K_sim beats least kin", "K_sim beats RLAIF"} <= set(rows.index)
+    assert {"K_sim beats random", "K_sim beats least kin", "K_sim beats RLAIF (weak judge)"} <= set(rows.index)
     assert not any("K_score beats" in claim and "K_sim" not in claim for claim in rows.index)
 
 

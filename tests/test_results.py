@@ -1,21 +1,23 @@
 """Results of a study whose files the test writes itself, in the fixed formats, whole and half finished."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from karma.errors import InputError
+from karma.figures.results import plot_policies
 from karma.pairs.pairs import load_pairs
 from karma.results.claims import test_claims as claim_table
-from karma.results.estimates import compute_capabilities, compute_difference, compute_mean
+from karma.results.estimates import compute_capabilities, compute_difference, compute_mean, compute_policies
 from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
 from karma.results.study import collect_results
-from karma.results.tables import BASELINE, build_table2, build_table4, build_tables, compute_intervals
+from karma.results.tables import BASELINE, build_table1, build_table2, build_table4, build_tables, compute_intervals
 from karma.statistics import compute_wilson
-from karma.study.experiment import Experiment
+from karma.study.experiment import Experiment, load_experiment
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
 
@@ -55,7 +57,10 @@ def test_what_the_experiment_does_not_train_is_no_gap_and_moves_no_mean(tmp_path
     dpo = study.results.query("strategy == 'k_sim' and method == 'dpo' and benchmark == 'arc_easy'")["value"].item()
     assert table2.frame.loc["ARC-Easy", "K_sim"] == pytest.approx(dpo)
     claims = set(claim_table(study)["claim"])
-    assert "K_sim beats RLAIF, SFT only" in claims and "K_score beats RLAIF, SFT only" not in claims
+    assert (
+        "K_sim beats RLAIF (weak judge), SFT only" in claims
+        and "K_score beats RLAIF (weak judge), SFT only" not in claims
+    )
     assert "over DPO alone" in " ".join(table2.notes) and "5 cells are n/a because" in " ".join(table4.notes)
     assert not any("their runs are missing" in note for note in table4.notes)
     assert set(compute_capabilities(study)["strategy"]) == set(study.strategies)
@@ -122,8 +127,10 @@ def test_table2_is_the_mean_over_runs_and_shades_against_the_baseline(study):
     assert table.frame.loc["ARC-Easy", "K_sim"] == trained.query("benchmark == 'arc_easy'")["value"].mean()
     assert table.frame.loc["Total", "K_sim"] == pytest.approx(trained.groupby("benchmark")["value"].mean().mean())
     numbers = table.frame
-    assert bool(table.shaded.loc["MMLU", "K_sim"]) == (numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF"])
-    assert not table.shaded["RLAIF"].any() and BASELINE == "rlaif"
+    assert bool(table.shaded.loc["MMLU", "K_sim"]) == (
+        numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF (weak judge)"]
+    )
+    assert not table.shaded["RLAIF (weak judge)"].any() and BASELINE == "rlaif"
 
 
 def test_files_of_a_table_agree(study, tmp_path):
@@ -143,7 +150,9 @@ def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path):
     study = collect_results(experiment)
     cell = study.results.query("benchmark == 'mmlu_pro' and method == 'sft' and strategy == 'rlaif'")
     assert len(cell) == 3
-    assert build_table4(study).frame.loc[("MMLU-pro", "smollm2-135m", "SFT"), "RLAIF"] == cell["value"].mean()
+    assert (
+        build_table4(study).frame.loc[("MMLU-pro", "smollm2-135m", "SFT"), "RLAIF (weak judge)"] == cell["value"].mean()
+    )
     found = compute_difference(study, "k_sim", "rlaif", method="dpo")
     assert found.n_seeds == 3 and "across 3 seeds" in found.basis and np.isfinite(found.df)
     of_seed = [compute_difference(study, "k_sim", "rlaif", method="dpo", seed=k) for k in (0, 1, 2)]
@@ -204,3 +213,13 @@ def test_open_results_starts_without_files(tmp_path):
 def test_sizes_are_read_from_names():
     names = {"Llama-3.1-8B": 8, "Qwen2.5-3B": 3, "wizardlm-70b": 70, "tiny-a": None, "smollm2-noise-8": None}
     assert {name: compute_size(name) for name in names} == names
+
+
+def test_prompts_of_the_kit_s_own_are_not_called_ifeval_nor_a_judge_of_its_own_rlaif_alone(study):
+    own = replace(study, titles={"rlaif": "RLAIF (weak judge)", "ifeval": "Held-out prompts"})
+    tables = build_table1(own), build_table2(own), build_table4(own)
+    assert all("Held-out prompts" in str(table.frame) and "IFE" not in str(table.frame).upper() for table in tables)
+    panel = plot_policies(compute_policies(own, "dpo"), "dpo")[0]
+    assert "Held-out\nprompts" in [label.get_text() for label in panel.get_xticklabels()]
+    packaged = load_experiment("params/demo.yaml")
+    assert collect_results(packaged).titles == own.titles

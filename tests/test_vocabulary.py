@@ -22,7 +22,7 @@ from karma.results.study import collect_results
 from karma.results.tables import build_tables
 from karma.strategies import RULES
 from karma.training.card import build_model_card
-from karma.vocabulary import BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks, title_of
+from karma.vocabulary import BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks
 from tests.study_files import make_experiment, write_study
 
 ALL = f"""
@@ -58,7 +58,7 @@ def _close():
 def test_tables_show_every_strategy_method_and_benchmark(study):
     _, second, _, fourth = build_tables(study)
     for table, kind in ((second, "table2"), (fourth, "table4")):
-        assert [title_of(s) for s in STRATEGIES] == list(table.frame.columns)[1:]
+        assert [study.title(s) for s in STRATEGIES] == list(table.frame.columns)[1:]
         shown = {key if isinstance(key, str) else key[0] for key in table.frame.index}
         assert set(order_benchmarks(BENCHMARKS, kind).values()) <= shown
         own = [(key if isinstance(key, str) else key[0]) != "Held-out pairs" for key in table.frame.index]
@@ -71,7 +71,7 @@ def test_figures_5_and_6_show_every_strategy_and_benchmark(study):
     bars = compute_capabilities(study)
     assert set(bars["strategy"]) == set(STRATEGIES) and bars["value"].notna().all()
     legend = plot_capabilities(bars, study.source).get_legend().get_texts()
-    assert [text.get_text() for text in legend] == [row.title for row in STRATEGIES.values()]
+    assert [text.get_text() for text in legend] == [study.title(name) for name in STRATEGIES]
     for method in METHODS:
         panel = plot_policies(compute_policies(study, method), method)[0]
         assert len(panel.get_xticklabels()) == len(BENCHMARKS)

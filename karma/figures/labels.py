@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.vocabulary import title_of
+from karma.vocabulary import title_strategy
 
 CEILING_TITLE = "truth (ceiling)"
 
 
 def title_labels(strategy: str, source: str) -> str:
-    """Return what a row of the audit is called; a study's own judge is a weak one, and is called so.
+    """Return what a row of the audit is called.
 
     Args:
         strategy: a strategy, or "truth". source: the setting annotation.source.
@@ -26,7 +26,7 @@ def title_labels(strategy: str, source: str) -> str:
     """
     if strategy == "truth":
         return CEILING_TITLE
-    return title_of(strategy) + (" (weak judge)" if strategy == "rlaif" and source == "judge" else "")
+    return title_strategy(strategy, source)
 
 
 def plot_label_accuracy(audit: pd.DataFrame, source: str) -> Axes:

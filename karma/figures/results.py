@@ -5,6 +5,8 @@ in its place, so that an unfinished study cannot be mistaken for a poor one. Lim
 intervals hold the items' noise, not the training's.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -62,7 +64,8 @@ def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
         groups = list(dict.fromkeys(rows["benchmark"]))
         _draw_bars(ax, rows.assign(group=rows["benchmark"]), groups, strategies)
         _draw_levels(ax, rows, groups, known["chance"])
-        labels = [known.loc[b, "title"].replace("-", "-\n", 1) for b in groups]
+        titles = rows.set_index("benchmark")["benchmark_title"].to_dict()
+        labels = [textwrap.fill(titles[b], 9) for b in groups]
         ax.set_xticks(range(len(groups)), labels)
         ax.set_title(f"{policy}, {title_of(method)}")
     for ax in axes[:, 0]:
@@ -77,13 +80,13 @@ def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
 
 def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list[str]) -> None:
     """Draw grouped bars with intervals; `bars` has group, strategy, value, low, high."""
-    width = 0.8 / len(strategies)
+    width, titles = 0.8 / len(strategies), bars.set_index("strategy")["strategy_title"].to_dict()
     for k, strategy in enumerate(strategies):
         style = strategy_style(strategy)
         rows = bars[bars["strategy"] == strategy].set_index("group").reindex(groups)
         x = np.arange(len(groups)) + (k - (len(strategies) - 1) / 2) * width
         ax.bar(
-            x, rows["value"].fillna(0), width * 0.92, label=title_of(strategy), color=style["color"],
+            x, rows["value"].fillna(0), width * 0.92, label=titles[strategy], color=style["color"],
             hatch=style["hatch"], edgecolor="white", linewidth=0.6,
         )  # fmt: skip
         there = rows["value"].notna().to_numpy()

@@ -102,7 +102,7 @@ def _test_strategies(study: Study) -> Iterator[dict]:
     trained = [s for s in KINSHIP_STRATEGIES if s in study.strategies]
     for rival in [r for r in [BASELINE, *RIVALS, *CONTROLS] if r in study.strategies]:
         for strategy in trained:
-            claim = f"{title_of(strategy)} beats {title_of(rival)}"
+            claim = f"{study.title(strategy)} beats {study.title(rival)}"
             yield _record(claim, compute_difference(study, strategy, rival))
             both = [m for m in study.methods if not {(strategy, m), (rival, m)} & study.untrained]
             for method in both if rival == BASELINE else ():
@@ -142,7 +142,7 @@ def _test_training(study: Study) -> Iterator[dict]:
         rows = study.trainings[(study.trainings["strategy"] == strategy) & (study.trainings["method"] == "dpo")]
         rows = rows.dropna(subset="held_out_accuracy")
         if len(rows):
-            yield _test_held_out(f"DPO on {title_of(strategy)} prefers held-out chosen answers", rows)
+            yield _test_held_out(f"DPO on {study.title(strategy)} prefers held-out chosen answers", rows)
 
 
 def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:

@@ -19,7 +19,7 @@ from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
 from karma.statistics import LEVEL
-from karma.vocabulary import START, order_benchmarks
+from karma.vocabulary import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
 
@@ -151,7 +151,7 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
     """Return the mean score of each strategy on each capability, over all policies, common methods and seeds.
 
     Returns:
-        Columns capability, strategy, value, low, high (all NaN where a run is missing), n.
+        Columns capability, strategy, strategy_title, value, low, high (all NaN where a run is missing), n.
 
     Paper: Figure 5, with Table 1's capabilities.
     """
@@ -163,7 +163,8 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
         for strategy in study.strategies if benchmarks else ():
             rows = results[results["benchmark"].isin(benchmarks) & (results["strategy"] == strategy)]
             whole = len(rows) == runs * len(benchmarks)
-            records.append({"capability": name, "strategy": strategy, **_estimate(study, rows if whole else rows[:0])})
+            key = {"capability": name, "strategy": strategy, "strategy_title": study.title(strategy)}
+            records.append({**key, **_estimate(study, rows if whole else rows[:0])})
     return pd.DataFrame(records)
 
 
@@ -171,7 +172,8 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     """Return each policy's score by benchmark and strategy, a mean over seeds, the untrained policy included.
 
     Returns:
-        Columns policy, benchmark, strategy, value, low, high (NaN where a run is missing), n.
+        Columns policy, benchmark, strategy, benchmark_title, strategy_title, value, low, high (NaN where a run is
+        missing), n.
 
     Raises:
         InputError: a method that the study does not train.
@@ -182,12 +184,13 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
         raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
     records = []
     for policy in study.policies:
-        for benchmark in order_benchmarks(study.benchmarks, "table2"):
+        for benchmark, title in study.title_benchmarks("table2").items():
             for strategy in [START, *study.strategies]:
                 rows = study.results.query("policy == @policy and benchmark == @benchmark and strategy == @strategy")
                 rows = rows[rows["method"].isin([START, method])]
                 whole = len(rows) == (1 if strategy == START else len(study.seeds))
                 key = {"policy": policy, "benchmark": benchmark, "strategy": strategy}
+                key |= {"benchmark_title": title, "strategy_title": study.title(strategy)}
                 records.append({**key, **_estimate(study, rows if whole else rows[:0])})
     return pd.DataFrame(records)
 

@@ -7,12 +7,12 @@ but cannot be trusted (a value outside [0, 1], a benchmark without n) is an erro
 knows whether a run's settings are still current; `karma status` does.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -22,8 +22,9 @@ from karma.files import load_json
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
 from karma.study.experiment import Experiment
+from karma.study.settings import PACKAGED_ITEMS, Settings
 from karma.study.stages import STAGES, Job
-from karma.vocabulary import START
+from karma.vocabulary import START, order_benchmarks, title_of, title_strategy
 
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
@@ -47,6 +48,8 @@ class Study:
         gaps: what is missing: `what`, `file`, `made_by`.
         folder: the study's outputs, or None for the published one.
         untrained: (strategy, method) cells that the experiment leaves out (`trained_on`).
+        titles: what this study calls a strategy or a benchmark whose usual title would mislead: a judge of its
+            own is a weak one, and prompts of the kit's own are not IFEval's.
     """
 
     name: str
@@ -64,6 +67,16 @@ class Study:
     gaps: pd.DataFrame
     folder: Path | None = None
     untrained: frozenset[tuple[str, str]] = frozenset()
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        """Return what a strategy, or "start", is called in this study."""
+        return self.titles.get(name) or title_of(name)
+
+    def title_benchmarks(self, table: Literal["table2", "table4"]) -> dict[str, str]:
+        """Return the policies' benchmarks in the order of one of the paper's tables, with their titles."""
+        found = order_benchmarks(self.benchmarks, table)
+        return {name: self.titles.get(name, title) for name, title in found.items()}
 
     @property
     def common_methods(self) -> tuple[str, ...]:
@@ -132,8 +145,14 @@ def collect_results(source: Job | Experiment) -> Study:
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
-        untrained=frozenset(product(trained, s.methods)) - cells,
+        untrained=frozenset(product(trained, s.methods)) - cells, titles=_find_titles(s),
     )  # fmt: skip
+
+
+def _find_titles(settings: Settings) -> dict[str, str]:
+    own = {name: title_strategy(name, settings.annotation.source) for name in settings.strategies}
+    titles = {name: title for name, title in own.items() if title != title_of(name)}
+    return titles | ({"ifeval": "Held-out prompts"} if settings.benchmarks.folder == PACKAGED_ITEMS else {})
 
 
 def _jobs(experiment: Experiment, stage: str) -> Iterator[Job]:

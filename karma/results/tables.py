@@ -19,7 +19,7 @@ from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import load_benchmarks
 from karma.statistics import compute_wilson
-from karma.vocabulary import BASELINE, START, order_benchmarks, title_of
+from karma.vocabulary import BASELINE, START, title_of
 
 TOTAL, HELD_OUT = "Total", "Held-out pairs"
 
@@ -101,6 +101,7 @@ def build_table1(study: Study) -> Table:
     Paper: Table 1.
     """
     known = load_benchmarks()
+    known["title"] = [study.titles.get(name, title) for name, title in known["title"].items()]
     asked = study.results.groupby("benchmark")["n"].max()
     origins = study.origins.groupby("benchmark")["n"].max() if len(study.origins) else pd.Series(dtype=int)
     used = [b for b in known.index if b in study.benchmarks or b in origins.index or study.is_published]
@@ -123,7 +124,7 @@ def build_table2(study: Study) -> Table:
 
     Paper: Table 2.
     """
-    titles, columns, notes = order_benchmarks(study.benchmarks, "table2"), _columns(study), []
+    titles, columns, notes = study.title_benchmarks("table2"), _columns(study), []
     frame = pd.DataFrame(np.nan, index=[TOTAL, *titles.values()], columns=list(columns.values()))
     for strategy, column in columns.items():
         rows = study.compared_results[study.compared_results["strategy"] == strategy]
@@ -154,7 +155,9 @@ def build_table3(study: Study) -> Table:
     known, frame = load_benchmarks(), study.scores.scores.copy()
     for name in frame:
         frame[name] *= 100 if known.loc[name, "table3_unit"] == "percent" else 1
-    frame = frame.rename(columns=known["title"]).assign(average_score=compute_s_pref(study.scores))
+    frame = frame.rename(columns=known["title"].to_dict() | dict(study.titles)).assign(
+        average_score=compute_s_pref(study.scores)
+    )
     frame.index.name = "origin_model"
     return _build(study, "table3", caption, frame, bold=False, decimals=2)
 
@@ -165,7 +168,7 @@ def build_table4(study: Study) -> Table:
     Paper: Table 4.
     """
     columns, notes = _columns(study), []
-    benchmarks = order_benchmarks(study.benchmarks, "table4")
+    benchmarks = study.title_benchmarks("table4")
     methods = {m: title_of(m) for m in study.methods}
     keys = [(b, p, m) for b in benchmarks for p in study.policies for m in methods]
     index = pd.MultiIndex.from_tuples(
@@ -210,7 +213,7 @@ def compute_intervals(study: Study) -> pd.DataFrame:
 
 def _columns(study: Study) -> dict[str, str]:
     """Return strategy -> column title; the untrained policy comes first, and not for the published study."""
-    return {s: title_of(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
+    return {s: study.title(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
 
 
 def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
@@ -228,7 +231,7 @@ def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.
 
 
 def _held_out_rows(study: Study, frame: pd.DataFrame, by: tuple[str, ...], means: dict) -> Iterator[pd.DataFrame]:
-    titles = {title_of(name): name for name in (*study.strategies, *study.methods)}
+    titles = {study.title(name): name for name in (*study.strategies, *study.methods)}
     keys = dict.fromkeys(tuple(k[1:]) for k in frame.index) if by else [()]
     for key in keys:
         label = pd.MultiIndex.from_tuples([(HELD_OUT, *key)], names=frame.index.names) if by else [HELD_OUT]
@@ -249,7 +252,7 @@ def _build(
     if bold and len(frame):
         numbers = frame[trained].astype(float)
         best[trained] = numbers.eq(numbers.max(axis=1), axis=0)
-    base = title_of(BASELINE)
+    base = study.title(BASELINE)
     if shade and base in frame:
         others = [c for c in trained if c != base]
         shaded[others] = frame[others].ge(frame[base], axis=0)
