@@ -110,6 +110,13 @@ def test_a_benchmark_may_have_a_limit_of_its_own():
     assert asked == [item["item_id"] for item in load_items("arc_easy", DEMO, 6)]
 
 
+def test_every_fourth_item_is_a_part_of_all():
+    asked = change_base("benchmarks", folder="karma/data/demo", limit=10, choice_tokens=4)
+    model = CachedModel(MODELS, "a", COMPUTE, batch_size=4)
+    (_, whole), (scores, part) = (evaluate(model, ["arc_easy"], asked, ROOT, "cloze", every=n) for n in (1, 4))
+    assert part.to_pylist() == whole.to_pylist()[::4] and scores["benchmarks"]["arc_easy"]["n"] == 3
+
+
 def test_scores_say_what_is_needed_to_repeat_them(tmp_path):
     scores, answers = evaluate(CachedModel(MODELS, "a", COMPUTE, 4), ["ifeval", "arc_easy"], BENCHMARKS, ROOT)
     arc, ifeval = scores["benchmarks"]["arc_easy"], scores["benchmarks"]["ifeval"]

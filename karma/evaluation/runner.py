@@ -56,9 +56,9 @@ class Asked(Protocol):
 
 
 def evaluate(
-    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str = "answer"
+    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str = "answer", every: int = 1
 ) -> tuple[dict, pa.Table]:
-    """Ask a model every item of the benchmarks.
+    """Ask a model the items of the benchmarks.
 
     Args:
         model: who answers.
@@ -68,6 +68,7 @@ def evaluate(
         protocol: how choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
             letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no options and is
             answered all the same.
+        every: 1 asks all items, 4 the first of each four.
 
     Returns:
         The scores (as in scores.json) and the answers, one row an item.
@@ -95,7 +96,8 @@ def evaluate(
     names = {name: f"karma_{name}" + ("" if way == "answer" else f"_{way}") for name, way in ways.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     folder = find_items(settings.folder, root)
-    where = {"folder": str(folder) if folder else None, "limit": settings.limit, "limits": settings.limits}
+    where = {"folder": str(folder) if folder else None, "limit": settings.limit, "limits": settings.limits,
+             "every": every}  # fmt: skip
     manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False, metadata=where)
     tasks = manager.load(list(names.values()))["tasks"]
     for benchmark, task in names.items():
