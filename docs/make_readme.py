@@ -7,7 +7,7 @@ hand. The run, its date, its commit and its processor are named.
 import re
 import shutil
 import sys
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from karma.files import atomic_path
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.study import Study
 from karma.study.experiment import Experiment
-from karma.study.provenance import load_records
+from karma.study.provenance import compute_minutes, load_records
 from karma.study.stages import list_jobs
 from karma.vocabulary import START, title_of
 
@@ -36,13 +36,11 @@ def describe_run(experiment: Experiment) -> str:
         raise InputError(f"{missing[0]} has not been run: run `make demo` first, then `make readme`")
     records = list(found.values())
     ends = [datetime.fromisoformat(record["finished_at"]) for record in records]
-    starts = [end - timedelta(seconds=record["seconds"]) for end, record in zip(ends, records, strict=True)]
     devices = " and ".join(sorted({record["device"] for record in records}))
     commits = " and ".join(sorted({record["commit"].removesuffix("+changes")[:9] for record in records}))
-    minutes = (max(ends) - min(starts)).total_seconds() / 60
     cores = sum(record["core_seconds"] for record in records) / 60
     return (f"The demo of {max(ends):%d %B %Y} on {devices}, float32, commit {commits}: {len(records)} jobs in "
-            f"{minutes:.0f} minutes ({cores:.0f} core-minutes), set-up not counted.")  # fmt: skip
+            f"{compute_minutes(records):.0f} minutes ({cores:.0f} core-minutes), set-up not counted.")  # fmt: skip
 
 
 def _show(frame: pd.DataFrame) -> str:

@@ -19,13 +19,16 @@ ALPHA = round(1 - LEVEL, 12)  # of every test
 POWER = 0.8  # of the test whose size `compute_needed_n` asks for
 
 
-def compute_wilson(value: float, n: float, standard_error: float | None = None) -> tuple[float, float]:
+def compute_wilson(
+    value: float, n: float, standard_error: float | None = None, n_tests: int = 1
+) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share.
 
     Args:
         value: in [0, 1]; ties may count half.
         n: units, at least 1.
         standard_error: of the value, where units come in clusters; None takes them as independent.
+        n_tests: intervals that are to hold all at once (Bonferroni).
 
     Raises:
         InputError: a value outside [0, 1], or n below 1.
@@ -40,7 +43,7 @@ def compute_wilson(value: float, n: float, standard_error: float | None = None) 
         raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
     if standard_error and 0 < value < 1:
         n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
-    z = float(ndtri((1 + LEVEL) / 2))
+    z = float(ndtri(1 - ALPHA / 2 / n_tests))
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
     low, high = max(0.0, centre - half), min(1.0, centre + half)

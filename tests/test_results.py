@@ -193,6 +193,10 @@ def test_instructions_of_a_prompt_stay_together(study):
 def test_intervals_hold_their_values(study):
     rows = compute_intervals(study)
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+    rows = compute_intervals(replace(study, results=study.results.assign(standard_error=0.1)))
+    asked = rows[rows["benchmark"] == "ifeval"].iloc[0]  # several instructions of a prompt are not so many answers
+    assert (asked["low"], asked["high"]) == compute_wilson(asked["value"], asked["n"], asked["standard_error"])
+    assert asked["high"] - asked["low"] > np.diff(compute_wilson(asked["value"], asked["n"]))[0]
     for n in range(1, 200):
         assert compute_wilson(0.0, n)[0] == 0 and compute_wilson(1.0, n)[1] == 1
     with pytest.raises(InputError, match=r"share 1.2 of n = 4"):

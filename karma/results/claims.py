@@ -4,8 +4,10 @@ take.
 RQ2 and RQ3 are differences of accuracy, paired over the items and across seeds (`karma.results.estimates`); RQ1
 and RQ4 are distances between origin models of one family against those of different families, with
 Mantel's permutation test and an interval from redrawing each score within its sampling error. p-values
-are Holm-corrected within a question. Decision: "not supported" needs evidence, an interval below
-SMALLEST; otherwise the verdict is "cannot tell" with the n there is and the n that would show SMALLEST.
+are Holm-corrected within a question. Decision: four verdicts. "Supported" and "contradicted" need a corrected p below
+ALPHA and the sign; "no difference larger than SMALLEST" needs an interval, at the level corrected for the question's
+tests, that lies within it (equivalence); all else is "cannot tell", with the n there is and the n that would show
+SMALLEST at the corrected level.
 Limit: one seed holds no training noise, whatever n says.
 """
 
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import stdtrit
 
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.kinship.mantel import compute_mantel
@@ -41,8 +44,9 @@ def test_claims(study: Study) -> pd.DataFrame:
         study: measured, whole or not; a claim whose runs are missing says so.
 
     Returns:
-        COLUMNS: effect and interval as a share (RQ1, RQ4: a distance in [0, 1]); needed_n: items that would
-        show SMALLEST at 80 % power, by today's standard error.
+        COLUMNS: effect and 95 % interval, not corrected, as a share (RQ1, RQ4: a distance in [0, 1]); needed_n: items
+        that would show SMALLEST at 80 % power at the level corrected for the question's tests, by today's standard
+        error.
 
     Paper: section 4 (RQ1-RQ4).
     """
@@ -57,6 +61,8 @@ def test_claims(study: Study) -> pd.DataFrame:
         tested = [row for row in found if row["p"] is not None]
         for row, p in zip(tested, adjust_holm(np.array([row["p"] for row in tested])), strict=True):
             row["p_holm"] = p
+            if row["standard_error"]:
+                row["needed_n"] = compute_needed_n(row["n"], row["standard_error"], row["smallest"], len(tested))
             row["verdict"] = row["verdict"] or _judge(row, len(tested))
         rows += [{"question": question, **row} for row in found]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "needed_n": "Int64"})
@@ -66,17 +72,14 @@ test_claims.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def _judge(row: dict, n_tests: int) -> str:
-    """Put a test in words; "not supported" holds for all of the question's tests at once (Bonferroni)."""
-    n, estimate = f"n = {row['n']:,} {row['unit']}", row["estimate"]
-    if row["p_holm"] < ALPHA and row["effect"] > 0:
-        return f"supported ({n})"
-    high = row["high"]
-    if estimate is not None:
-        quantile = stats.t.ppf(1 - ALPHA / 2 / n_tests, estimate.df)
-        high = estimate.value + float(quantile) * estimate.standard_error
-    if high < row["smallest"]:
-        return f"not supported ({n})"
-    more = f"; {row['needed_n']:,} would show {row['smallest']}" if row["needed_n"] else ""
+    """Put a test in words, at a level that holds for all of the question's tests at once (Holm, Bonferroni)."""
+    n, smallest = f"n = {row['n']:,} {row['unit']}", row["smallest"]
+    if row["p_holm"] < ALPHA:
+        return f"{'supported' if row['effect'] > 0 else 'contradicted'} ({n})"
+    low, high = row["bounds"](n_tests)
+    if -smallest < low <= high < smallest:
+        return f"no difference larger than {smallest} ({n})"
+    more = f"; {row['needed_n']:,} would show {smallest}" if row["needed_n"] else ""
     return f"cannot tell with {n}{more}"
 
 
@@ -85,12 +88,16 @@ def _record(claim: str, found: Estimate | None) -> dict:
     if found is None:
         return _unknown(claim, "cannot tell: its runs are missing")
     low, high = found.interval
-    needed = compute_needed_n(found.n, found.standard_error, SMALLEST) if found.standard_error else None
-    same = "no difference at all: the answers are the same" if not found.standard_error and not found.value else ""
+    same = "no difference at all: as right on every item" if not found.standard_error and not found.value else ""
+
+    def bounds(n_tests: int) -> tuple[float, float]:
+        half = float(stdtrit(found.df, 1 - ALPHA / 2 / n_tests)) * found.standard_error
+        return found.value - half, found.value + half
+
     basis = found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
     return {"claim": claim, "effect": found.value, "low": low, "high": high, "p": found.p_value, "n": found.n,
-            "needed_n": needed, "verdict": same, "basis": basis, "smallest": SMALLEST,
-            "unit": "items", "estimate": found}  # fmt: skip
+            "needed_n": None, "verdict": same, "basis": basis, "smallest": SMALLEST, "unit": "items",
+            "standard_error": found.standard_error, "bounds": bounds}  # fmt: skip
 
 
 def _unknown(claim: str, why: str) -> dict:
@@ -149,13 +156,17 @@ def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:
     """Test the share of held-out pairs against a half, exactly: there may be only a few pairs."""
     share, n = float(rows["held_out_accuracy"].mean()), int(rows["held_out_n"].max())
     low, high = compute_wilson(share, n)
-    error = np.sqrt(0.25 / n)
-    needed = compute_needed_n(n, error, SMALLEST)
-    seeds = "" if len(rows) > 1 else "; one seed: without training noise"
+
+    def bounds(n_tests: int) -> tuple[float, float]:
+        low, high = compute_wilson(share, n, n_tests=n_tests)
+        return low - 0.5, high - 0.5
+
+    one = "binomial over held-out pairs, exact; one seed: without training noise"
+    several = f"binomial over the held-out pairs of one run, for the mean of {len(rows)} runs on them"
     return {"claim": claim, "effect": share - 0.5, "low": low - 0.5, "high": high - 0.5, "n": n,
-            "p": float(stats.binomtest(round(share * n), n).pvalue), "needed_n": needed, "verdict": "",
-            "basis": f"exact binomial over held-out pairs{seeds}", "smallest": SMALLEST, "unit": "pairs",
-            "estimate": None}  # fmt: skip
+            "p": float(stats.binomtest(round(share * n), n).pvalue), "needed_n": None, "verdict": "",
+            "basis": one if len(rows) == 1 else several, "smallest": SMALLEST, "unit": "pairs",
+            "standard_error": float(np.sqrt(0.25 / n)), "bounds": bounds}  # fmt: skip
 
 
 def compute_family(model: str) -> str:
@@ -202,7 +213,7 @@ def _compare_families(table: ScoreTable, columns: list[str], claim: str) -> dict
     p = float(np.nan_to_num(test["p"], nan=1.0))
     return {"claim": claim, "effect": gap, "low": low, "high": high, "p": p,
             "n": len(models), "needed_n": None, "verdict": "", "smallest": 0.0, "unit": "origin models",
-            "estimate": None,
+            "standard_error": None, "bounds": lambda n_tests: (-np.inf, np.inf),  # no distance is too small to count
             "basis": f"{source}, {int((upper == 0).sum())} pairs alike; Mantel; scores redrawn"}  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """What the paper's numbers rest on: how many items, how much noise, and data sets that are one and the same.
 
 A share printed to four digits betrays its number of items: only some n make all the values whole numbers
-of n. And K_score and K_(score,sim) always choose the same answer, so their SFT data are one set; the
-difference of the two printed SFT columns is therefore noise, measured by the paper itself. Limit: an
-inferred n is the smallest that fits; its multiples fit as well.
+of n. And if pairs are chosen per prompt, as here, K_score and K_(score,sim) always choose the same answer, so that
+their SFT data are one set, and the difference of the two printed SFT columns is noise, measured by the paper itself.
+Limits: an inferred n is the smallest that fits; its multiples fit as well. The paper does not say how pairs are chosen:
+chosen once for all prompts, or by scores of single responses, the two sets differ, and so may their columns.
 """
 
 from collections.abc import Iterator
@@ -102,14 +103,14 @@ def _audit_overlap(study: Study, table: ScoreTable) -> Iterator[Row]:
         "section 3.2",
         "two data sets",
         f"same chosen answer in {same_chosen} of {sets} sets of four, same pair in {same_pair / sets:.0%}",
-        "one SFT set under two names" if same_chosen == sets else "different",
+        "one SFT set under two names, if chosen per prompt" if same_chosen == sets else "different",
     )
     wide = study.results[study.results["method"] == "sft"]
     wide = wide.pivot(index=["policy", "benchmark"], columns="strategy", values="value")
     noise, other = (wide["k_score"] - wide[s] for s in ("k_score_sim", "rlaif"))
     as_large = noise.abs().mean() >= 0.9 * other.abs().mean()
     yield build_row(
-        "The same SFT data give the same scores",
+        "The same SFT data (if pairs are chosen per prompt) give the same scores",
         "Table 4",
         "not stated",
         f"mean |difference| {noise.abs().mean():.3f}, largest {noise.abs().max():.3f}; "

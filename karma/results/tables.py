@@ -203,9 +203,13 @@ def build_plain(name: str, caption: str, frame: pd.DataFrame, *, decimals: int =
 
 
 def compute_intervals(study: Study) -> pd.DataFrame:
-    """Return every score with its 95 % Wilson interval, n, and chance level: the long form of Table 4."""
+    """Return every score with its 95 % Wilson interval, n, and chance level: the long form of Table 4.
+
+    Units that come in clusters (a prompt's instructions) count for as many as the score's standard error says.
+    """
     rows = study.results.copy()
-    bounds = [compute_wilson(v, n) for v, n in zip(rows["value"], rows["n"], strict=True)]
+    errors = [None if pd.isna(error) else float(error) for error in rows["standard_error"]]
+    bounds = [compute_wilson(v, n, error) for v, n, error in zip(rows["value"], rows["n"], errors, strict=True)]
     rows["low"], rows["high"] = [b[0] for b in bounds], [b[1] for b in bounds]
     at_chance = rows["chance"].astype(float).between(rows["low"], rows["high"])
     return rows.assign(chance_in_interval=at_chance)

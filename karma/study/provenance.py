@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,20 @@ def load_records(experiment: Experiment) -> dict[str, dict[str, Any]]:
         if path.is_file() and (record := load_json(path).get(job.stage.name)):
             found[job.label] = record
     return found
+
+
+def compute_minutes(records: Iterable[dict[str, Any]]) -> float:
+    """Return the minutes from the first job's start to the last one's end, of `load_records`.
+
+    Example:
+        >>> ends = ("2026-11-26T20:00:00+00:00", "2026-11-26T20:03:00+00:00")
+        >>> compute_minutes([{"finished_at": end, "seconds": 60.0} for end in ends])
+        4.0
+    """
+    found = [
+        (datetime.fromisoformat(record["finished_at"]), timedelta(seconds=record["seconds"])) for record in records
+    ]
+    return (max(end for end, _ in found) - min(end - took for end, took in found)).total_seconds() / 60
 
 
 def find_commit(root: Path) -> str:

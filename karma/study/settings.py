@@ -81,7 +81,7 @@ class ModelSpec(_Strict):
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
-    packaged: Literal["smollm2-135m"] | None = None
+    packaged: Literal["smollm2-135m", "gemma-3-270m"] | None = None
     perturbed: Name | None = None
     noise: float = Field(default=0.0, ge=0, description="std of the added noise / std of each weight matrix")
     noise_seed: int = 0

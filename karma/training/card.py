@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from karma.models.load import PACKAGED
 from karma.training.held_out import describe_held_out
 from karma.vocabulary import find_strategy
 
@@ -18,7 +19,7 @@ def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str
         record: what training.json holds. spec: the untrained policy's specification.
         strategy: of the pairs it was tuned on.
     """
-    base = spec.get("hub") or {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(spec.get("packaged") or "")
+    base = spec.get("hub") or (PACKAGED[spec["packaged"]].source if spec.get("packaged") else None)
     metadata = ModelCardData(base_model=base, library_name="peft" if record["adapter"] else "transformers",
                              tags=["karma", "trl", record["method"], strategy])  # fmt: skip
     settings = {k: v for k, v in record["settings"].items() if v is not None}
