@@ -27,7 +27,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(project):
     environment = project_environment(project)
-    with start_server(environment):
+    with (project / "server.log").open("w") as log, start_server(environment, log):
         yield environment
 
 
@@ -93,9 +93,9 @@ def test_without_a_server_the_client_becomes_the_command(server):
     assert result.returncode == 0 and "karma run params/demo.yaml" in result.stdout
 
 
-def test_the_server_ends_with_the_sweep_and_leaves_nothing():
+def test_the_server_ends_with_the_sweep_and_leaves_nothing(tmp_path):
     environment = project_environment(ROOT)
-    with start_server(environment):
+    with (tmp_path / "server.log").open("w") as log, start_server(environment, log):
         address = environment["KARMA_FORKS"]
         wait_until(lambda: Path(address).exists())
         assert len(find_servers(address)) == 1

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 CLIENT = (sys.executable, "-IS", __file__)  # then "cli" or "kernel", then the arguments
 PLAIN = {"cli": "karma.cli", "kernel": "ipykernel_launcher"}
@@ -160,11 +160,11 @@ def preload() -> None:
 
 
 @contextmanager
-def start_server(environment: dict[str, str]) -> Iterator[int]:
+def start_server(environment: dict[str, str], output: IO[str]) -> Iterator[int]:
     """Start a server that lives as long as the processes that hold the descriptor which this gives.
 
     Args:
-        environment: of the server; $KARMA_FORKS is added to it.
+        environment: of the server; $KARMA_FORKS is added to it. output: where it says what went wrong.
     """
     import subprocess
     from tempfile import mkdtemp
@@ -172,7 +172,7 @@ def start_server(environment: dict[str, str]) -> Iterator[int]:
     environment["KARMA_FORKS"] = f"{mkdtemp(prefix='karma-')}/forks"
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-m", "karma.study.forks", environment["KARMA_FORKS"]]
-    subprocess.Popen(command, env=environment, stdin=reader, start_new_session=True)
+    subprocess.Popen(command, env=environment, stdin=reader, stdout=output, stderr=output, start_new_session=True)
     os.close(reader)
     try:
         yield writer

@@ -210,7 +210,7 @@ def _start(
     with ExitStack() as stack:
         alive = []
         if "--dry-run" not in options and sys.platform == "linux" and not count_gpus():
-            alive = [stack.enter_context(start_server(environment))]  # it ends with Snakemake
+            alive = [stack.enter_context(start_server(environment, output))]  # it ends with Snakemake
         return subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=alive
         )
