@@ -19,7 +19,7 @@ help:  ## list the targets
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model and the items
-	@$(BIN)/python -c "from karma.models.load import prepare_packaged as p; print('model:', p())"
+	@$(BIN)/python -c "from karma.models.made import prepare_packaged as p; print('model:', p())"
 	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())"
 
 demo: setup  ## the whole study on a small real model on two cores

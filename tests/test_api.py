@@ -16,7 +16,8 @@ from karma.files import find_project_root
 from karma.models import api
 from karma.models.ask import CachedModel, ask, sample_responses
 from karma.models.backends import VllmBackend
-from karma.models.load import describe_model, load_model, load_tokenizer
+from karma.models.describe import describe_model
+from karma.models.load import load_model, load_tokenizer
 from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec

@@ -1,20 +1,16 @@
 """Models: random, perturbed and packaged ones, on the spot and the same every time."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from karma.errors import InputError
-from karma.models.load import (
-    add_trained,
-    compute_weights_digest,
-    describe_model,
-    load_model,
-    load_tokenizer,
-    prepare_packaged,
-)
-from karma.study.settings import ModelSpec
+from karma.models.describe import describe_model
+from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
+from karma.models.made import PACKAGED, prepare_packaged
+from karma.study.settings import ModelSpec, PackagedName
 
 TINY = ModelSpec(random={"hidden_size": 32, "layers": 3, "heads": 2}, seed=1).model_dump()
 
@@ -107,6 +103,10 @@ def test_a_packaged_model_whose_wheel_is_missing_says_what_to_install(monkeypatc
     with pytest.raises(InputError, match=f"the packaged model {name} is missing: run `pip install .*{install}"):
         prepare_packaged(name)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_settings_offer_what_wheels_carry():
+    assert set(PACKAGED) == set(get_args(PackagedName))
 
 
 def test_a_model_in_several_wheels_is_put_together_in_their_order(monkeypatch, tmp_path):

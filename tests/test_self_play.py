@@ -19,8 +19,9 @@ from karma.errors import InputError, KarmaError
 from karma.evaluation.ifeval import check_instructions
 from karma.evaluation.prompts import build_prompt, describe_instructions, load_prompts
 from karma.files import load_json
-from karma.models.load import add_trained, build_tokenizer, load_model, load_tokenizer
+from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps
+from karma.models.made import build_tokenizer
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import load_pairs
 from karma.potential.margins import compute_potential

@@ -14,7 +14,7 @@ from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
-from karma.models.load import build_spec
+from karma.models.describe import build_spec
 from karma.study.experiment import load_base
 from karma.vocabulary import BENCHMARKS
 

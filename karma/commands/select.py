@@ -136,7 +136,7 @@ def _measure(
     source: PairSet, policy: str, compute: Compute, out: Path, max_length: int, batch_tokens: int,
     revision: str | None, cache: Path | None,
 ) -> Any:  # fmt: skip
-    from karma.models.load import build_spec
+    from karma.models.describe import build_spec
     from karma.potential.logps import measure_logps
 
     specs = {policy: build_spec(policy, None, None, revision)}

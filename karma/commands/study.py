@@ -61,7 +61,7 @@ def models(experiment: Experiment) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from karma.models.load import describe_model
+    from karma.models.describe import describe_model
     from karma.study.experiment import load_experiment
 
     settings = load_experiment(experiment).settings

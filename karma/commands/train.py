@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
-from karma.models.load import build_spec
+from karma.models.describe import build_spec
 from karma.study.experiment import load_base
 from karma.study.settings import Training
 from karma.vocabulary import METHODS

@@ -1,1 +1,4 @@
-"""Models: `load` finds and builds them, `ask` asks them with a cache, `logprobs` scores, `judge` rates."""
+"""Models: `made` makes some, `load` loads them by name, `describe` says what a name means without loading it.
+
+`ask` asks them with a cache, `logprobs` scores, `judge` rates.
+"""

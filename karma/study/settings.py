@@ -72,6 +72,7 @@ class ApiSource(_Strict):
     )
 
 
+PackagedName = Literal["smollm2-135m", "gemma-3-270m"]  # what each is: karma.models.made.PACKAGED
 _SOURCES = ("hub", "path", "packaged", "perturbed", "random", "api")
 
 
@@ -81,7 +82,7 @@ class ModelSpec(_Strict):
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
-    packaged: Literal["smollm2-135m", "gemma-3-270m"] | None = None
+    packaged: PackagedName | None = None
     perturbed: Name | None = None
     noise: float = Field(default=0.0, ge=0, description="std of the added noise / std of each weight matrix")
     noise_seed: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from karma.models.load import PACKAGED
+from karma.models.made import PACKAGED
 from karma.training.held_out import describe_held_out
 from karma.vocabulary import find_strategy
 

