@@ -322,7 +322,7 @@ def test_responses_to_one_instruction_are_rated_side_by_side_as_they_are_alone(m
             for k in range(8)]  # fmt: skip
     rows.append({**rows[0], "response_id": "again"})  # two alike: their prompts differ nowhere
     together, cost = annotate(rows, MODELS, "a", COMPUTE, 2)
-    monkeypatch.setattr("karma.models.judge.can_share_prompts", lambda model: False)
+    monkeypatch.setattr("karma.models.logprobs.can_share_prompts", lambda model: False)
     alone, plain = annotate(rows, MODELS, "a", COMPUTE, 2)
     assert together["score"].to_pylist() == pytest.approx(alone["score"].to_pylist(), abs=1e-4)
     assert len({round(score, 4) for score in alone["score"].to_pylist()}) == 8  # they can be told apart

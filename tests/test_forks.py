@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_a_killed_asker_takes_its_job_and_its_kernel_with_it(server, project, tm
 def test_without_a_server_the_client_becomes_the_command(server):
     result = run_client({**server, "KARMA_FORKS": "/nowhere/forks"}, "--help")
     assert result.returncode == 0 and "karma run params/demo.yaml" in result.stdout
+
+
+def test_a_server_that_ends_too_early_is_said(server, tmp_path):
+    address = str(tmp_path / "forks")
+    with socket.socket(socket.AF_UNIX) as fake:
+        fake.bind(address)
+        fake.listen()
+        client = subprocess.Popen(
+            [*CLIENT, "cli", "--help"], env={**server, "KARMA_FORKS": address}, stderr=subprocess.PIPE, text=True
+        )
+        fake.accept()[0].close()
+        _, said = client.communicate(timeout=CALL_LIMIT)
+    assert client.returncode == 1 and said.startswith("karma: the sweep's fork server ended before this job")
+    assert "Traceback" not in said
 
 
 def test_the_server_ends_with_the_sweep_and_leaves_nothing(tmp_path):

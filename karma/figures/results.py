@@ -32,7 +32,7 @@ def plot_capabilities(bars: pd.DataFrame, source: str, ax: Axes | None = None) -
     ax.set_xticks(range(len(groups)), groups)
     ax.set_ylabel("mean accuracy (share)")
     ax.set_ylim(0, _compute_top(bars))
-    ax.set_title(f"{source}: all policies and methods")
+    ax.set_title(f"{source}: all policies, common methods")
     ax.legend(ncols=min(len(strategies), 4), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     return ax
 

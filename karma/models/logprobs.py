@@ -263,27 +263,49 @@ def compute_option_logps(
 
 @torch.no_grad()
 def compute_choice_logits(
-    model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, choices: Sequence[int],
+    model: Any, groups: Sequence[Sequence[list[int]]], pad: int, batch_tokens: int, choices: Sequence[int],
     advance: Callable[[int], Any] = lambda n: None,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Return the logits of some tokens in the place of each side's last token.
+    """Return the logits of some tokens as the next one after each prompt; a group's common beginning is run once.
 
     Args:
-        model: one that `can_share_prompts`. rows: whose sides each start at their last token; pad, batch_tokens: as for
-            `compute_option_logps`.
-        choices: the tokens' ids. advance: hears of sides done.
+        model: any causal language model; one that cannot share prompts gets each prompt in a row of its own.
+        groups: of prompts as token ids. pad: the padding token's id.
+        batch_tokens: tokens a forward pass, padding included; a longer row makes a pass of its own.
+        choices: the tokens' ids. advance: hears of prompts done.
 
     Returns:
-        For each row float32 logits (sides, choices).
+        For each group float32 logits (prompts, choices).
     """
+    shares = can_share_prompts(model) and has_plain_head(model)
+    rows = [_lay_out(some) for some in (groups if shares else ([ids] for group in groups for ids in group))]
     found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for batch in plan_batches([row.width for row in rows], batch_tokens):
-        states, head, _, _ = _run_batch([rows[i] for i in batch], model, pad)
-        counts = [len(rows[i].sides) for i in batch]
-        for i, logits in zip(batch, head(states)[:, list(choices)].float().cpu().split(counts), strict=True):
-            found[i] = logits
+        some = [rows[i] for i in batch]
+        if shares:
+            states, head, _, _ = _run_batch(some, model, pad)
+            logits = head(states)
+        else:
+            logits = _run_plain([row.sides[0].ids[:-1] for row in some], model, pad)
+        counts = [len(row.sides) for row in some]
+        for i, own in zip(batch, logits[:, list(choices)].float().cpu().split(counts), strict=True):
+            found[i] = own
         advance(sum(counts))
-    return found
+    return list(torch.cat(found).split([len(group) for group in groups])) if found else []
+
+
+def _lay_out(prompts: Sequence[list[int]]) -> SharedRow:
+    """Lay prompts out side by side, each with a token to come, in whose place its logits are."""
+    row = build_options_row([], [[*ids, 0] for ids in prompts])
+    return SharedRow(tuple(TokenizedResponse(side.ids, len(side.ids) - 1) for side in row.sides), row.shared)
+
+
+def _run_plain(prompts: Sequence[list[int]], model: Any, pad: int) -> torch.Tensor:
+    """Return the logits after each prompt, padded on the left, from the model's own head."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(own)) + own for own in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompts], device=model.device)
+    return model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
 
 
 def _run_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:

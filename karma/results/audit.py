@@ -149,8 +149,6 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
     means = build_table2(study).frame.loc[TOTAL]
     trail = compute_difference(study, "k_score", "rlaif")
     assert trail is not None
-    low, high = trail.interval
-    span = f"{trail.value:+.4f} [{low:+.4f}, {high:+.4f}]"
     yield build_row(
         "RQ2: K_score trails RLAIF by .008",
         "text on RQ2",
@@ -171,13 +169,12 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
     for benchmark, title in (("mmlu_pro", "MMLU-Pro"), ("ifeval", "IFEval")):
         lead = compute_difference(study, "k_score", "rlaif", benchmark=benchmark)
         assert lead is not None
-        bounds = lead.interval
         yield build_row(
             f"RQ2: K_score is above RLAIF on {title}, by about .01",
             "text on RQ2",
             "about 0.01",
-            f"{lead.value:+.4f} [{bounds[0]:+.4f}, {bounds[1]:+.4f}]",
-            f"{'holds' if lead.value > 0 else 'fails'}, {_describe(lead).split(', ')[1]}",
+            _show(lead),
+            f"{'holds' if lead.value > 0 else 'fails'}, {_find_noise(lead)}",
         )
     yield build_row(
         "Kinship surpasses RLAIF",
@@ -190,8 +187,8 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
         "Kinship significantly outperforms RLAIF",
         "section 1",
         "significantly",
-        f"best, K_score: {span}",
-        "supported" if low > 0 else "not supported",
+        f"best, K_score: {_show(trail)}",
+        "supported" if trail.interval[0] > 0 else "not supported",
     )
 
 
@@ -253,9 +250,17 @@ def _audit_rq3(study: Study) -> Iterator[Row]:
 
 
 def _describe(difference: Estimate) -> str:
+    return f"{difference.value:+.3f}, {_find_noise(difference)}"
+
+
+def _find_noise(difference: Estimate) -> str:
     low, high = difference.interval
-    noise = "beyond" if low > 0 or high < 0 else "within"
-    return f"{difference.value:+.3f}, {noise} item noise"
+    return f"{'beyond' if low > 0 or high < 0 else 'within'} item noise"
+
+
+def _show(difference: Estimate) -> str:
+    low, high = difference.interval
+    return f"{difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _audit_rq4(table: ScoreTable) -> Iterator[Row]:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.special import stdtrit
 
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.kinship.mantel import compute_mantel
@@ -89,15 +88,10 @@ def _record(claim: str, found: Estimate | None) -> dict:
         return _unknown(claim, "cannot tell: its runs are missing")
     low, high = found.interval
     same = "no difference at all: as right on every item" if not found.standard_error and not found.value else ""
-
-    def bounds(n_tests: int) -> tuple[float, float]:
-        half = float(stdtrit(found.df, 1 - ALPHA / 2 / n_tests)) * found.standard_error
-        return found.value - half, found.value + half
-
     basis = found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
     return {"claim": claim, "effect": found.value, "low": low, "high": high, "p": found.p_value, "n": found.n,
             "needed_n": None, "verdict": same, "basis": basis, "smallest": SMALLEST, "unit": "items",
-            "standard_error": found.standard_error, "bounds": bounds}  # fmt: skip
+            "standard_error": found.standard_error, "bounds": found.compute_interval}  # fmt: skip
 
 
 def _unknown(claim: str, why: str) -> dict:

@@ -18,7 +18,7 @@ from scipy import stats
 from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
-from karma.statistics import LEVEL
+from karma.statistics import ALPHA
 from karma.vocabulary import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
@@ -45,7 +45,11 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval."""
-        half = float(stats.t.ppf((1 + LEVEL) / 2, self.df)) * self.standard_error
+        return self.compute_interval()
+
+    def compute_interval(self, n_tests: int = 1) -> tuple[float, float]:
+        """Return the interval at a level that holds for so many at once (Bonferroni)."""
+        half = float(stats.t.ppf(1 - ALPHA / 2 / n_tests, self.df)) * self.standard_error
         return self.value - half, self.value + half
 
     @property

@@ -75,8 +75,11 @@ class Study:
 
     def title_benchmarks(self, table: Literal["table2", "table4"]) -> dict[str, str]:
         """Return the policies' benchmarks in the order of one of the paper's tables, with their titles."""
-        found = order_benchmarks(self.benchmarks, table)
-        return {name: self.titles.get(name, title) for name, title in found.items()}
+        return self.replace_titles(order_benchmarks(self.benchmarks, table))
+
+    def replace_titles(self, titles: Mapping[str, str]) -> dict[str, str]:
+        """Return titles by name with this study's own where it has some."""
+        return {name: self.titles.get(name, title) for name, title in titles.items()}
 
     @property
     def common_methods(self) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def build_table1(study: Study) -> Table:
     Paper: Table 1.
     """
     known = load_benchmarks()
-    known["title"] = [study.titles.get(name, title) for name, title in known["title"].items()]
+    known["title"] = pd.Series(study.replace_titles(known["title"].to_dict()))
     asked = study.results.groupby("benchmark")["n"].max()
     origins = study.origins.groupby("benchmark")["n"].max() if len(study.origins) else pd.Series(dtype=int)
     used = [b for b in known.index if b in study.benchmarks or b in origins.index or study.is_published]
@@ -155,9 +155,8 @@ def build_table3(study: Study) -> Table:
     known, frame = load_benchmarks(), study.scores.scores.copy()
     for name in frame:
         frame[name] *= 100 if known.loc[name, "table3_unit"] == "percent" else 1
-    frame = frame.rename(columns=known["title"].to_dict() | dict(study.titles)).assign(
-        average_score=compute_s_pref(study.scores)
-    )
+    frame = frame.rename(columns=study.replace_titles(known["title"].to_dict()))
+    frame = frame.assign(average_score=compute_s_pref(study.scores))
     frame.index.name = "origin_model"
     return _build(study, "table3", caption, frame, bold=False, decimals=2)
 

@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,8 +49,11 @@ def ask(connection: socket.socket, kind: str, arguments: list[str]) -> int:
     while not select.select([connection], [], [], 1)[0]:  # seconds
         if os.getppid() != parent:
             return 1
-    answer = connection.recv(16)
-    return int(answer) if answer else 1
+    with suppress(ConnectionResetError):
+        if answer := connection.recv(16):
+            return int(answer)
+    print("karma: the sweep's fork server ended before this job: run the same command again", file=sys.stderr)
+    return 1
 
 
 def serve(address: str) -> dict[str, Any] | None:
@@ -141,19 +145,18 @@ def _become(request: dict[str, Any], outputs: list[int]) -> None:
     sys.argv = ["karma", *request["arguments"]]
 
 
+@cache
 def preload() -> None:
-    """Import what jobs import, once."""
+    """Import what jobs import, once; a module that cannot be imported is left to the job that needs it."""
     from importlib import import_module
     from pkgutil import walk_packages
 
     import karma
 
-    if "karma.cli" in sys.modules:
-        return
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a kernel's: read once, at the import
     names = [*PRELOADED, *(module.name for module in walk_packages(karma.__path__, "karma."))]
     for name in names:
-        with suppress(ImportError, AttributeError):
+        with suppress(Exception):
             import_module(name)
     gc.collect()
     gc.freeze()  # what was imported is never collected, so that forks need not walk it
