@@ -51,16 +51,16 @@ def test_a_fork_prints_and_ends_as_the_command_does(server, project):
 
 
 def test_a_job_and_its_kernel_are_forks_and_their_core_seconds_are_counted(server, project):
-    source = "import sys, time, pathlib\nassert 'trl.trainer.dpo_trainer' in sys.modules\nsum(range(10**7))\npathlib.Path('used').write_text(str(time.process_time()))"
+    source = "import sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 8: pass"
     before = add_cell(project, "02_kinship_analysis", source)
     (project / "params" / "table.yaml").write_text(
         "name: table\nmodels: {m: {random: {hidden_size: 8, layers: 1, heads: 1}}}\npolicies: [m]\nscores: {table: paper}\n"
     )
     result = run_client(server, "notebook", "02_kinship_analysis", "params/table.yaml")
     (project / "notebooks" / "02_kinship_analysis.ipynb").write_text(before)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     record = load_json(project / "outputs/table/kinship/provenance.json")["02_kinship_analysis"]
-    assert record["core_seconds"] > float((project / "used").read_text())
+    assert record["core_seconds"] > 8  # the kernel's; the job itself takes one or two
     executed = (project / "outputs/table/notebooks/02_kinship_analysis.ipynb").read_text()
     assert '"image/png"' in executed, "figures are shown in the notebook, as in a plain kernel"
 

@@ -42,6 +42,8 @@ def ask(connection: socket.socket, kind: str, arguments: list[str]) -> int:
         connection: to the server. kind: "cli" or "kernel". arguments: of the `karma` command, or of ipykernel.
     """
     parent = os.getppid()
+    if kind == "kernel":  # Jupyter interrupts a kernel before it asks it to end: it is to end by itself, and be counted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     values = {"kind": kind, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     message = json.dumps(values).encode()
     socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
