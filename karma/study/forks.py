@@ -46,12 +46,12 @@ def ask(connection: socket.socket, kind: str, arguments: list[str]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     values = {"kind": kind, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     message = json.dumps(values).encode()
-    socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
-    connection.sendall(message)
-    while not select.select([connection], [], [], 1)[0]:  # seconds
-        if os.getppid() != parent:
-            return 1
-    with suppress(ConnectionResetError):
+    with suppress(ConnectionError):
+        socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
+        connection.sendall(message)
+        while not select.select([connection], [], [], 1)[0]:  # seconds
+            if os.getppid() != parent:
+                return 1
         if answer := connection.recv(16):
             return int(answer)
     print("karma: the sweep's fork server ended before this job: run the same command again", file=sys.stderr)
