@@ -21,6 +21,7 @@ from karma.training.checks import check_folder, check_memory, check_pairs, estim
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
 from karma.training.trainers import DPO_LOSSES, Reference, build_dataset, build_trainer
+from karma.training.tuning import find_checkpoint
 from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
 from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 
@@ -48,8 +49,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     command = [sys.executable, "-c", SCRIPT]
     folder = tmp_path / "killed"
     child = subprocess.Popen([*command, str(folder), method, "hold"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    saved = "checkpoints/checkpoint-*/trainer_state.json"
-    wait_until(lambda: list(folder.glob(saved)) or child.poll() is not None)
+    wait_until(lambda: find_checkpoint(folder / "checkpoints") or child.poll() is not None)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (folder / "training.json").exists(), "it was killed too late to show anything"
@@ -66,11 +66,12 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    from karma.training.tuning import find_checkpoint
-
-    for step in (5, 10):
+    for step in (5, 10, 15, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    whole = '{"global_step": 5, "log_history": []}'
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text(whole)
+    (tmp_path / "checkpoint-15" / "trainer_state.json").touch()  # opened, and killed: seen in a test run
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(whole[:20])
     assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5") and find_checkpoint(None) is None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PrinterCallback
 
-from karma.errors import KarmaError
+from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, load_json, save_json
 from karma.training.health import alarm_not_a_number
 from karma.training.progress import ProgressFile
@@ -68,9 +68,16 @@ def prepare_checkpoints(run: Run) -> None:
 
 
 def find_checkpoint(folder: Path | None) -> str | None:
-    """Return the last whole checkpoint (the trainer writes its state last), if any."""
-    whole = list(folder.glob("checkpoint-*/trainer_state.json")) if folder else []
+    """Return the last whole checkpoint, if any: the trainer writes its state last, and a kill may cut that short too."""
+    whole = [state for state in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(state)] if folder else []
     return str(max(whole, key=lambda state: int(state.parent.name.split("-")[1])).parent) if whole else None
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(load_json(state))
+    except InputError:
+        return False
 
 
 def _list_updates(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
