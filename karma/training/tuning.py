@@ -68,7 +68,7 @@ def prepare_checkpoints(run: Run) -> None:
 
 
 def find_checkpoint(folder: Path | None) -> str | None:
-    """Return the last whole checkpoint, if any: the trainer writes its state last, and a kill may cut that short too."""
+    """Return the last whole checkpoint, if any: the trainer writes its state last, and a kill may cut that short."""
     whole = [state for state in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(state)] if folder else []
     return str(max(whole, key=lambda state: int(state.parent.name.split("-")[1])).parent) if whole else None
 
