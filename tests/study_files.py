@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from karma.files import find_project_root
 from karma.pairs.accounting import Accounting
 from karma.pairs.folder import save_pairs
-from karma.pairs.pairs import PairSet
-from karma.pairs.schema import PAIR_SCHEMA
+from karma.pairs.pairs import PAIR_SCHEMA, PairSet
 from karma.scores.measured import build_score_table
 from karma.scores.read import save_score_table
 from karma.study.experiment import Experiment, load_experiment

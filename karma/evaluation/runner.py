@@ -87,7 +87,7 @@ def evaluate(
         >>> scores["benchmarks"]["arc_easy"]["n"], answers.num_rows
         (2, 2)
     """
-    from lm_eval import simple_evaluate
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     if protocol not in PROTOCOLS:
@@ -107,10 +107,8 @@ def evaluate(
     for chat in (True, False):  # one call has one chat format for all its tasks
         some = {names[benchmark]: chat for benchmark, way in ways.items() if (way != "cloze") == chat}
         if some:
-            result = simple_evaluate(
-                model=model, tasks=[tasks[task] for task in some], task_manager=manager, apply_chat_template=chat,
-                bootstrap_iters=0, log_samples=True,
-            )  # fmt: skip
+            asked = {"tasks": {task: tasks[task] for task in some}, "groups": {}, "group_map": {}}
+            result = lm_eval.evaluate(model, asked, apply_chat_template=chat, bootstrap_iters=0)
             results |= dict.fromkeys(some, result)
     scores, rows = {}, []
     for benchmark, task in names.items():

@@ -22,8 +22,6 @@ from karma.models.load import (
 )
 from karma.study.settings import Compute
 
-PASS_TOKENS, PASS_TOKENS_GPU = 1024, 16384  # of a forward pass over rows of options: like widths go together
-
 
 @dataclass(frozen=True)
 class Answered:
@@ -67,11 +65,12 @@ class TransformersBackend:
 
     def _open(self):
         import torch
-        from lm_eval.models.huggingface import HFLM
+
+        from karma.models.harness import PrefillHFLM
 
         torch.set_num_threads(self.threads)
         model = load_model(self.models, self.model_name, self.dtype, self.device)
-        return HFLM(pretrained=model, tokenizer=self.tokenizer, backend="causal", batch_size=self.batch_size)
+        return PrefillHFLM(pretrained=model, tokenizer=self.tokenizer, backend="causal", batch_size=self.batch_size)
 
     def format_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turn messages into the text the model was tuned on, without a second BOS when it is tokenised."""
@@ -120,18 +119,18 @@ class TransformersBackend:
         That is a model that needs its own rows, an empty context (a first token stands for it), an empty continuation,
         and a text longer than the model's context, which is cut.
         """
-        from karma.models.logprobs import build_options_row, can_share_prompts, compute_option_logps, has_plain_head
+        from karma.models import logprobs
 
         inner = self.inner
-        if "" in groups or not (can_share_prompts(inner.model) and has_plain_head(inner.model)):
+        if "" in groups or not (logprobs.can_share_prompts(inner.model) and logprobs.has_plain_head(inner.model)):
             return None
         tokens = [inner._encode_pair(*pair) for pair in pairs]
         if any(not option or len(context) + len(option) > inner.max_length for context, option in tokens):
             return None
         members = list(groups.values())
-        rows = [build_options_row(tokens[group[0]][0], [tokens[i][1] for i in group]) for group in members]
-        budget = PASS_TOKENS if self.device == "cpu" else PASS_TOKENS_GPU
-        compared = compute_option_logps(inner.model, rows, self.tokenizer.pad_token_id, budget)
+        rows = [logprobs.build_options_row(tokens[group[0]][0], [tokens[i][1] for i in group]) for group in members]
+        budget = logprobs.choose_pass_tokens(self.device)
+        compared = logprobs.compute_option_logps(inner.model, rows, self.tokenizer.pad_token_id, budget)
         order = [i for group in members for i in group]
         results = dict(zip(order, [result for row in compared for result in row], strict=True))
         return [results[i] for i in range(len(pairs))]

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
-from karma.models.logprobs import compute_choice_logits
+from karma.models.logprobs import choose_pass_tokens, compute_choice_logits
 from karma.study.settings import Compute
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
@@ -35,7 +35,7 @@ def annotate(
         rows: dictionaries with row_id, response_id, model, instruction, response.
         models: name -> specification. judge: which of them rates.
         compute: the experiment's `compute`.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass, at most.
 
     Returns:
         A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds).
@@ -51,6 +51,7 @@ def annotate(
     for i, row in enumerate(rows):
         groups.setdefault(row["row_id"], []).append(i)
     budget = batch_size * max(map(len, ids), default=1)  # tokens, as a batch of the longest prompts has
+    budget = min(budget, choose_pass_tokens(device))
     asked, scores = [[ids[i] for i in some] for some in groups.values()], [0.0] * len(rows)
     with tqdm(total=len(rows), desc=f"{judge} rates", unit="response") as bar:
         logits = compute_choice_logits(model, asked, tokenizer.pad_token_id, budget, digits, bar.update)

@@ -12,12 +12,15 @@ the plain way, each response in a row of its own.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, takewhile
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
+
+from karma.models.frozen import run_rows
 
 HEAD_CHUNK = 2048  # response tokens whose logits are held at a time, off the CPU
 _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -80,7 +83,7 @@ def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=model.device)
-    causal = _get_causal(model)
+    causal = get_causal(model)
     hidden = causal.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     sums = []
     for k, row in enumerate(rows):  # position t predicts token t + 1
@@ -107,6 +110,11 @@ class SharedRow:
         """Tokens of the row."""
         return self.shared + sum(len(side.ids) - self.shared for side in self.sides)
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What its states depend on: how much is shared, and all tokens."""
+        return self.shared, *(tuple(side.ids) for side in self.sides)
+
 
 def build_options_row(context: list[int], options: Sequence[list[int]]) -> SharedRow:
     """Lay the options of one context out as a row; what all of them begin with is shared too.
@@ -131,7 +139,7 @@ def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: 
 
 def can_share_prompts(model: Any) -> bool:
     """Tell whether every layer of a model attends by the mask and the positions it is given, so that rows may share."""
-    config, base = model.config, _get_causal(model).base_model
+    config, base = model.config, get_causal(model).base_model
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     stateful = any(
@@ -149,27 +157,30 @@ def has_plain_head(model: Any) -> bool:
     return all(getattr(text, key, None) in (None, 1.0) for key in _SCALES)
 
 
-def _get_causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # under PEFT's wrapper
+def get_causal(model: Any) -> Any:
+    """Return the model under PEFT's wrapper, if it has one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def compute_pair_logps(
     model: Any, tokenizer: Any, prompts: Sequence[Messages], chosen: Sequence[Messages], rejected: Sequence[Messages],
-    *, max_length: int, batch_tokens: int = 4096, progress: str | None = None,
+    *, max_length: int, batch_tokens: int | None = None, progress: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Compute the log-probabilities of both responses of each pair, the prompt's tokens once where the model allows.
 
     Args:
         model, tokenizer, prompts, max_length, progress: as for `compute_logps`.
         chosen, rejected: n lists of one assistant message each.
-        batch_tokens: tokens a forward pass, padding included; a longer pair makes a pass of its own.
+        batch_tokens: tokens a forward pass, padding included; a longer pair makes a pass of its own. None: as
+            `choose_pass_tokens` says.
 
     Returns:
         Summed log-probabilities (n, 2) of chosen and rejected, in nats; and response lengths (n, 2), in tokens.
     """
     rows = [tokenize_pair(tokenizer, *row, max_length) for row in zip(prompts, chosen, rejected, strict=True)]
     with tqdm(total=len(rows), desc=progress, disable=progress is None, unit="pair") as bar:
-        logps = compute_row_logps(model, rows, tokenizer.pad_token_id, batch_tokens, bar.update)
+        budget = batch_tokens or choose_pass_tokens(model.device.type)
+        logps = compute_row_logps(model, rows, tokenizer.pad_token_id, budget, bar.update)
     return logps, count_tokens(rows)
 
 
@@ -193,6 +204,11 @@ def compute_row_logps(
             logps[batch] = torch.stack(sides, 1)
         advance(len(batch))
     return logps
+
+
+def choose_pass_tokens(device: str) -> int:
+    """Return the tokens of a forward pass on "cpu" or "cuda" that is fast: larger ones leave a CPU's caches."""
+    return 1024 if device == "cpu" else 16384
 
 
 def plan_batches(widths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -311,12 +327,12 @@ def _run_plain(prompts: Sequence[list[int]], model: Any, pad: int) -> torch.Tens
 def _run_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:
     """Return the states that predict the sides' tokens, the vocabulary head, those tokens, and how many a side has."""
     ids, positions, mask = build_row_batch(rows, pad)
-    causal = _get_causal(model)
+    causal = get_causal(model)
     device, dtype = model.device, causal.get_input_embeddings().weight.dtype
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    hidden = causal.base_model(
-        input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device), use_cache=False
-    ).last_hidden_state
+    run = partial(causal.base_model, input_ids=ids.to(device), attention_mask=bias.to(device),
+                  position_ids=positions.to(device), use_cache=False)  # fmt: skip
+    hidden = run_rows(causal, [row.key for row in rows], [row.width for row in rows], run).last_hidden_state
     found = [(k * ids.shape[1], *side) for k, row in enumerate(rows) for side in _find_targets(row)]
     places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
     targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)

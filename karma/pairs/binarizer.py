@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from karma.errors import InputError
 from karma.pairs.accounting import Accounting
+from karma.pairs.pairs import PAIR_SCHEMA
 from karma.pairs.rules import Rules, build_origins
-from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.draws import compute_draws, compute_keys
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, to_hex

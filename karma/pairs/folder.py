@@ -19,8 +19,7 @@ from karma.files import save_json
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
-from karma.pairs.pairs import _SLICE_ROWS, PairSet
-from karma.pairs.schema import PAIR_SCHEMA
+from karma.pairs.pairs import _SLICE_ROWS, PAIR_SCHEMA, PairSet
 
 _PLAIN_COLUMNS = [
     n
@@ -105,7 +104,7 @@ def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
 
     Example:
         >>> from karma.pairs.pairs import load_pairs
-        >>> from karma.pairs.schema import PAIR_SCHEMA
+        >>> from karma.pairs.pairs import PAIR_SCHEMA
         >>> none = PairSet(PAIR_SCHEMA.empty_table(), Accounting("k_sim"))
         >>> len(load_pairs(save_pairs(none, Path(tempfile.mkdtemp()) / "pairs")))
         0

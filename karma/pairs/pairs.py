@@ -25,10 +25,18 @@ from xxhash import xxh3_64_intdigest
 from karma.errors import InputError
 from karma.files import load_json
 from karma.pairs.accounting import Accounting
-from karma.pairs.schema import PAIR_SCHEMA
 from karma.pool.draws import compute_draws
 
 _SLICE_ROWS = 4096
+
+# The columns of a pair set, in the shape TRL trains on: prompt, chosen and rejected as role/content messages.
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+PAIR_SCHEMA = pa.schema([
+    ("row_id", pa.string()), ("source", pa.string()), ("prompt", _MESSAGES), ("chosen", _MESSAGES),
+    ("rejected", _MESSAGES), ("chosen_model", pa.string()), ("rejected_model", pa.string()),
+    ("chosen_score", pa.float64()), ("rejected_score", pa.float64()), ("kinship", pa.float64()),
+    ("strategy", pa.string()), ("chosen_id", pa.string()), ("rejected_id", pa.string()),
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class PairSet:
     """Pairs of one strategy.
 
     Attributes:
-        table: columns of `karma.pairs.binarizer.PAIR_SCHEMA` (and `stage`, where a curriculum ordered them).
+        table: columns of PAIR_SCHEMA (and `stage`, where a curriculum ordered them).
         accounting: rows in, pairs out, dropped by reason, and the settings.
     """
 

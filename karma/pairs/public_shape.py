@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, compute_file_digest
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import PairSet
-from karma.pairs.schema import PAIR_SCHEMA
+from karma.pairs.pairs import PAIR_SCHEMA, PairSet
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.pool.rows import parse_json
 

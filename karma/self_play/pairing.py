@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from karma.evaluation.prompts import Prompt
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import PairSet
-from karma.pairs.schema import PAIR_SCHEMA
+from karma.pairs.pairs import PAIR_SCHEMA, PairSet
 from karma.pool.responses import compute_response_id, compute_row_id
 
 SCHEMA = PAIR_SCHEMA.append(pa.field("evolution", pa.string())).append(pa.field("parent", pa.string()))

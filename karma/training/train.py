@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from karma.errors import InputError
 from karma.files import atomic_path, load_json, save_json
+from karma.models.frozen import States, keep_frozen
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
@@ -121,9 +122,12 @@ def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedAr
     is_adapter = (folder / "model" / "adapter_config.json").is_file()
     weights = dtype if is_adapter else run.dtype  # whole weights were rounded when they were saved: so is the start
     asked, logps, answers = prompts.slice(0, 10).to_pylist(), {}, {}
+    states: States = {}
     for when, (models, name) in (("before", (run.models, run.policy)), ("after", trained)):
         gc.collect()  # the trained model is in a cycle with its trainer
         model = load_model(models, name, weights, run.device).to(getattr(torch, dtype))
+        if is_adapter and run.settings.lora:  # below it, both are one model
+            keep_frozen(model, model.config.num_hidden_layers - run.settings.lora.last_layers, states)
         logps[when] = measure_pairs(model, tokenizer, held_out, run.settings.max_length, f"held-out pairs {when}")
         answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
         del model

@@ -2,8 +2,9 @@
 
 `TRAINERS` holds all that differs by method; a new one is an entry there, its function, and a row of
 `karma.vocabulary.METHODS`.
-SFT and DPO are TRL's stable trainers (DPO with `karma.training.shared_prompt`'s forward pass); SimPO is TRL's
-experimental CPO trainer with its SimPO loss, behind `_build_simpo` alone: it may move or vanish in any release.
+SFT and DPO are TRL's stable trainers with cheaper forward passes (`karma.training.forward`);
+SimPO is TRL's experimental CPO trainer with its SimPO loss, behind `_build_simpo` alone: it may move or vanish in any
+release.
 Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
 learning rates an update is smaller than bfloat16's rounding of the weight it changes.
 
@@ -151,15 +152,17 @@ def build_trainer(
 
 
 def _build_sft(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    return SFTTrainer(model, SFTConfig(completion_only_loss=True, **shared), **options)
+    from karma.training.forward import ResponseHeadSFTTrainer
+
+    return ResponseHeadSFTTrainer(model, SFTConfig(completion_only_loss=True, **shared), **options)
 
 
 def _build_dpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], reference: Reference):
     from trl import DPOConfig
 
-    from karma.training.shared_prompt import SharedPromptDPOTrainer
+    from karma.training.forward import SharedPromptDPOTrainer
 
     config = DPOConfig(beta=settings.beta, loss_type=[settings.loss_type], label_smoothing=settings.label_smoothing,
                        precompute_ref_log_probs=True, **shared)  # fmt: skip

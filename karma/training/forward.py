@@ -1,15 +1,17 @@
-"""TRL's DPO trainer with a cheaper forward pass: each pair's prompt once, the vocabulary head on response tokens only.
+"""TRL's SFT and DPO trainers with cheaper forward passes; losses, metrics, saving and all else stay TRL's.
 
-TRL lays a pair out as two rows, prompt + chosen and prompt + rejected, pads both to the longest row of the batch, and
-off CUDA scores every position with the vocabulary head. Here a pair is one row, prompt + chosen + rejected, in which
-the rejected response does not see the chosen one and takes up the positions after the prompt; only positions that
-predict a response token meet the head. Losses, metrics, saving and all else stay TRL's: only what
-`model(..., fused_lm_head=True)` computes is replaced, and it returns the same log-probabilities.
+TRL gives a model a pass `model(..., fused_lm_head=True)` that returns log-probabilities in place of logits; off CUDA it
+scores every position of a padded batch with the vocabulary head, prompt and padding included. What that pass computes
+is replaced here, and it returns the same log-probabilities: only positions that predict a response token meet the head.
+For DPO TRL lays a pair out as two rows, prompt + chosen and prompt + rejected; here it is one row, prompt + chosen +
+rejected, in which the rejected response does not see the chosen one and takes up the positions after the prompt. Layers
+below the first adapter are run once for the reference and the policy (`karma.models.frozen`).
 Decisions: pairs of an update are sorted by length among its micro-batches, which changes their padding, not the sum of
 their losses (in a last, partial update micro-batches may differ in size, and weigh the same); the reference's
 log-probabilities are computed of the pairs that training will see, and kept in a file, so that a killed run or another
-seed does not repeat them.
-Limit: models with sliding windows, recurrent layers or a scaled head go TRL's own way.
+seed does not repeat them; metrics that need a pass over the whole vocabulary (entropy, mean logits) are not logged.
+Limit: models with a scaled or capped head and mixtures of experts go TRL's own way, in DPO also those with sliding
+windows or recurrent layers, in SFT all on CUDA, where TRL picks the positions itself.
 
 Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
 """
@@ -17,7 +19,7 @@ Paper: DPO (arXiv 2305.18290), Eq. 7; the layout is ours.
 import functools
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +30,44 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch.utils.data import Sampler
-from trl import DPOTrainer
+from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
+from karma.models.frozen import count_frozen, keep_frozen
 from karma.models.logprobs import (
     SharedRow,
     TokenizedResponse,
     can_share_prompts,
+    choose_pass_tokens,
     compute_token_logps,
+    get_causal,
     has_plain_head,
     plan_batches,
 )
 
-PASS_TOKENS = 1024  # of a forward pass on a CPU: pairs of like width go together, so that little is padding
+_REPLACED = "karma_replaced_head"  # set on a model whose fused pass was replaced
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
-_SHARES = "karma_shares_prompts"  # set on a model whose forward pass was replaced
+
+
+class ResponseHeadSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer, off CUDA with the head on response tokens only."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        causal = get_causal(self.model)
+        if causal.device.type == "cpu" and can_replace_head(causal):
+            replace_fused_head(causal, _score_responses)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what was computed."""
+        if is_replaced(self.model):
+            self._metrics["train"].pop("entropy", None)
+        super().log(logs, start_time)
 
 
 class SharedPromptDPOTrainer(DPOTrainer):
-    """TRL's DPOTrainer, with the forward pass above and with reference log-probabilities kept in a file.
+    """TRL's DPOTrainer, with a pair in one row and with reference log-probabilities kept in a file.
 
     Args:
         reference_file: parquet of the reference's log-probabilities, read if it is there, written if not; None keeps
@@ -64,7 +84,9 @@ class SharedPromptDPOTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Compute the reference's log-probabilities in order of length, or read them."""
         for model in filter(None, (self.model, self.ref_model)):
-            share_prompts(_unwrap(model))
+            share_prompts(get_causal(model))
+        if self.ref_model is None and not self.args.gradient_checkpointing:
+            keep_frozen(get_causal(self.model), count_frozen(get_causal(self.model)), {})
         seen, lengths = self._find_seen(dataset), _count_tokens(dataset)
         known = [self._read_reference(seen) is not None]
         broadcast_object_list(known)  # what the main process sees: all go the same way
@@ -120,7 +142,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what was computed: TRL's entropy, mean logits and token accuracy need a pass that is saved here."""
-        if getattr(_unwrap(self.model), _SHARES, False):
+        if is_replaced(self.model):
             for key in _UNSCORED:
                 self._metrics["train"].pop(key, None)
         super().log(logs, start_time)
@@ -164,14 +186,9 @@ def _count_tokens(dataset: Dataset) -> list[int]:
     return [sum(map(len, row)) for row in zip(*parts, strict=True)]
 
 
-def _unwrap(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def can_share(model: Any) -> bool:
     """Tell whether a model may be trained so: one row a pair, and a vocabulary head without scaling or experts."""
-    routed = getattr(model.config.get_text_config(), "output_router_logits", None)
-    return can_share_prompts(model) and has_plain_head(model) and not routed
+    return can_share_prompts(model) and can_replace_head(model)
 
 
 def share_prompts(model: Any) -> None:
@@ -180,20 +197,14 @@ def share_prompts(model: Any) -> None:
     Args:
         model: a causal language model that TRL has given its fused head.
     """
-    before = model.forward
-    if not can_share(model) or getattr(model, _SHARES, False):
-        return
+    if can_share(model):
+        replace_fused_head(model, _compute_pairs)
 
-    @functools.wraps(type(model).forward)  # generation checks its arguments against the signature
-    def forward_pairs(self, *args, fused_lm_head=False, **inputs):
-        if not fused_lm_head:
-            return before(*args, **inputs)
-        scored = _score_pairs(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
-        blank = torch.zeros_like(scored)
-        return FusedCausalLMOutput(log_probs=scored, entropy=blank, mean_logits=blank, is_top1=blank.bool())
 
-    model.forward = types.MethodType(forward_pairs, model)
-    setattr(model, _SHARES, True)
+def _compute_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> FusedCausalLMOutput:
+    scored = _score_pairs(model, ids, mask, labels)
+    blank = torch.zeros_like(scored)
+    return FusedCausalLMOutput(log_probs=scored, entropy=blank, mean_logits=blank, is_top1=blank.bool())
 
 
 def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -203,7 +214,7 @@ def _score_pairs(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torc
         Log-probabilities in nats (2n, length - 1), 0 where the next token is not the response's.
     """
     rows = _find_pairs(ids.tolist(), mask.sum(1).tolist(), (labels != -100).int().argmax(1).tolist())
-    budget = PASS_TOKENS if ids.device.type == "cpu" else 2**62
+    budget = choose_pass_tokens("cpu") if ids.device.type == "cpu" else 2**62
     groups = plan_batches([row.width for row in rows], budget)
     parts = [part for group in groups for part in compute_token_logps([rows[k] for k in group], model, pad=0)]
     sides = [side for group in groups for k in group for side in rows[k].sides]
@@ -225,3 +236,46 @@ def _find_pairs(ids: list[list[int]], ends: list[int], starts: list[int]) -> lis
     n = len(ids) // 2
     sides = [TokenizedResponse(row[:end], start) for row, end, start in zip(ids, ends, starts, strict=True)]
     return [SharedRow((sides[k], sides[k + n]), min(starts[k], starts[k + n])) for k in range(n)]
+
+
+def can_replace_head(model: Any) -> bool:
+    """Tell whether a model's log-probabilities follow from its states and its head alone."""
+    return has_plain_head(model) and not getattr(model.config.get_text_config(), "output_router_logits", None)
+
+
+def is_replaced(model: Any) -> bool:
+    """Tell whether a model's fused forward pass was replaced."""
+    return getattr(get_causal(model), _REPLACED, False)
+
+
+def replace_fused_head(model: Any, compute: Callable[..., FusedCausalLMOutput]) -> None:
+    """Let `compute(model, input_ids, attention_mask, labels)` answer `model(..., fused_lm_head=True)`, once.
+
+    Args:
+        model: a causal language model that TRL has given its fused head; all its other calls stay as they were.
+    """
+    before = model.forward
+    if is_replaced(model):
+        return
+
+    @functools.wraps(type(model).forward)  # generation checks its arguments against the signature
+    def forward(self, *args, fused_lm_head=False, **inputs):
+        if not fused_lm_head:
+            return before(*args, **inputs)
+        return compute(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+
+    model.forward = types.MethodType(forward, model)
+    setattr(model, _REPLACED, True)
+
+
+def _score_responses(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> FusedCausalLMOutput:
+    """Score the tokens that have a label; position t predicts token t + 1."""
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    own = targets != -100
+    logits = model.get_output_embeddings()(hidden[own]).float()
+    logps = -torch.nn.functional.cross_entropy(logits, targets[own], reduction="none")
+    blank = logps.new_zeros(own.shape)
+    return FusedCausalLMOutput(log_probs=blank.masked_scatter(own, logps), entropy=blank, mean_logits=blank,
+                               is_top1=torch.zeros_like(own).masked_scatter(own, logits.argmax(-1) == targets[own]),
+                               label_mask=own)  # fmt: skip
