@@ -18,7 +18,8 @@ from typer.main import get_command
 from karma.errors import KarmaError
 
 COMMANDS = {  # command -> its file in karma/commands
-    "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study", "models": "study",
+    "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
+    "cross_evaluation": "study", "models": "study",
     "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train", "kinship": "kinship",
     "report": "report",
 }  # fmt: skip

@@ -23,9 +23,10 @@ from karma.models.logprobs import (
     can_share_prompts,
     compute_logps,
     compute_option_logps,
-    compute_pair_batch,
     compute_pair_logps,
     compute_row_logps,
+    compute_side_logps,
+    compute_token_logps,
     plan_batches,
     tokenize_pair,
 )
@@ -140,8 +141,8 @@ def test_a_prompt_that_merges_with_its_response_is_not_shared_to_the_end(tiny):
     """Where the two rows differ before the response begins, only what is equal is shared."""
     model, _ = tiny
     pair = SharedRow((TokenizedResponse([5, 6, 7, 20, 21], 3), TokenizedResponse([5, 6, 9, 30], 3)), 2)
-    alone = [compute_pair_batch([SharedRow((side, side), 0)], model, 0)[0, 0] for side in pair.sides]
-    assert torch.allclose(compute_pair_batch([pair], model, 0)[0], torch.stack(alone), atol=1e-4)
+    alone = [compute_side_logps(model, [SharedRow((side,), 0)], 0, 64)[0][0] for side in pair.sides]
+    assert torch.allclose(compute_side_logps(model, [pair], 0, 64)[0], torch.stack(alone), atol=1e-4)
 
 
 def test_a_model_that_sees_more_than_its_mask_takes_the_plain_way(tiny):
@@ -161,8 +162,8 @@ def test_gradients_flow(tiny):
     model, tokenizer = tiny
     row = tokenize_pair(tokenizer, turn("user", "Hi"), turn("assistant", "yes"), turn("assistant", "no"), 64)
     with torch.enable_grad():
-        logps = compute_pair_batch([row], model, tokenizer.pad_token_id)
-        (logps[0, 0] - logps[0, 1]).backward()
+        chosen, rejected = compute_token_logps([row], model, tokenizer.pad_token_id)
+        (chosen.sum() - rejected.sum()).backward()
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
     model.zero_grad()
 

@@ -33,9 +33,48 @@ def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment
     assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play", "families", "evidence"])
 def test_shipped_experiments_load(name):
     assert load_experiment(name).settings.name == name
+
+
+def test_an_experiment_builds_on_another(experiment):
+    study = experiment("extends: demo\nname: mine\nseeds: [0, 1]\npool: {n_prompts: 7}\ntrained_on: {sft: [k_sim]}\n")
+    demo = load_experiment("demo").settings
+    assert study.settings.pool.model_copy(update={"n_prompts": demo.pool.n_prompts}) == demo.pool
+    assert study.settings.seeds == [0, 1] and study.settings.training == demo.training
+    assert study.settings.trained_on == {"sft": ["k_sim"], "dpo": demo.trained_on["dpo"]}
+    shown = study.show(("pool", "seeds", "kinship.cut"))["set by"]
+    found = [shown[key] for key in ("pool.n_prompts", "pool.max_new_tokens", "seeds", "kinship.cut")]
+    assert found == ["mine.yaml", "demo.yaml", "mine.yaml", "base.yaml"]
+    assert study.outputs.name == "mine", "a child without a name of its own would write over its father"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("extends: [demo]", "mine.yaml: extends is ['demo']: name one experiment, e.g. `extends: demo`"),
+    ("extends: dmeo", "experiment 'dmeo' not found; there are"),
+    ("extends: demo\nseeds: [0]", "mine.yaml extends demo.yaml and has its name, 'demo': give it a name of its own"),
+])  # fmt: skip
+def test_what_an_experiment_cannot_build_on(experiment, text, message):
+    with pytest.raises(InputError) as caught:
+        experiment(text)
+    assert message in str(caught.value)
+
+
+def test_experiments_that_extend_each_other_are_refused(tmp_path):
+    for one, other in ("ab", "ba"):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {tmp_path / other}.yaml\nname: {one}\n")
+    with pytest.raises(
+        InputError, match=r"a\.yaml extends b\.yaml extends a\.yaml: a circle; let one of them stand alone"
+    ):
+        load_experiment(tmp_path / "a.yaml")
+
+
+def test_evidence_is_the_demo_with_nothing_left_out():
+    demo, evidence = load_experiment("demo").settings, load_experiment("evidence").settings
+    assert evidence.models == demo.models and evidence.pool == demo.pool and evidence.strategies == demo.strategies
+    assert all(evidence.list_trained(method) == evidence.strategies for method in ("sft", "dpo"))
+    assert len(evidence.seeds) == 3 and evidence.benchmarks.held_out_pairs and evidence.potential.metrics
 
 
 def test_the_paper_is_32_runs_with_appendix_a():

@@ -1,4 +1,4 @@
-"""What runs or shows a study: run, status, notebook, pool, annotation, models."""
+"""What runs or shows a study: run, status, notebook, the commands of stages, models."""
 
 import sys
 from typing import Annotated
@@ -54,6 +54,11 @@ def pool(experiment: Experiment) -> None:
 def annotation(experiment: Experiment) -> None:
     """Rate a study's pool with its judge model, for the RLAIF baseline."""
     _run_stage("annotation", experiment, None)
+
+
+def cross_evaluation(experiment: Experiment, p: Parameters = None) -> None:
+    """Measure one trained policy on every strategy's held-out pairs: `-p policy=... -p strategy=... -p method=dpo`."""
+    _run_stage("cross_evaluation", experiment, p)
 
 
 def models(experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""Figures 5 and 6: what the trained policies score, by capability and by policy, with 95 % intervals.
+"""Figures 5 and 6: what the trained policies score, by capability and by policy, with 95 % intervals; and the square.
 
 Decision: a bar is drawn only where all the scores that it averages exist; a missing one is written "n/a"
 in its place, so that an unfinished study cannot be mistaken for a poor one. Limit: with one seed the
@@ -7,9 +7,11 @@ intervals hold the items' noise, not the training's.
 
 import textwrap
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
@@ -110,3 +112,37 @@ def _draw_levels(ax: Axes, rows: pd.DataFrame, groups: list[str], chance: pd.Ser
 def _compute_top(bars: pd.DataFrame) -> float:
     """Return an axis limit above every interval, and at least .3, so that noise does not fill the figure."""
     return min(1.0, max(0.3, float(np.nanmax([0.0, *bars["high"]])) * 1.08))
+
+
+def plot_square(cells: pd.DataFrame, titles: dict[str, str]) -> np.ndarray:
+    """Draw what policies were trained on against what they are tested on, one panel a method.
+
+    Purple: training moved the policy towards the labels of the column; orange: away from them; white: a coin. A star
+    marks a share whose 95 % interval leaves .5 out, uncorrected.
+
+    Args:
+        cells: from `karma.results.cross.build_square`. titles: of strategies and of the truth, by name.
+
+    Returns:
+        The panels' Axes.
+    """
+    methods, tested = (list(dict.fromkeys(cells[key])) for key in ("method", "tested_on"))
+    counts = [cells.loc[cells["method"] == method, "trained_on"].nunique() for method in methods]
+    figure, axes = plt.subplots(
+        len(methods), 1, figsize=(PAGE_WIDTH_IN, 0.34 * sum(counts) + 1.0 * len(methods) + 0.9), squeeze=False,
+        sharex=True, gridspec_kw={"height_ratios": counts},
+    )  # fmt: skip
+    for method, panel in zip(methods, axes[:, 0], strict=True):
+        own = cells[cells["method"] == method]
+        shares = own.pivot(index="trained_on", columns="tested_on", values="share")
+        shares = shares.reindex(index=dict.fromkeys(own["trained_on"]), columns=tested)
+        own = own.assign(text=[f"{r.share:.2f}{'' if r.low <= 0.5 <= r.high else '*'}" for r in own.itertuples()])
+        texts = own.pivot(index="trained_on", columns="tested_on", values="text").reindex_like(shares)
+        sns.heatmap(shares, annot=texts, fmt="", vmin=0, vmax=1, center=0.5, cmap="PuOr", cbar=False, linewidths=0.5,
+                    ax=panel, annot_kws={"size": 8})  # fmt: skip
+        panel.set(title=f"{title_of(method)}: trained on (rows), tested on (columns)", xlabel="", ylabel="")
+        panel.set_yticklabels([titles[name] for name in shares.index], rotation=0)
+        panel.set_xticklabels([textwrap.fill(titles[name], 12) for name in tested], rotation=0)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.TwoSlopeNorm(0.5, 0, 1), "PuOr")
+    figure.colorbar(scale, ax=axes[:, 0], label="share of held-out pairs\nmoved the right way")
+    return axes[:, 0]

@@ -131,10 +131,14 @@ def build_options_row(context: list[int], options: Sequence[list[int]]) -> Share
 
 def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: Messages, max_length: int) -> SharedRow:
     """Tokenise both responses as `tokenize_response` does, and find what they share before either begins."""
-    first, second = (tokenize_response(tokenizer, prompt, r, max_length) for r in (chosen, rejected))
-    limit = min(first.start, second.start)
-    alike = (i for i, (a, b) in enumerate(zip(first.ids[:limit], second.ids[:limit], strict=False)) if a != b)
-    return SharedRow((first, second), next(alike, min(limit, len(first.ids), len(second.ids))))
+    return tokenize_row(tokenizer, prompt, [chosen, rejected], max_length)
+
+
+def tokenize_row(tokenizer: Any, prompt: Messages, responses: Sequence[Messages], max_length: int) -> SharedRow:
+    """Do so for any number of responses to one prompt."""
+    sides = tuple(tokenize_response(tokenizer, prompt, response, max_length) for response in responses)
+    columns = zip(*(side.ids[: min(side.start for side in sides)] for side in sides), strict=False)
+    return SharedRow(sides, sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
 def can_share_prompts(model: Any) -> bool:
@@ -189,19 +193,28 @@ def count_tokens(rows: Sequence[SharedRow]) -> torch.Tensor:
     return torch.tensor([[len(side.ids) - side.start for side in row.sides] for row in rows]).reshape(-1, 2)
 
 
-@torch.no_grad()
 def compute_row_logps(
     model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
 ) -> torch.Tensor:
     """Return summed log-probabilities (n, 2) of tokenised pairs, in nats; `advance` hears of pairs done."""
-    logps, shares = torch.zeros(len(rows), 2), can_share_prompts(model)
+    sides = compute_side_logps(model, rows, pad, batch_tokens, advance)
+    return torch.stack(sides) if sides else torch.zeros(0, 2)
+
+
+@torch.no_grad()
+def compute_side_logps(
+    model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
+) -> list[torch.Tensor]:
+    """Return the summed log-probability (sides,) of each row's responses, in nats; `advance` hears of rows done."""
+    logps, shares = [torch.empty(0)] * len(rows), can_share_prompts(model)
     for batch in plan_batches([row.width for row in rows], batch_tokens):
         some = [rows[i] for i in batch]
         if shares:
-            logps[batch] = compute_pair_batch(some, model, pad).cpu()
+            found = torch.stack([tokens.sum() for tokens in compute_token_logps(some, model, pad)])
         else:
-            sides = [_compute_batch([row.sides[k] for row in some], model, pad) for k in (0, 1)]
-            logps[batch] = torch.stack(sides, 1)
+            found = _compute_batch([side for row in some for side in row.sides], model, pad)
+        for i, own in zip(batch, found.cpu().split([len(row.sides) for row in some]), strict=True):
+            logps[i] = own
         advance(len(batch))
     return logps
 
@@ -227,20 +240,11 @@ def plan_batches(widths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def compute_pair_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> torch.Tensor:
-    """Return summed log-probabilities (rows, 2) of chosen and rejected, from one forward pass; gradients flow.
-
-    Args:
-        rows: of two sides, as from `tokenize_pair`. model: one that `can_share_prompts`. pad: the padding token's id.
-    """
-    return torch.stack([tokens.sum() for tokens in compute_token_logps(rows, model, pad)]).view(-1, 2)
-
-
 def compute_token_logps(rows: Sequence[SharedRow], model: Any, pad: int) -> list[torch.Tensor]:
     """Return each response's log-probabilities, token by token, from one forward pass; gradients flow.
 
     Args:
-        rows: with any number of sides. model, pad: as for `compute_pair_batch`.
+        rows: with any number of sides. model: one that `can_share_prompts`. pad: the padding token's id.
 
     Returns:
         One tensor a side in float32, in nats: of the first row's sides (chosen, rejected), the second's, ...

@@ -136,6 +136,8 @@ def collect_results(source: Job | Experiment) -> Study:
         gaps += [_gap(job, path) for job in _jobs(experiment, name) for path in job.products if not path.exists()]
     for job in _jobs(experiment, "07_alignment_potential"):
         gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
+    for job in _jobs(experiment, "cross_evaluation"):
+        gaps += [_gap(job, path) for path in job.products if not path.exists()]
     cost = [_load_cost(job, gaps) for job in _jobs(experiment, "annotation")]
     table = experiment.outputs / "kinship" / "scores.csv"
     cells = {(strategy, method) for method in s.methods for strategy in s.list_trained(method)}

@@ -7,7 +7,6 @@ names how many are missing, because means over different runs do not compare. Li
 room for intervals; `compute_intervals` lists them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def build_table2(study: Study) -> Table:
         notes.append(f"over {over} alone: the experiment trains other methods on some of the data sets only")
     frame.index.name = "benchmark"
     caption = "Table 2. Mean accuracy (share in [0, 1]) over all runs of a data set; shaded: at least RLAIF's."
-    return _build(study, "table2", caption, _add_held_out(study, frame, ()), shade=True, notes=notes)
+    return _build(study, "table2", caption, _add_held_out(study, frame, ()), shade=True, notes=[*notes, *_note(study)])
 
 
 def build_table3(study: Study) -> Table:
@@ -192,7 +191,9 @@ def build_table4(study: Study) -> Table:
     if len(study.seeds) > 1:
         notes.append(f"each cell is the mean over seeds {', '.join(map(str, study.seeds))}")
     caption = "Table 4. Accuracy (share in [0, 1]) of every run; bold: the best data set of a row."
-    return _build(study, "table4", caption, _add_held_out(study, frame, ("policy", "method")), notes=notes)
+    return _build(
+        study, "table4", caption, _add_held_out(study, frame, ("policy", "method")), notes=[*notes, *_note(study)]
+    )
 
 
 def build_plain(name: str, caption: str, frame: pd.DataFrame, *, decimals: int = 3, notes: tuple = ()) -> Table:
@@ -219,36 +220,38 @@ def _columns(study: Study) -> dict[str, str]:
     return {s: study.title(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
 
 
+def _note(study: Study) -> list[str]:
+    own = f"{HELD_OUT}: each policy on its own data set's pairs and labels: how easily they are learnt, no ranking"
+    return [] if study.is_published else [own]
+
+
 def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
-    """Append the accuracy on held-out pairs (share whose chosen answer is preferred), where measured."""
+    """Append, by method, the accuracy on each data set's own held-out pairs, where measured."""
     if study.is_published:
         return frame
-    rows = study.trainings
-    if not by and "method" in rows:  # as in the rows above it
-        rows = rows[rows["method"].isin(study.common_methods)]
-    if "held_out_accuracy" not in rows:
-        return pd.concat([frame, *_held_out_rows(study, frame, by, {})])
-    cells = rows.dropna(subset="held_out_accuracy")
-    means = cells.groupby(["strategy", *by])["held_out_accuracy"].mean()
-    return pd.concat([frame, *_held_out_rows(study, frame, by, means.to_dict())])
+    means = {}
+    if "held_out_accuracy" in study.trainings:
+        cells = study.trainings.dropna(subset="held_out_accuracy").groupby(["strategy", *(by or ("method",))])
+        means = cells["held_out_accuracy"].mean().to_dict()
+    rows = dict.fromkeys(tuple(k[1:]) for k in frame.index) if by else [(title_of(m),) for m in study.methods]
+    return pd.concat([frame, *(_held_out_row(study, frame, key, means, bool(by)) for key in rows)])
 
 
-def _held_out_rows(study: Study, frame: pd.DataFrame, by: tuple[str, ...], means: dict) -> Iterator[pd.DataFrame]:
-    titles = {study.title(name): name for name in (*study.strategies, *study.methods)}
-    keys = dict.fromkeys(tuple(k[1:]) for k in frame.index) if by else [()]
-    for key in keys:
-        label = pd.MultiIndex.from_tuples([(HELD_OUT, *key)], names=frame.index.names) if by else [HELD_OUT]
-        named = tuple(titles.get(k, k) for k in key)
-        values = [means.get((titles.get(c), *named) if by else titles.get(c), np.nan) for c in frame]
-        row = pd.DataFrame([values], index=label, columns=frame.columns, dtype=float)
-        yield row if by else row.rename_axis(frame.index.name)
+def _held_out_row(study: Study, frame: pd.DataFrame, key: tuple, means: dict, nested: bool) -> pd.DataFrame:
+    names = {study.title(name): name for name in (*study.strategies, *study.methods)}
+    values = [means.get((names.get(column), *(names.get(k, k) for k in key)), np.nan) for column in frame]
+    if nested:
+        label: pd.Index = pd.MultiIndex.from_tuples([(HELD_OUT, *key)], names=frame.index.names)
+    else:
+        label = pd.Index([f"{HELD_OUT}, {key[0]}"], name=frame.index.name)
+    return pd.DataFrame([values], index=label, columns=frame.columns, dtype=float)
 
 
 def _build(
     study: Study, name: str, caption: str, frame: pd.DataFrame, *, bold: bool = True, shade: bool = False,
     axis: int = 1, decimals: int = 4, notes: list[str] | tuple = (),
 ) -> Table:  # fmt: skip
-    """Mark the best of each row and the cells at least equal to the baseline."""
+    """Mark the best of each row and the cells at least equal to the baseline; not where cells ask their own pairs."""
     none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
     best, shaded = none.copy(), none.copy()
     trained = [c for c in frame if c != title_of(START)]
@@ -259,6 +262,8 @@ def _build(
     if shade and base in frame:
         others = [c for c in trained if c != base]
         shaded[others] = frame[others].ge(frame[base], axis=0)
+    own = frame.index.get_level_values(0).astype(str).str.startswith(HELD_OUT)
+    best[own] = shaded[own] = False
     source = "The paper's numbers." if study.is_published else f"Study {study.name}."
     return Table(name, f"{caption} {source}", frame, best, shaded, decimals, tuple(notes))
 

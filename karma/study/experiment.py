@@ -1,8 +1,8 @@
 """The settings of an experiment: loaded, merged, validated, and traced to the file that set each value.
 
-`params/base.yaml` holds every value; an experiment file states what differs. Maps merge key by key, lists are
-replaced. What may be said is in `karma.study.settings`. A stage sees only the settings it declares
-(`karma.study.stages`), so that changing one value reruns exactly the stages that read it.
+`params/base.yaml` holds every value; an experiment file states what differs, from base.yaml or from the experiment that
+it `extends`. Maps merge key by key, lists are replaced. What may be said is in `karma.study.settings`. A stage sees
+only the settings it declares (`karma.study.stages`), so that changing one value reruns exactly the stages that read it.
 """
 
 import difflib
@@ -100,13 +100,14 @@ class Experiment:
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Load an experiment file over base.yaml.
+    """Load an experiment file over base.yaml, and over the experiment that it extends, if it names one.
 
     Args:
         path: a YAML file, relative to the project's root or the current folder; or a bare name in params/.
 
     Raises:
-        InputError: unreadable file, unknown key (with the nearest valid name), wrong type, impossible value.
+        InputError: unreadable file, unknown key (with the nearest valid name), wrong type, impossible value, files that
+            extend each other.
 
     Example:
         >>> experiment = load_experiment("params/paper.yaml")
@@ -117,9 +118,28 @@ def load_experiment(path: str | Path) -> Experiment:
     base_file = root / "params" / "base.yaml"
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source in dict.fromkeys([base_file, file]):
-        _merge(merged, sources, _load_yaml(source), source.name, "")
+    for source, values in dict([(base_file, _load_yaml(base_file)), *_load_chain(file)]).items():
+        _merge(merged, sources, values, source.name, "")
     return Experiment(_validate(merged, file), sources, file, root)
+
+
+def _load_chain(file: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return an experiment file and those it builds on, each with its values, the last one's father first."""
+    chain: dict[Path, dict[str, Any]] = {}
+    while True:
+        chain[file] = values = _load_yaml(file)
+        father = values.pop("extends", None)
+        if father is None:
+            return [*chain.items()][::-1]
+        if not isinstance(father, str):
+            raise InputError(f"{file.name}: extends is {father!r}: name one experiment, e.g. `extends: demo`")
+        child, file = file, find_experiment_file(father)[0]
+        if file in chain:
+            circle = " extends ".join(each.name for each in [*chain, file])
+            raise InputError(f"{circle}: a circle; let one of them stand alone")
+        name = _load_yaml(file).get("name")
+        if values.get("name", name) == name:  # it would write over its father's outputs
+            raise InputError(f"{child.name} extends {file.name} and has its name, {name!r}: give it a name of its own")
 
 
 @cache

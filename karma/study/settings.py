@@ -128,6 +128,7 @@ class Benchmarks(_Strict):
     batch_size: Count
     choice_tokens: Count
     descriptive_tokens: Count
+    held_out_pairs: bool
 
 
 class Scores(_Strict):

@@ -50,7 +50,7 @@ class Stage:
 
     @property
     def has_notebook(self) -> bool:
-        """Tell whether the stage is a numbered notebook (pool and annotation are commands)."""
+        """Tell whether the stage is a numbered notebook (pool, annotation and cross_evaluation are commands)."""
         return self.name[:2].isdigit()
 
 
@@ -106,9 +106,17 @@ def _evaluation_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [] if p["strategy"] == START else waits
 
 
+def _list_crossed(s: Settings) -> Iterator[Params]:
+    yield from _list_runs(s) if s.benchmarks.held_out_pairs else ()
+
+
+def _cross_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    return [("04_alignment_training", p), *(("03_binarization", {"strategy": name}) for name in s.strategies)]
+
+
 def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-             "07_alignment_potential", "09_label_audit")  # fmt: skip
+             "07_alignment_potential", "09_label_audit", "cross_evaluation")  # fmt: skip
     last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
@@ -155,6 +163,10 @@ STAGES = {
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _list_evaluations,
               _evaluation_inputs, lambda s, p: [p["policy"]]),
+        Stage("cross_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
+              ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
+              "training.lora", "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
+              module="training.cross"),
         Stage("07_alignment_potential", ("policy", "strategy", "metric", "ratio"),
               "selections/{policy}/{strategy}+{metric}-{ratio}",
               ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
