@@ -18,7 +18,7 @@ score table, which have no responses to draw from, by the order given).
 k_score and k_score_sim therefore agree on the chosen response wherever both keep the row.
 Limit: a row of c candidates makes c (c - 1) / 2 pairs; rows of thousands of responses need another way.
 
-Paper: section 3.2 (thresholds and strategies), Eq. 3 (preference); delta: arXiv 2507.06187.
+Paper: section 2.3 (thresholds and strategies), Eq. 3 in 2.4 (preference); delta: arXiv 2507.06187.
 """
 
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def choose_by_kinship(
         delta [2] [0]
         least_kin [1] [0]
 
-    Paper: section 3.2, Eq. 3.
+    Paper: section 2.3; Eq. 3 in section 2.4.
     """
     row, model, draw = candidates.row, candidates.model, candidates.draw
     dropped = {"fewer_than_two_responses": _count_rows(row, candidates.n_rows) < 2}
@@ -183,7 +183,7 @@ def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, st
         [[0, 2]]
         [[0, 2]]
 
-    Paper: section 3.2.
+    Paper: section 2.3.
     """
     n_sets, size = sets.shape
     row, model = np.repeat(np.arange(n_sets), size), sets.ravel()

@@ -47,13 +47,13 @@ STRATEGIES = {
         "annotations of single responses", "baseline", "the public binarised sets; section 4.1"),
     "k_score": Strategy(
         "K_score", r"K$_{score}$", "the two responses whose origin models score highest", BY_S_PREF, BY_SCORES,
-        "kinship", "section 3.2"),
+        "kinship", "section 2.3"),
     "k_sim": Strategy(
         "K_sim", r"K$_{sim}$", "the two responses whose origin models are nearest kin", BY_S_PREF, BY_SCORES,
-        "kinship", "section 3.2"),
+        "kinship", "section 2.3"),
     "k_score_sim": Strategy(
         "K_(score,sim)", r"K$_{(score,sim)}$", "the response of the best origin model, and that of its nearest kin",
-        BY_S_PREF, BY_SCORES, "kinship", "section 3.2"),
+        BY_S_PREF, BY_SCORES, "kinship", "section 2.3"),
     "delta": Strategy(
         "delta", "delta", "the response of the best origin model against that of the worst, however little kin",
         BY_S_PREF, BY_SCORES, "rival", "delta learning, arXiv 2507.06187"),
@@ -98,7 +98,7 @@ class Method:
 
 
 METHODS = {
-    "sft": Method("SFT", "the chosen response, token by token", "section 4.1", "chosen"),
+    "sft": Method("SFT", "the chosen response, token by token", "section 3.3", "chosen"),
     "dpo": Method(
         "DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs", math.log(2)),
     "simpo": Method("SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", "pairs"),

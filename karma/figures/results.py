@@ -129,7 +129,7 @@ def plot_square(cells: pd.DataFrame, titles: dict[str, str]) -> np.ndarray:
     methods, tested = (list(dict.fromkeys(cells[key])) for key in ("method", "tested_on"))
     counts = [cells.loc[cells["method"] == method, "trained_on"].nunique() for method in methods]
     figure, axes = plt.subplots(
-        len(methods), 1, figsize=(PAGE_WIDTH_IN, 0.34 * sum(counts) + 1.0 * len(methods) + 0.9), squeeze=False,
+        len(methods), 1, figsize=(PAGE_WIDTH_IN, 0.27 * sum(counts) + 1.0 * len(methods) + 0.9), squeeze=False,
         sharex=True, gridspec_kw={"height_ratios": counts},
     )  # fmt: skip
     for method, panel in zip(methods, axes[:, 0], strict=True):
@@ -142,7 +142,7 @@ def plot_square(cells: pd.DataFrame, titles: dict[str, str]) -> np.ndarray:
                     ax=panel, annot_kws={"size": 8})  # fmt: skip
         panel.set(title=f"{title_of(method)}: trained on (rows), tested on (columns)", xlabel="", ylabel="")
         panel.set_yticklabels([titles[name] for name in shares.index], rotation=0)
-        panel.set_xticklabels([textwrap.fill(titles[name], 12) for name in tested], rotation=0)
+        panel.set_xticklabels([titles[name] for name in tested], rotation=30, ha="right", rotation_mode="anchor")
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.TwoSlopeNorm(0.5, 0, 1), "PuOr")
-    figure.colorbar(scale, ax=axes[:, 0], label="share of held-out pairs\nmoved the right way")
+    figure.colorbar(scale, ax=axes[:, 0], shrink=0.5, label="share of held-out pairs\nmoved the right way")
     return axes[:, 0]

@@ -74,7 +74,7 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
         n (n - 1) / 2 rows: chosen, rejected, s_pref_chosen, s_pref_rejected, gap, kinship, eligible. Where
         S_pref is equal neither is preferred: gap is 0, and the order is that of the names.
 
-    Paper: Eq. 3, section 3.2.
+    Paper: Eq. 3, section 2.4.
     """
     _check_tau(tau)
     table_order = compute_s_pref(table).rename("s").to_frame()
@@ -107,7 +107,7 @@ def compute_choices(table: ScoreTable, tau: float) -> dict[str, tuple[str, str] 
         >>> compute_choices(load_score_table("paper"), tau=0.1)["k_sim"]
         ('Llama-2-13b-chat', 'Llama-2-7b-chat')
 
-    Paper: section 3.2.
+    Paper: section 2.3.
     """
     _check_tau(tau)
     names = table.scores.index.to_numpy()

@@ -8,7 +8,7 @@ annotator of the same responses would reach, and how many prompts can be decided
 Decision: undecided pairs count neither way and are shown, since a coin would be right in half of them.
 Limit: the truth is what the checkers see. A response that follows every instruction may still be worse in all else.
 
-Paper: ours; section 3.2 (the labels), IFEval (arXiv 2311.07911) for the checkers.
+Paper: ours; section 2.4 (the labels), IFEval (arXiv 2311.07911) for the checkers.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -5,7 +5,7 @@ a batch, and only the texts of the chosen and rejected responses are copied, by 
 Python strings. Memory is that of one batch. Limit: filters that compare whole rows with each other (beyond
 TruthfulQA's own questions) need a list made before.
 
-Paper: section 3.2 and 3.3; the filters are ours, off unless asked for.
+Paper: section 2.3 and 2.4; the filters are ours, off unless asked for.
 """
 
 from collections.abc import Iterator, Sequence

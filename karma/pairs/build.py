@@ -3,7 +3,7 @@
 `build_pairs` holds its pairs in memory; `save_pair_sets` streams a pool of any size to disk, and all folders appear or
 none. The same input gives the same bytes.
 
-Paper: section 3.2 and 3.3, Eq. 3.
+Paper: section 2.3 (which two) and 2.4 (which is chosen, Eq. 3).
 """
 
 from collections.abc import Callable, Sequence

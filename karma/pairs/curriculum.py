@@ -5,7 +5,7 @@ equal gaps the less similar origin models come first. Only an index is sorted: t
 slices, so memory stays bounded. Limit: the gap belongs to the origin models, so all pairs of the same two
 models are equally plain and follow each other by id; for rlaif the gap is that of the annotations.
 
-Paper: section 2 promises a curriculum; no experiment of the paper uses one, and the order is ours.
+Paper: section 6.2 promises a curriculum; no experiment of the paper uses one, and the order is ours.
 """
 
 from dataclasses import replace

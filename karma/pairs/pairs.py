@@ -10,7 +10,7 @@ written under a temporary name and moved when whole, and the same input gives th
 
 Limit: `build_pairs` holds its pairs in memory; `save_pair_sets` streams a pool of any size to disk.
 
-Paper: section 3.2 and 3.3, Eq. 3.
+Paper: section 2.3 (which two) and 2.4 (which is chosen, Eq. 3).
 """
 
 from collections import Counter

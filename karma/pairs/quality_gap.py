@@ -12,7 +12,7 @@ small gaps teach more. It does not measure the gap. Here every pair gets, as dif
 and a strategy is compared with a baseline on the prompts both have, so that the prompts' own difficulty
 cancels. Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
 
-Paper: section 1 and 3.1 (Response Quality Gap).
+Paper: section 1 and 2.1 (Response Quality Gap).
 """
 
 import math

@@ -6,7 +6,7 @@ grow with the pool; from parquet only the columns a decision needs are decoded. 
 refused with its file and line. Limit: JSON lines are parsed by Python, about ten times slower than parquet;
 save a large pool once with `save_pool`.
 
-Paper: section 4.1 (UltraFeedback as the pool; UltraLM-65B excluded because it has no scores).
+Paper: section 3.1 (UltraFeedback as the pool; UltraLM-65B excluded because it has no scores).
 """
 
 import re

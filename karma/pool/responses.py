@@ -10,7 +10,7 @@ source, instruction and sorted response ids. Random draws are keyed by (seed, ro
 depends on an order. Limit: the hash is fast, not cryptographic; it tells texts apart, it does not prove who
 wrote them.
 
-Paper: section 3.3 (the pool of responses). The identities are ours.
+Paper: section 3.1 (the pool of responses). The identities are ours.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 Everything is derived from the shipped Tables 2, 3 and 4; no verdict is written by hand. Decision: a
 printed number agrees when it lies within half a unit of its last digit. Intervals use the item counts
-that the printed fractions allow, with runs taken as independent (`karma.results.estimates`). Limit: an audit of
-numbers, not of the runs behind them, which nobody but the authors can see.
+that the printed fractions allow, where they allow one, with runs taken as independent (`karma.results.estimates`).
+Limit: an audit of numbers, not of the runs behind them, which nobody but the authors can see.
 """
 
 from collections.abc import Iterator
@@ -135,14 +135,14 @@ def _audit_choices(table: ScoreTable) -> Iterator[Row]:
     )
     yield build_row(
         "The threshold keeps unlike models apart",
-        "section 3.2",
+        "section 2.3",
         f"tau = {tau}",
         f"removes {len(low)} of {len(pairs)} pairs: {names}; lowest raw cosine {raw.min():.3f}",
         "nearly without effect" if len(low) <= 1 else "has an effect",
     )
     for strategy, choice in compute_choices(table, tau).items():
         chosen = " / ".join(choice) if choice else "none"
-        yield build_row(f"{title_of(strategy)} over all models", "section 3.2", "not stated", chosen, "computed")
+        yield build_row(f"{title_of(strategy)} over all models", "section 2.3", "not stated", chosen, "computed")
 
 
 def _audit_rq2(study: Study) -> Iterator[Row]:
@@ -255,12 +255,12 @@ def _describe(difference: Estimate) -> str:
 
 def _find_noise(difference: Estimate) -> str:
     low, high = difference.interval
-    return f"{'beyond' if low > 0 or high < 0 else 'within'} item noise"
+    return "items unknown" if np.isnan(low) else f"{'beyond' if low > 0 or high < 0 else 'within'} item noise"
 
 
 def _show(difference: Estimate) -> str:
     low, high = difference.interval
-    return f"{difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{difference.value:+.4f} " + ("(items unknown)" if np.isnan(low) else f"[{low:+.4f}, {high:+.4f}]")
 
 
 def _audit_rq4(table: ScoreTable) -> Iterator[Row]:

@@ -1,12 +1,12 @@
 """How sure a number is: intervals of shares, of means over runs, and of differences between strategies.
 
-Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the
-answers are on disk its variance is that of the weighted answers over the items (items are shared by the
-runs, so this is a paired comparison); where several seeds were trained, the variance between seeds is
-added, with Satterthwaite's degrees of freedom. Without answers (the published study) a difference is
-computed as if runs were independent, and a mean as if they failed on the same items: both too wide rather
-than too narrow. Limit: with one seed the noise of training itself is not in the interval, and every
-sentence made from it says so.
+Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the answers are on
+disk its variance is that of the weighted answers over the items (items are shared by the runs, so this is a paired
+comparison); where several seeds were trained, the variance between seeds is added, with Satterthwaite's degrees of
+freedom. Without answers (the published study) a difference is computed as if runs were independent, and a mean as if
+they failed on the same items: both too wide rather than too narrow; where the number of items is unknown there is no
+interval. Limit: with one seed the noise of training itself is not in the interval, and every sentence made from it says
+so.
 """
 
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
     for benchmark, part in rows.groupby("benchmark"):
         part_variance, items, basis = _compute_item_variance(study, str(benchmark), part)
         parts.append((part_variance, max(items - 1, 1)))
-        n += int(part["n"].max())
+        n += int(part["n"].fillna(0).max())
         bases.add(basis)
     trained = rows[rows["strategy"] != START]
     seeds = trained["seed"].nunique()
@@ -132,6 +132,8 @@ def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> 
         residual = (correct[shares.index] - np.outer(units, means)).to_numpy(float) @ shares.to_numpy() / total
         correction = len(residual) / max(len(residual) - 1, 1)
         return float((residual**2).sum() * correction), len(residual), "paired over items"
+    if rows["n"].isna().any():
+        return np.nan, 1, "items unknown: no interval"
     n = int(rows["n"].min())
     errors = np.sqrt(rows["value"] * (1 - rows["value"]) / rows["n"])
     if abs(rows["weight"].sum()) < 1e-9:

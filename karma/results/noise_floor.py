@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from karma.kinship.similarity import compute_kinship
 from karma.results.estimates import compute_mean
-from karma.results.published import PUBLISHED_ITEMS, load_printed, normalise_benchmark
+from karma.results.published import MOST_ITEMS, find_items, load_printed, normalise_benchmark
 from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
-from karma.scores.table import ScoreTable
+from karma.scores.table import ScoreTable, load_benchmarks
 from karma.statistics import compute_wilson
 from karma.strategies import build_sets, choose_in_sets
 from karma.study.experiment import load_base
@@ -75,32 +74,28 @@ def _audit_sft(study: Study) -> Iterator[Row]:
 
 
 def _audit_items() -> Iterator[Row]:
-    table = load_printed("table4")
-    values = table[list(table)[3:]].astype(float)
-    for spelling in dict.fromkeys(table["benchmark"]):
-        name, rows = normalise_benchmark(spelling), table["benchmark"] == spelling
-        n, method = PUBLISHED_ITEMS[name], table["method"] == "SFT" if name == "arc_easy" else rows
-        stacked = values[rows & method].stack()
-        count, luck = (
-            count_fractions(stacked, n),
-            n * 1e-4,
-        )  # of four-digit numbers, those that are fractions of n
-        p = stats.binomtest(count, len(stacked), luck, alternative="greater").pvalue
-        other = f"; n = 500: {count_fractions(stacked, 500)}" if name == "arc_easy" else ""
-        yield build_row(
-            f"Items behind {spelling}{' (SFT)' if name == 'arc_easy' else ''}",
-            "Table 4",
-            "not stated",
-            f"n = {n}: {count} of {len(stacked)} fit (by luck {luck * len(stacked):.1f}){other}",
-            "inferred" if p < 1e-4 else f"weak (p = {p:.2f} by luck)",
-        )
+    table, known = load_printed("table4"), load_benchmarks()["n_items"]
+    for (spelling, method), rows in table.groupby(["benchmark", "method"], sort=False):
+        name, values = normalise_benchmark(spelling), rows.iloc[:, 3:].astype(float).stack()
+        n, whole = find_items()[name, method.lower()], int(known[name])
+        found = "no count explains them" if n is None else _count_fit(values, n)
+        if n != whole < MOST_ITEMS:
+            found += f"; the whole benchmark, {_count_fit(values, whole)}"
+        part = "the" if n == whole else "not the"
+        verdict = "unknown" if n is None else f"inferred: {part} whole benchmark"
+        yield build_row(f"Items behind {spelling}, {method}", "Table 4", "not stated", found, verdict)
+
+
+def _count_fit(values: pd.Series, n: int) -> str:
+    luck = n * 1e-4 * len(values)  # of four-digit numbers, those that are fractions of n
+    return f"n = {n}: {count_fractions(values, n)} of {len(values)} fit (by luck {luck:.1f})"
 
 
 def _audit_overlap(study: Study, table: ScoreTable) -> Iterator[Row]:
     same_chosen, same_pair, sets = count_overlap(table)
     yield build_row(
         "K_score and K_(score,sim) are different data sets",
-        "section 3.2",
+        "section 2.3",
         "two data sets",
         f"same chosen answer in {same_chosen} of {sets} sets of four, same pair in {same_pair / sets:.0%}",
         "one SFT set under two names, if chosen per prompt" if same_chosen == sets else "different",

@@ -111,7 +111,8 @@ def build_table1(study: Study) -> Table:
     frame = frame.rename(columns={"title": "benchmark", "answer_form": "answer form"})
     frame = frame.set_index(["answer form", "capability", "benchmark"]).sort_index(level=[0, 1], sort_remaining=False)
     caption = "Table 1. Benchmarks by answer form and capability, with chance level and items asked."
-    inferred = "Items of policies are inferred from the printed fractions; those of origin models are not known."
+    inferred = ("Items of policies are inferred from the printed fractions, by method (shown: the larger; some are "
+                "unknown); those of origin models are not known.")  # fmt: skip
     return _build(study, "table1", caption, frame, bold=False, notes=[inferred] if study.is_published else [])
 
 
@@ -209,7 +210,8 @@ def compute_intervals(study: Study) -> pd.DataFrame:
     """
     rows = study.results.copy()
     errors = [None if pd.isna(error) else float(error) for error in rows["standard_error"]]
-    bounds = [compute_wilson(v, n, error) for v, n, error in zip(rows["value"], rows["n"], errors, strict=True)]
+    bounds = [(np.nan, np.nan) if np.isnan(n) else compute_wilson(v, n, error)
+              for v, n, error in zip(rows["value"], rows["n"].astype(float), errors, strict=True)]  # fmt: skip
     rows["low"], rows["high"] = [b[0] for b in bounds], [b[1] for b in bounds]
     at_chance = rows["chance"].astype(float).between(rows["low"], rows["high"])
     return rows.assign(chance_in_interval=at_chance)

@@ -15,7 +15,7 @@ DECIMALS = 12
 def compute_normalized(table: ScoreTable) -> pd.DataFrame:
     """Return min-max normalised scores: 0 for a benchmark's weakest origin model, 1 for its strongest.
 
-    Paper: section 3.2, Figure 3.
+    Paper: section 2.4, Figure 3.
     """
     low, high = table.scores.min(), table.scores.max()
     return (table.scores - low) / (high - low)

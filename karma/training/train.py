@@ -7,7 +7,7 @@ often the tuned policy prefers the chosen response more than the untrained one d
 Decision: two runs with the same data, settings and seed are one training (K_score and K_(score,sim) choose the same
 responses, so their SFT sets are the same); the second takes over the first's weights and says so.
 
-Paper: section 4.1 and Appendix A.
+Paper: section 3.3 and Appendix A.
 """
 
 import gc
@@ -67,7 +67,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
         >>> record["n_updates"], record["held_out"]["n"], len(record["answers"])
         (1, 2, 2)
 
-    Paper: section 4.1, Appendix A.
+    Paper: section 3.3, Appendix A.
     """
     started, folder, settings = time.perf_counter(), Path(run.folder), run.settings
     if compute_text_digest(train_pairs, run.method) != run.data_digest:

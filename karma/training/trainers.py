@@ -8,7 +8,7 @@ release.
 Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
 learning rates an update is smaller than bfloat16's rounding of the weight it changes.
 
-Paper: section 4.1 and Appendix A; SimPO is arXiv 2405.14734.
+Paper: section 3.3 and Appendix A; SimPO is arXiv 2405.14734.
 """
 
 import warnings

@@ -4,7 +4,7 @@ Checkpoints lie beside the run until it is done; a killed training goes on from 
 weights of an uninterrupted one. Decision: checkpoints are the trainer's own (torch files, read with `weights_only`);
 what stays at the end is safetensors and JSON.
 
-Paper: section 4.1 and Appendix A.
+Paper: section 3.3 and Appendix A.
 """
 
 import json
