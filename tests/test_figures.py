@@ -37,7 +37,7 @@ from karma.results.ledger import compute_counts
 from karma.results.published import load_published
 from karma.results.study import Study, collect_results
 from karma.scores.read import load_score_table
-from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES
+from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES, title_strategy
 from tests.boxes import check_boxes, find_problems
 from tests.study_files import make_experiment, write_study
 
@@ -181,6 +181,15 @@ def draw_model_truth(n: int):
 PROMPT = "Question: which of these floats on water?\n" + "\n".join(f"{c}. a thing named {c}" for c in "ABCDEFGHIJ")
 
 
+def draw_square(methods, strategies):
+    """Shares from 0 to 1 in turn, as `karma.results.cross.build_square` returns them."""
+    cells = [(m, a, b) for m in methods for a in strategies for b in [*strategies, "truth"]]
+    shares = np.linspace(0, 1, len(cells))
+    frame = pd.DataFrame(cells, columns=["method", "trained_on", "tested_on"])
+    frame = frame.assign(share=shares, low=shares - 0.1, high=shares + 0.1)
+    return results.plot_square(frame, {name: title_strategy(name, "judge") for name in strategies} | {"truth": "truth"})
+
+
 def worked(n_models: int, dropped: bool):
     table = kin(n_models).table
     return kinship.plot_worked_example(table, kinship.find_worked_set(table, TAU, dropped), TAU)
@@ -198,6 +207,8 @@ PLOTS: dict[str, Callable] = {
     "plot_prompt: choices": lambda s: diagrams.plot_prompt(PROMPT, "The answer is (A). " * 30, "mmlu_pro"),
     "plot_prompt: wide letters": lambda s: diagrams.plot_prompt("W" * 400, "W" * 400, "ifeval"),
     "plot_prompt: cut": lambda s: diagrams.plot_prompt("a line\n" * 99, None),
+    "plot_square: one method": lambda s: draw_square(["dpo"], ["k_sim"]),
+    "plot_square: all": lambda s: draw_square(["sft", "dpo"], list(STRATEGIES)),
     "plot_scores: low": lambda s: evaluation.plot_scores(score_frame(0.2), "smollm2-135m"),
     "plot_scores: high": lambda s: evaluation.plot_scores(score_frame(0.85), "smollm2-135m"),
     "plot_differences": lambda s: evaluation.plot_differences(difference_frame(), "k_score_sim, dpo, seed 0"),
