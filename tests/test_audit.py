@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from karma.results.audit import agrees, audit_paper, compare_table2
+from karma.results.audit import agrees, audit_paper, build_printed_table2, compare_table2
 from karma.results.estimates import compute_policies
 from karma.results.noise_floor import count_fractions, count_overlap
 from karma.results.published import find_items, infer_items, load_printed, load_published, normalise_benchmark
@@ -67,6 +67,18 @@ def test_bold_cells_are_the_best_of_their_rows(published):
     assert table.frame.where(table.bold).max(axis=1).equals(table.frame.max(axis=1))
     label = ("ARC-easy", "Qwen2.5-3B", "SFT")  # a tie
     assert list(table.bold.columns[table.bold.loc[label]]) == ["K_score", "K_(score,sim)"]
+
+
+def test_table2_of_the_paper_s_report_is_as_printed(published):
+    table = build_printed_table2(published)
+    printed = load_printed("table2").set_index("benchmark").rename(columns=COLUMNS)
+    assert table.frame.shape == printed.shape and table.name == "table2"
+    for benchmark, row in printed.iterrows():
+        shown = table.frame.loc[next(b for b in table.frame.index if b.casefold() == benchmark.casefold())]
+        assert all(shown[column].split(" ")[0] == text for column, text in row.items())
+    odd = {(b, s) for b, s in DIFFERING if table.bold.loc[b, COLUMNS[s]]}
+    assert odd == DIFFERING and table.bold.to_numpy().sum() == 3
+    assert table.frame.loc["MMLU-Pro", "RLAIF"] == "0.15 (Table 4: 0.1419)"
 
 
 def test_shaded_cells_of_table2(published):

@@ -221,7 +221,7 @@ def test_studies_without_a_run_in_common_are_refused(study, tmp_path):
 
 def test_cells_stand_beside_the_papers(study):
     table = compare_with_paper(study, "table2").frame
-    assert table.loc[("MMLU", "K_sim"), "paper"] == pytest.approx(0.3354, abs=5e-5)
+    assert table.loc[("MMLU", "K_sim"), "paper"] == 0.34, "as printed; the mean of Table 4 is .3354"
     cells = table.loc[("MMLU", "K_sim")]
     assert cells["difference"] == pytest.approx(cells["ours"] - cells["paper"])
     assert "no row of table4 is in both" in compare_with_paper(study, "table4").notes[-1]

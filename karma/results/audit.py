@@ -7,6 +7,7 @@ Limit: an audit of numbers, not of the runs behind them, which nobody but the au
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from karma.results.estimates import Estimate, compute_difference
 from karma.results.noise_floor import Row, audit_noise, build_row
 from karma.results.published import load_printed, load_published
 from karma.results.study import Study
-from karma.results.tables import TOTAL, build_table2
+from karma.results.tables import TOTAL, Table, build_plain, build_table2
 from karma.scores.normalise import compute_below_chance, compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
@@ -68,6 +69,32 @@ def compare_table2(study: Study) -> pd.DataFrame:
             record = {"benchmark": label, "strategy": str(strategy), "printed": text, "recomputed": value}
             records.append({**record, "agrees": agrees(text, value)})
     return pd.DataFrame(records)
+
+
+def build_printed_table2(study: Study) -> Table:
+    """Return Table 2 as the paper prints it; where a cell is not the mean of Table 4's, that mean beside it, in bold.
+
+    Args:
+        study: the published one.
+
+    Example:
+        >>> build_printed_table2(load_published()).frame.loc["Total", "RLAIF"]
+        '0.31 (Table 4: 0.3177)'
+    """
+    cells = compare_table2(study)
+    differs = ~cells["agrees"].to_numpy()
+    beside = cells["printed"] + [f" (Table 4: {value:.4f})" if odd else ""
+                                 for value, odd in zip(cells["recomputed"], differs, strict=True)]  # fmt: skip
+    keyed = cells.assign(text=beside, bold=differs, strategy=cells["strategy"].map(title_of))
+    order = {"index": dict.fromkeys(keyed["benchmark"]), "columns": dict.fromkeys(keyed["strategy"])}
+    frame, bold = (
+        keyed.pivot(index="benchmark", columns="strategy", values=each).reindex(**order) for each in ("text", "bold")
+    )
+    caption = (
+        "Table 2 as printed (share in [0, 1]); bold: a cell that differs from the mean of Table 4's, given beside it."
+    )
+    plain = build_plain("table2", caption, frame.rename_axis(columns=None))
+    return replace(plain, bold=bold.set_axis(plain.frame.columns, axis=1))
 
 
 def agrees(printed: str, value: float, digits: int = 2) -> bool:

@@ -10,12 +10,14 @@ from dataclasses import replace
 import pandas as pd
 
 from karma.errors import InputError
+from karma.results.audit import compare_table2
 from karma.results.estimates import compute_weighted
 from karma.results.published import load_published
 from karma.results.study import Study
 from karma.results.tables import Table, build_plain, build_table2, build_table3, build_table4
 from karma.scores.names import canonical_model_name
 from karma.statistics import adjust_holm
+from karma.vocabulary import title_of
 
 PAPER_POLICIES = {  # the paper's spelling, which names a model that does not exist
     "llama-3.2-3b": "llama-3.1-3b",
@@ -77,13 +79,23 @@ def compare_with_paper(study: Study, name: str) -> Table:
         One row a cell: ours, paper, difference; empty with a note where nothing matches.
     """
     build = {"table2": build_table2, "table3": build_table3, "table4": build_table4}[name]
-    ours, theirs = (_flatten(build(s)) for s in (study, load_published()))
+    ours, published = _flatten(build(study)), load_published()
+    theirs = _load_printed_means(published) if name == "table2" else _flatten(build(published))
     cells = ours.to_frame("ours").join(theirs.rename("paper"), how="inner").dropna()
     cells["difference"] = cells["ours"] - cells["paper"]
     missing = [] if len(cells) else [f"no row of {name} is in both: other models, or nothing measured yet"]
-    caption = f"{name.capitalize().replace('le', 'le ')} beside the paper's: ours, paper, ours - paper."
+    caption = f"{name.capitalize().replace('le', 'le ')} beside the paper's as printed: ours, paper, ours - paper."
     notes = ["other policies and items than the paper's, unless the names are the same", *missing]
     return build_plain(f"{name}_beside_paper", caption, cells, decimals=4, notes=tuple(notes))
+
+
+def _load_printed_means(published: Study) -> pd.Series:
+    """Return Table 2's cells as the paper prints them: three are not the means of its Table 4."""
+    cells = compare_table2(published)
+    keys = pd.MultiIndex.from_arrays(
+        [cells["benchmark"], cells["strategy"].map(title_of)], names=["benchmark", "column"]
+    )
+    return pd.Series(cells["printed"].astype(float).to_numpy(), index=keys)
 
 
 def _flatten(table: Table) -> pd.Series:

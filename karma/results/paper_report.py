@@ -17,7 +17,7 @@ from karma.figures.kinship_study import save_kinship_figures
 from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import save_figure, set_style
 from karma.files import atomic_path
-from karma.results.audit import audit_paper
+from karma.results.audit import audit_paper, build_printed_table2
 from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
 from karma.results.page import render_page
@@ -51,7 +51,7 @@ def report_paper(out: Path) -> Path:
     """
     set_style()
     study = load_published()
-    tables = build_tables(study)
+    tables = [build_printed_table2(study) if table.name == "table2" else table for table in build_tables(study)]
     for table in tables:
         table.save(out / "tables")
     audit = audit_paper()
