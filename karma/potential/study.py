@@ -7,6 +7,7 @@ Limit: with one seed the noise of training itself is in none of them.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import METRICS
 
+N_PERMUTATIONS = 400  # behind an overlap by chance
 CELL = ["policy", "strategy", "metric", "ratio", "method"]
 RUN_COLUMNS = [*CELL, "seed", "n_pairs", "n_candidates", "same_data_as"]
 COLUMNS = [
@@ -140,7 +142,8 @@ def compare_potentials(first: Candidates, second: Candidates, ratio: float) -> d
 
     Returns:
         n pairs both rank, Spearman's correlation with its 95 % interval (Fisher's z with Bonett and Wright's error;
-        None below 5 pairs or without spread), the overlap of what they keep, and the overlap by chance.
+        None below 5 pairs or without spread), the overlap of what they keep, and the overlap by chance: where the
+        second one's explicit margins are dealt out anew among the pairs, since both may share the implicit ones.
     """
     both = first.fit & second.fit
     n, k = int(both.sum()), int(np.floor(ratio * both.sum() + 1e-9))
@@ -150,10 +153,20 @@ def compare_potentials(first: Candidates, second: Candidates, ratio: float) -> d
     pools = [_restrict(c, both) for c in (first, second)]
     values = [c.potential for c in pools]
     kept = [set(select(c, "m_ap", k=k).tolist()) for c in pools]
-    found = {**empty, "overlap": len(kept[0] & kept[1]) / k, "overlap_by_chance": k / n}
+    found = {**empty, "overlap": len(kept[0] & kept[1]) / k, "overlap_by_chance": _permute_explicit(pools[0], pools[1], k)}
     if min(np.ptp(v) for v in values) == 0:
         return found
     return {**found, **dict(zip(("correlation", "low", "high"), compute_spearman(*values), strict=True))}
+
+
+def _permute_explicit(first: Candidates, second: Candidates, k: int) -> float:
+    """Return the mean overlap of what both keep when the second's explicit margins are permuted."""
+    rng, kept = np.random.default_rng(0), set(select(first, "m_ap", k=k).tolist())
+    found = []
+    for _ in range(N_PERMUTATIONS):
+        lot = replace(second, explicit=rng.permutation(second.explicit))
+        found.append(len(kept & set(select(lot, "m_ap", k=k).tolist())) / k)
+    return float(np.mean(found))
 
 
 def _restrict(pool: Candidates, mask: np.ndarray) -> Candidates:

@@ -95,5 +95,6 @@ def build_agreement_table(experiment: Experiment) -> Table | None:
         return None
     frame = frame.drop_duplicates(keys).set_index(keys)
     caption = "Alignment potential over the pairs' own scores against that over annotations of single responses."
-    note = "Spearman's correlation; both potentials share the implicit margin, so unrelated scores correlate too"
+    note = ("Spearman's correlation; both potentials share the implicit margin, so unrelated scores correlate too; "
+            "overlap_by_chance: with the explicit margins of one dealt out anew")  # fmt: skip
     return build_plain("selection_agreement", caption, frame, notes=(note,))
