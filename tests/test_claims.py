@@ -13,13 +13,16 @@ from karma.errors import InputError
 from karma.figures.diagrams import plot_framework, plot_labelling, plot_prompt
 from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import set_style
+from karma.kinship.clusters import compute_distance
 from karma.results.claims import SMALLEST, _judge, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
 from karma.results.estimates import Estimate, compute_capabilities, compute_difference, compute_policies
 from karma.results.ledger import build_ledger, compute_break_even, compute_counts
 from karma.results.published import load_published
 from karma.results.study import collect_results, find_prompt
+from karma.scores.normalise import compute_normalized
 from karma.statistics import adjust_holm, compute_needed_n
+from karma.study.experiment import load_experiment
 from tests.boxes import check_boxes
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
@@ -116,8 +119,6 @@ def test_two_sizes_answer_rq3(tmp_path):
     path = experiment.path
     path.write_text(path.read_text().replace("policies: [smollm2-135m]", text.strip()).replace(
         "models:\n", "models:\n  smollm2-7b: {packaged: smollm2-135m}\n", 1))  # fmt: skip
-    from karma.study.experiment import load_experiment
-
     experiment = load_experiment(path)
     experiment.outputs = tmp_path / "outputs"
     write_study(experiment)
@@ -126,6 +127,35 @@ def test_two_sizes_answer_rq3(tmp_path):
     means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
     lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
     assert row["effect"] == pytest.approx(lead["smollm2-135m"] - lead["smollm2-7b"])
+
+
+def test_a_policy_of_unknown_size_is_neither_small_nor_large(tmp_path):
+    experiment = make_experiment(tmp_path)
+    text = experiment.path.read_text().replace(
+        "policies: [smollm2-135m]", "policies: [smollm2-135m, smollm2-7b, mystery]"
+    )
+    more = "models:\n  smollm2-7b: {packaged: smollm2-135m}\n  mystery: {packaged: smollm2-135m}\n"
+    experiment.path.write_text(text.replace("models:\n", more, 1))
+    experiment = load_experiment(experiment.path)
+    experiment.outputs = tmp_path / "outputs"
+    write_study(experiment)
+    study = collect_results(experiment)
+    row = test_claims(study).set_index("claim").loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
+    means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
+    lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
+    assert row["effect"] == pytest.approx(lead["smollm2-135m"] - lead["smollm2-7b"])
+
+
+@pytest.mark.parametrize("distance", ["rmsd", "cosine"])
+def test_families_are_compared_by_the_study_s_own_distance(tmp_path, distance):
+    _, study = make_study(tmp_path, f"\nkinship: {{distance: {distance}}}\n")
+    row = test_claims(study).set_index("claim").loc["origin models of one family score alike (total)"]
+    families = [compute_family(m) for m in study.scores.scores.index]
+    found = compute_distance(compute_normalized(study.scores), distance).to_numpy()
+    upper = np.triu_indices(len(families), k=1)
+    unlike = np.array([families[i] != families[j] for i, j in zip(*upper, strict=True)])
+    assert row["effect"] == pytest.approx(found[upper][unlike].mean() - found[upper][~unlike].mean())
+    assert distance in row["basis"]
 
 
 def test_missing_runs_are_named_not_guessed(tmp_path):

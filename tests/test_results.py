@@ -208,7 +208,9 @@ def test_published_intervals_say_what_they_rest_on():
     study = load_published()
     found = compute_difference(study, "k_score", "rlaif")
     assert found.value == pytest.approx(-0.0069, abs=5e-5)
-    assert found.basis == "runs taken as independent" and found.interval[0] < 0 < found.interval[1]
+    assert found.basis == "runs taken as independent, items unknown: no interval" and np.isnan(found.interval).all()
+    known = compute_difference(study, "k_score", "rlaif", benchmark="mmlu_pro")
+    assert known.basis == "runs taken as independent" and known.interval[0] < 0 < known.interval[1]
 
 
 def test_open_results_starts_without_files(tmp_path):

@@ -153,7 +153,11 @@ def compare_potentials(first: Candidates, second: Candidates, ratio: float) -> d
     pools = [_restrict(c, both) for c in (first, second)]
     values = [c.potential for c in pools]
     kept = [set(select(c, "m_ap", k=k).tolist()) for c in pools]
-    found = {**empty, "overlap": len(kept[0] & kept[1]) / k, "overlap_by_chance": _permute_explicit(pools[0], pools[1], k)}
+    found = {
+        **empty,
+        "overlap": len(kept[0] & kept[1]) / k,
+        "overlap_by_chance": _permute_explicit(pools[0], pools[1], k),
+    }
     if min(np.ptp(v) for v in values) == 0:
         return found
     return {**found, **dict(zip(("correlation", "low", "high"), compute_spearman(*values), strict=True))}

@@ -50,6 +50,7 @@ class Study:
         untrained: (strategy, method) cells that the experiment leaves out (`trained_on`).
         titles: what this study calls a strategy or a benchmark whose usual title would mislead: a judge of its
             own is a weak one, and prompts of the kit's own are not IFEval's.
+        distance: between origin models, as the settings' kinship.distance.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Study:
     folder: Path | None = None
     untrained: frozenset[tuple[str, str]] = frozenset()
     titles: Mapping[str, str] = field(default_factory=dict)
+    distance: str = "rmsd"
 
     def title(self, name: str) -> str:
         """Return what a strategy, or "start", is called in this study."""
@@ -151,6 +153,7 @@ def collect_results(source: Job | Experiment) -> Study:
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
         untrained=frozenset(product(trained, s.methods)) - cells, titles=_find_titles(s),
+        distance=s.kinship.distance,
     )  # fmt: skip
 
 
