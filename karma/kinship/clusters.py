@@ -39,9 +39,9 @@ class Pca:
 
 
 def compute_pca(normalized: pd.DataFrame) -> Pca:
-    """Return the principal components of n models x m benchmarks, each benchmark centred.
+    """Return the principal components of n models x m benchmarks, each benchmark centred (scikit-learn's).
 
-    The sign of a component is arbitrary; here its largest loading is positive.
+    The sign of a component is arbitrary; its largest loading is positive.
 
     Example:
         >>> rows = pd.DataFrame({"a": [0.0, 0.5, 1.0], "b": [0.0, 0.5, 1.0]})
@@ -51,14 +51,15 @@ def compute_pca(normalized: pd.DataFrame) -> Pca:
 
     Paper: Figure 4.
     """
-    centred = (normalized - normalized.mean()).to_numpy(dtype=float)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
-    sign = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
-    names = [f"PC{k + 1}" for k in range(len(singular))]
+    from sklearn.decomposition import PCA
+
+    fitted = PCA(svd_solver="full")
+    positions = fitted.fit_transform(normalized.to_numpy(dtype=float))
+    names = [f"PC{k + 1}" for k in range(positions.shape[1])]
     return Pca(
-        positions=pd.DataFrame(left * singular * sign, index=normalized.index, columns=names),
-        loadings=pd.DataFrame((right * sign[:, None]).T, index=normalized.columns, columns=names),
-        explained=singular**2 / (singular**2).sum(),
+        positions=pd.DataFrame(positions, index=normalized.index, columns=names),
+        loadings=pd.DataFrame(fitted.components_.T, index=normalized.columns, columns=names),
+        explained=fitted.explained_variance_ratio_,
     )
 
 
