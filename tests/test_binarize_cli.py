@@ -45,6 +45,20 @@ def call(*arguments, ok=True):
     return result
 
 
+def test_other_benchmarks_need_their_column_map_and_the_remedy_exists(pool, tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text("who,GSM8K\n" + "".join(f"{m},{10 * k + 5}\n" for k, m in enumerate(MODELS[:-1])))
+    words = ["--pool", pool, "--strategy", "k_score", "--scores", table, "--tau", "-1"]
+    refused = call(*words, "--out", tmp_path / "out", ok=False)
+    assert "origin_model" in str(refused.exception)
+    (tmp_path / "map.yaml").write_text(
+        "origin_model: [who]\nbenchmarks:\n"
+        "  gsm8k: {column: GSM8K, unit: percent, title: GSM8K, capability: reasoning, answer_form: descriptive}\n"
+    )
+    call(*words, "--columns", tmp_path / "map.yaml", "--out", tmp_path / "out")
+    assert {p["chosen_model"] for p in load_pairs(tmp_path / "out").table.to_pylist()} == {"starchat"}
+
+
 def test_one_strategy(pool, tmp_path):
     result = call("--pool", pool, "--strategy", "k_sim", "--out", tmp_path / "out")
     assert result.exit_code == 0

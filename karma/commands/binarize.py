@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from karma.commands.options import Out, default
+from karma.commands.options import Columns, Out, default
 from karma.errors import InputError
 from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
@@ -35,6 +35,7 @@ def binarize(
         typer.Option(help=f"{', '.join(STRATEGIES)}; may repeat, or `all`."),
     ],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
+    columns: Columns = None,
     revision: Annotated[
         str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
     ] = None,
@@ -92,8 +93,8 @@ def binarize(
 
 
 def run_binarize(
-    out: Path, pool: str, strategy: list[str], scores: str, revision: str | None, order: str, stages: int,
-    annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
+    out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, revision: str | None, order: str,
+    stages: int, annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
     contaminated: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
@@ -112,7 +113,7 @@ def run_binarize(
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
     excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
-    score_table = load_score_table(scores)
+    score_table = load_score_table(scores, columns)
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
 
     def check(accounting: Accounting) -> None:

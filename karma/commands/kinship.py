@@ -1,13 +1,12 @@
 """What `karma kinship` does: load a table, analyse it, and say what was found."""
 
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, default
+from karma.commands.options import Columns, Out, default
 from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
 from karma.scores.read import load_score_table, merge_score_tables
 from karma.scores.table import ScoreTable
@@ -17,9 +16,7 @@ def kinship(
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
     out: Out,
     with_paper: Annotated[bool, typer.Option("--with-paper", help="Add the rows of the paper's Table 3.")] = False,
-    columns: Annotated[
-        str | None, typer.Option(help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
-    ] = None,
+    columns: Columns = None,
     tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
     distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = default("kinship", "distance"),
     linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = default("kinship", "linkage"),
@@ -37,8 +34,7 @@ def kinship(
 
 def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
     """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
-    shipped = files("karma") / "data" / "column_maps" / f"{columns}.yaml"
-    mine = load_score_table(scores, columns=str(shipped) if columns and shipped.is_file() else columns)
+    mine = load_score_table(scores, columns)
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
     study = analyse(table, out, **settings)

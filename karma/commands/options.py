@@ -9,6 +9,9 @@ from pydantic import BaseModel, ValidationError
 from karma.errors import InputError
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if absent.")]
+Columns = Annotated[
+    str | None, typer.Option("--columns", help="For other benchmarks: a column map (YAML), or open_llm_leaderboard_v2.")
+]
 Experiment = Annotated[str, typer.Argument(help="The experiment's file, e.g. params/demo.yaml.")]
 Parameters = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may repeat.")]
 Section = TypeVar("Section", bound=BaseModel)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from karma.commands.options import Out, default, replace_options
+from karma.commands.options import Columns, Out, default, replace_options
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -56,6 +56,7 @@ def select(
     scores: Annotated[
         str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
     ] = None,
+    columns: Columns = None,
     annotations: Annotated[
         Path | None, typer.Option(help="annotation: a parquet table of row_id, response_id, score.")
     ] = None,
@@ -84,8 +85,8 @@ def select(
 
 def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
-    implicit: str, reference: str | None, explicit: str, scores: str | None, annotations: Path | None, seed: int,
-    command: str, device: str, dtype: str, threads: int, **asking: Any,
+    implicit: str, reference: str | None, explicit: str, scores: str | None, columns: str | None,
+    annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int, **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
 
@@ -104,7 +105,7 @@ def run_select(
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
     table = load_annotations(annotations) if annotations else None
-    s_pref = compute_s_pref(load_score_table(scores)).to_dict() if scores else None
+    s_pref = compute_s_pref(load_score_table(scores, columns)).to_dict() if scores else None
     found = find_scores(source.table, explicit, s_pref, table)
     check_weight(weight)
     _check_candidates(source, found, explicit, ratio, k)

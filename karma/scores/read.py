@@ -5,6 +5,7 @@ are merged before they are normalised, since a model's S_pref depends on the com
 """
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,8 @@ def load_score_table(path: str | Path, columns: str | Path | ColumnMap | None = 
     Args:
         path: a CSV file (`origin_model`, then one column a benchmark; percent or fractions); or "paper"
             (Table 3 as printed), or "paper_four_digit" (the same with MMLU-Pro to four digits).
-        columns: a column map, or its YAML file, for a table with other benchmarks or column names.
+        columns: a column map, its YAML file or the name of a shipped one (open_llm_leaderboard_v2), for a table with
+            other benchmarks or column names.
 
     Returns:
         The table, in fractions.
@@ -45,7 +47,8 @@ def load_score_table(path: str | Path, columns: str | Path | ColumnMap | None = 
         return _load_paper(four_digit=str(path) == "paper_four_digit")
     header, rows = load_rows(path)
     if isinstance(columns, str | Path):
-        columns = load_column_map(columns)
+        shipped = Path(str(files("karma") / "data" / "column_maps" / f"{columns}.yaml"))
+        columns = load_column_map(shipped if shipped.is_file() else columns)
     if columns is None:
         return _build_from_rows(header, rows, str(path), units={})
     return _build_mapped(header, rows, str(path), columns)
