@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from karma.errors import InputError
 from karma.models.load import load_model, load_tokenizer
@@ -96,7 +97,8 @@ def test_the_mask_of_three_options_by_eye():
 class Bigram(torch.nn.Module):
     """A policy with known log-probabilities: the next token's probabilities depend on the last token only."""
 
-    device, config = torch.device("cpu"), SimpleNamespace(_attn_implementation="sdpa")
+    device = torch.device("cpu")
+    config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=SimpleNamespace)
 
     def __init__(self, table):
         super().__init__()
@@ -156,6 +158,20 @@ def test_a_model_that_sees_more_than_its_mask_takes_the_plain_way(tiny):
     finally:
         model.config.sliding_window = None
     assert torch.allclose(logps, plain, atol=1e-4)
+
+
+def test_a_scaled_head_scales():
+    """Logits that a model divides (Granite) or caps (Gemma) are what its log-probabilities come from."""
+    config = GraniteConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+                           intermediate_size=32, vocab_size=600, logits_scaling=4.0)  # fmt: skip
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(config).eval()
+    row = SharedRow((TokenizedResponse([5, 6, 7, 20, 21], 3), TokenizedResponse([5, 6, 7, 30], 3)), 3)
+    (found,) = compute_side_logps(model, [row], 0, 64)
+    with torch.no_grad():
+        expected = [torch.log_softmax(model(torch.tensor([side.ids])).logits[0, 2:-1], -1)
+                    .gather(1, torch.tensor(side.ids[3:])[:, None]).sum() for side in row.sides]  # fmt: skip
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
 
 
 def test_gradients_flow(tiny):

@@ -53,12 +53,20 @@ def test_an_experiment_builds_on_another(experiment):
 @pytest.mark.parametrize(("text", "message"), [
     ("extends: [demo]", "mine.yaml: extends is ['demo']: name one experiment, e.g. `extends: demo`"),
     ("extends: dmeo", "experiment 'dmeo' not found; there are"),
+    ("extends: mid.yaml\nname: demo", "mine.yaml extends demo.yaml and has its name, 'demo': give it a name of its own"),
     ("extends: demo\nseeds: [0]", "mine.yaml extends demo.yaml and has its name, 'demo': give it a name of its own"),
 ])  # fmt: skip
-def test_what_an_experiment_cannot_build_on(experiment, text, message):
+def test_what_an_experiment_cannot_build_on(experiment, tmp_path, text, message):
+    (tmp_path / "mid.yaml").write_text("extends: demo\nname: mid\n")
     with pytest.raises(InputError) as caught:
         experiment(text)
     assert message in str(caught.value)
+
+
+def test_an_experiment_builds_on_a_file_beside_it_and_clears_a_map(experiment, tmp_path):
+    (tmp_path / "mid.yaml").write_text("extends: demo\nname: mid\nseeds: [5]\n")
+    study = experiment("extends: mid.yaml\nname: mine\nmethods: [dpo]\ntrained_on: {}\n")
+    assert study.settings.seeds == [5] and study.settings.trained_on == {}
 
 
 def test_experiments_that_extend_each_other_are_refused(tmp_path):

@@ -57,7 +57,7 @@ def annotation(experiment: Experiment) -> None:
 
 
 def cross_evaluation(experiment: Experiment, p: Parameters = None) -> None:
-    """Measure one trained policy on every strategy's held-out pairs: `-p policy=... -p strategy=... -p method=dpo`."""
+    """Measure a policy on every held-out pair: `-p policy=P -p strategy=k_sim -p method=dpo -p seed=0`."""
     _run_stage("cross_evaluation", experiment, p)
 
 

@@ -84,10 +84,16 @@ def _compute_batch(rows: list[TokenizedResponse], model: Any, pad: int) -> torch
     ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows], device=model.device)
     causal = get_causal(model)
-    hidden = causal.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    if has_plain_head(model):  # else only the model knows how it scales
+        states, head = (
+            causal.base_model(input_ids=ids, attention_mask=mask).last_hidden_state,
+            causal.get_output_embeddings(),
+        )
+    else:
+        states, head = causal(input_ids=ids, attention_mask=mask).logits, torch.nn.Identity()
     sums = []
     for k, row in enumerate(rows):  # position t predicts token t + 1
-        logits = causal.get_output_embeddings()(hidden[k, row.start - 1 : len(row.ids) - 1]).float()
+        logits = head(states[k, row.start - 1 : len(row.ids) - 1]).float()
         picked = logits.gather(1, ids[k, row.start : len(row.ids), None])[:, 0]
         sums.append((picked - logits.logsumexp(1)).sum())
     return torch.stack(sums).cpu()
@@ -206,14 +212,18 @@ def compute_side_logps(
     model: Any, rows: Sequence[SharedRow], pad: int, batch_tokens: int, advance: Callable[[int], Any] = lambda n: None
 ) -> list[torch.Tensor]:
     """Return the summed log-probability (sides,) of each row's responses, in nats; `advance` hears of rows done."""
-    logps, shares = [torch.empty(0)] * len(rows), can_share_prompts(model)
+    logps: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    if not (can_share_prompts(model) and has_plain_head(model)):
+        apart = [side for row in rows for side in row.sides]
+        flat = torch.zeros(len(apart))
+        for batch in plan_batches([len(side.ids) for side in apart], batch_tokens):
+            flat[batch] = _compute_batch([apart[i] for i in batch], model, pad)
+        advance(len(rows))
+        return list(flat.split([len(row.sides) for row in rows]))
     for batch in plan_batches([row.width for row in rows], batch_tokens):
         some = [rows[i] for i in batch]
-        if shares:
-            found = torch.stack([tokens.sum() for tokens in compute_token_logps(some, model, pad)])
-        else:
-            found = _compute_batch([side for row in some for side in row.sides], model, pad)
-        for i, own in zip(batch, found.cpu().split([len(row.sides) for row in some]), strict=True):
+        found = torch.stack([tokens.sum() for tokens in compute_token_logps(some, model, pad)]).cpu()
+        for i, own in zip(batch, found.split([len(row.sides) for row in some]), strict=True):
             logps[i] = own
         advance(len(batch))
     return logps

@@ -9,9 +9,11 @@ Limit: a row's cells share their prompts, so that they do not differ by as much 
 Paper: none; ours.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from karma.figures.results import plot_square
@@ -31,23 +33,30 @@ CAPTION = (
 )
 
 
-def build_square(experiment: Experiment) -> pd.DataFrame:
-    """Return the long form of the square, COLUMNS, one row a cell that was measured; policies and seeds are averaged.
+def build_square(experiment: Experiment) -> tuple[pd.DataFrame, list[str]]:
+    """Return the long form of the square, COLUMNS, and what is missing from it, in words.
+
+    A cell averages all policies and seeds; one of whose runs is missing, or was measured on other pairs, is left out.
 
     Args:
         experiment: whose; one without `benchmarks.held_out_pairs` gives no rows.
     """
-    changes = dict(_load_changes(experiment))
+    s, (changes, notes) = experiment.settings, _load_changes(experiment)
     tests = dict(_list_tests(experiment)) if changes else {}
+    notes += [f"{name}: its pairs are missing: run 03" for name in s.strategies if changes and name not in tests]
+    notes += [f"{name}: no pair is held out" for name, pairs in tests.items() if not len(pairs)]
     rows = []
     for (method, trained_on), runs in changes.items():
         for tested_on, pairs in tests.items():
-            found = [score_pairs(pairs, change) for change in runs]
-            cell = dict(zip(COLUMNS, (method, trained_on, tested_on), strict=False))
-            if len(pairs):
-                rows.append({**cell, **summarise(pairs["row_id"], pd.concat(found, axis=1).mean(axis=1)),
-                             "n_runs": len(runs)})  # fmt: skip
-    return pd.DataFrame(rows, columns=COLUMNS)
+            right = pd.concat([score_pairs(pairs, change) for change in runs], axis=1)
+            if right.isna().to_numpy().any():
+                notes.append(f"{method} on {trained_on}: not measured on {tested_on}'s pairs: run cross_evaluation")
+            elif len(pairs):
+                cell = {"method": method, "trained_on": trained_on, "tested_on": tested_on, "n_runs": len(runs)}
+                rows.append({**cell, **summarise(pairs["row_id"], right.mean(axis=1))})
+    if rows and len(s.seeds) == 1:
+        notes.append("one seed: without training noise")
+    return pd.DataFrame(rows, columns=COLUMNS), notes
 
 
 def score_pairs(pairs: pd.DataFrame, change: pd.Series) -> pd.Series:
@@ -57,17 +66,19 @@ def score_pairs(pairs: pd.DataFrame, change: pd.Series) -> pd.Series:
         pairs: row_id, preferred, other (response ids).
         change: of each response's log-probability by training, in nats, by (row_id, response_id).
 
+    Returns:
+        One value a pair; NaN where a response was not measured.
+
     Example:
-        >>> change = pd.Series([0.5, -1.0], index=[("p", "a"), ("p", "b")])
-        >>> pairs = pd.DataFrame({"row_id": ["p", "p"], "preferred": ["a", "b"], "other": ["b", "a"]})
+        >>> change = pd.Series([0.5, -1.0], index=pd.MultiIndex.from_tuples([("p", "a"), ("p", "b")]))
+        >>> pairs = pd.DataFrame({"row_id": ["p", "p", "q"], "preferred": ["a", "b", "a"], "other": ["b", "a", "b"]})
         >>> score_pairs(pairs, change).tolist()
-        [1.0, 0.0]
+        [1.0, 0.0, nan]
     """
-    sides = [
-        change.loc[list(zip(pairs["row_id"], pairs[side], strict=True))].to_numpy() for side in ("preferred", "other")
-    ]
-    margin = sides[0] - sides[1]
-    return pd.Series((margin > 0) + 0.5 * (margin == 0), index=pairs.index)
+    sides = (pd.MultiIndex.from_frame(pairs[["row_id", side]]) for side in ("preferred", "other"))
+    preferred, other = (change.reindex(keys).to_numpy() for keys in sides)
+    margin = preferred - other
+    return pd.Series(np.where(np.isnan(margin), np.nan, (np.sign(margin) + 1) / 2), index=pairs.index)
 
 
 def summarise(row_ids: pd.Series, right: pd.Series) -> dict[str, float]:
@@ -79,23 +90,30 @@ def summarise(row_ids: pd.Series, right: pd.Series) -> dict[str, float]:
         (0.75, 4, 3)
     """
     of_prompt = right.groupby(row_ids.to_numpy())
-    mean = compute_mean(of_prompt.sum(), of_prompt.size())
-    n = len(right) if 0 < mean["value"] < 1 else of_prompt.ngroups
-    error = mean["standard_error"] if of_prompt.ngroups > 1 else None
-    low, high = compute_wilson(min(max(mean["value"], 0.0), 1.0), n, error)
-    return {"share": mean["value"], "low": low, "high": high, "n_pairs": len(right), "n_prompts": of_prompt.ngroups}
+    mean, n = compute_mean(of_prompt.sum(), of_prompt.size()), of_prompt.ngroups
+    inside = 0 < mean["value"] < 1 and n > 1  # else there is no error to go by: prompts count
+    low, high = compute_wilson(
+        min(max(mean["value"], 0.0), 1.0), len(right) if inside else n, mean["standard_error"] if inside else None
+    )
+    return {"share": mean["value"], "low": low, "high": high, "n_pairs": len(right), "n_prompts": n}
 
 
-def _load_changes(experiment: Experiment) -> Iterator[tuple[tuple[str, str], list[pd.Series]]]:
-    """Yield (method, strategy) with what training changed in each of its runs, by (row_id, response_id)."""
+def _load_changes(experiment: Experiment) -> tuple[dict[tuple[str, str], list[pd.Series]], list[str]]:
+    """Return what training changed in each run of (method, strategy), by (row_id, response_id), and what is missing."""
     stage = STAGES["cross_evaluation"]
     found: dict[tuple[str, str], list[pd.Series]] = {}
+    missing: Counter[tuple[str, str]] = Counter()
     for job in (Job(experiment, stage, params) for params in stage.jobs(experiment.settings)):
+        key = job.params["method"], job.params["strategy"]
+        runs = found.setdefault(key, [])
         if job.products[0].is_file():
             table = pd.read_parquet(job.products[0]).set_index(["row_id", "response_id"])
-            change = table["logps_after"] - table["logps_before"]
-            found.setdefault((job.params["method"], job.params["strategy"]), []).append(change)
-    yield from found.items()
+            runs.append(table["logps_after"] - table["logps_before"])
+        else:
+            missing[key] += 1
+    notes = [f"{method} on {strategy}: {n} of {n + len(found[method, strategy])} runs are missing"
+             for (method, strategy), n in missing.items() if found[method, strategy]]  # fmt: skip
+    return {key: runs for key, runs in found.items() if runs and not missing[key]}, notes
 
 
 def _list_tests(experiment: Experiment) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -103,11 +121,13 @@ def _list_tests(experiment: Experiment) -> Iterator[tuple[str, pd.DataFrame]]:
     s, names = experiment.settings, {}
     for name in s.strategies:
         folder = experiment.outputs / "pairs" / name
-        table = split_pairs(load_pairs(folder), s.pairs.held_out, s.pairs.seed)[1].table.to_pandas()
-        names[name] = table[["row_id", "chosen_id", "rejected_id"]].set_axis(["row_id", "preferred", "other"], axis=1)
+        if (folder / "pairs.parquet").is_file():
+            table = split_pairs(load_pairs(folder), s.pairs.held_out, s.pairs.seed)[1].table.to_pandas()
+            columns = table[["row_id", "chosen_id", "rejected_id"]]
+            names[name] = columns.set_axis(["row_id", "preferred", "other"], axis=1)
     yield from names.items()
     path = experiment.outputs / "labels" / "responses.csv"
-    if path.is_file():
+    if s.labels.audit and path.is_file() and names:
         both = pd.concat(names.values())
         named = set(zip([*both["row_id"]] * 2, [*both["preferred"], *both["other"]], strict=True))
         yield CEILING, find_decided(pd.read_csv(path, dtype={"row_id": str, "response_id": str}), named)
@@ -135,7 +155,7 @@ def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterato
     Args:
         experiment: whose. written, figures: folders of the report's tables and figures.
     """
-    long = build_square(experiment)
+    long, notes = build_square(experiment)
     if long.empty:
         return
     source = experiment.settings.annotation.source
@@ -149,11 +169,11 @@ def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterato
         index=["method", "trained_on"], columns="tested_on", values="cell"
     )
     sizes = long.drop_duplicates("tested_on").set_index("tested_on")["n_pairs"]
-    note = "pairs: " + ", ".join(f"{titles[name]} {n}" for name, n in sizes.items())
+    notes = ["pairs: " + ", ".join(f"{titles[name]} {n}" for name, n in sizes.items()), *notes]
     rows = wide.drop_duplicates(["method", "trained_on"])
     keys = pd.MultiIndex.from_frame(rows[["method", "trained_on"]])
     table = build_plain(
-        "square", CAPTION, frame.reindex(index=keys, columns=order).rename_axis(columns=None), notes=(note,)
+        "square", CAPTION, frame.reindex(index=keys, columns=order).rename_axis(columns=None), notes=tuple(notes)
     )
     table.save(written)
     yield table

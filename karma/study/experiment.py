@@ -1,8 +1,9 @@
 """The settings of an experiment: loaded, merged, validated, and traced to the file that set each value.
 
 `params/base.yaml` holds every value; an experiment file states what differs, from base.yaml or from the experiment that
-it `extends`. Maps merge key by key, lists are replaced. What may be said is in `karma.study.settings`. A stage sees
-only the settings it declares (`karma.study.stages`), so that changing one value reruns exactly the stages that read it.
+it `extends`. Maps merge key by key, an empty one clears, lists are replaced. What may be said is in
+`karma.study.settings`. A stage sees only the settings it declares (`karma.study.stages`), so that changing one value
+reruns exactly the stages that read it.
 """
 
 import difflib
@@ -133,13 +134,17 @@ def _load_chain(file: Path) -> list[tuple[Path, dict[str, Any]]]:
             return [*chain.items()][::-1]
         if not isinstance(father, str):
             raise InputError(f"{file.name}: extends is {father!r}: name one experiment, e.g. `extends: demo`")
-        child, file = file, find_experiment_file(father)[0]
+        beside = file.parent / father
+        file = find_experiment_file(beside if beside.is_file() else father)[0]
         if file in chain:
             circle = " extends ".join(each.name for each in [*chain, file])
             raise InputError(f"{circle}: a circle; let one of them stand alone")
         name = _load_yaml(file).get("name")
-        if values.get("name", name) == name:  # it would write over its father's outputs
-            raise InputError(f"{child.name} extends {file.name} and has its name, {name!r}: give it a name of its own")
+        for each, own in chain.items():
+            if name and own.get("name", name) == name:  # it would write over the other's outputs
+                raise InputError(
+                    f"{each.name} extends {file.name} and has its name, {name!r}: give it a name of its own"
+                )
 
 
 @cache
@@ -187,7 +192,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 def _merge(into: dict[str, Any], sources: dict[str, str], values: dict[str, Any], file: str, prefix: str) -> None:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if _is_branch(value) and _is_branch(into.get(key)) and key not in ("lora",) and prefix != "models.":
+        if value and _is_branch(value) and _is_branch(into.get(key)) and key not in ("lora",) and prefix != "models.":
             _merge(into[key], sources, value, file, f"{dotted}.")
             continue
         into[key] = value

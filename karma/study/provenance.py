@@ -3,13 +3,16 @@
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from karma.files import compute_file_digest, load_json, save_json
+from filelock import FileLock
+
+from karma.files import compute_digest, compute_file_digest, load_json, save_json
 from karma.study.experiment import Experiment
 from karma.study.stages import Job, list_jobs
 
@@ -42,8 +45,7 @@ def save_provenance(job: Job, started: tuple[float, float], command: str = "") -
     """
     seconds, core_seconds = (now - then for now, then in zip(read_clock(), started, strict=True))
     path = job.folder / "provenance.json"
-    record = load_json(path) if path.is_file() else {}
-    record[job.stage.name] = {
+    own = {
         "params": job.params,
         "settings": job.settings.as_dict(),
         "set_by": job.experiment.show(job.stage.reads)["set by"].to_dict(),
@@ -57,7 +59,9 @@ def save_provenance(job: Job, started: tuple[float, float], command: str = "") -
         "core_seconds": round(core_seconds, 3),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save_json(record, path)
+    with FileLock(Path(tempfile.gettempdir()) / f"karma-provenance-{compute_digest(str(path.resolve()))}.lock"):
+        record = load_json(path) if path.is_file() else {}  # stages that share a folder may end together
+        save_json({**record, job.stage.name: own}, path)
 
 
 def load_records(experiment: Experiment) -> dict[str, dict[str, Any]]:

@@ -165,7 +165,7 @@ STAGES = {
               _evaluation_inputs, lambda s, p: [p["policy"]]),
         Stage("cross_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
-              "training.lora", "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
+              "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
               module="training.cross"),
         Stage("07_alignment_potential", ("policy", "strategy", "metric", "ratio"),
               "selections/{policy}/{strategy}+{metric}-{ratio}",

@@ -3,7 +3,7 @@
 Accuracy on a strategy's own held-out pairs says how easily its labels are learnt, and no two strategies are asked the
 same. Here every response to the held-out prompts that any strategy's pairs name is scored by the policy before and
 after training; whichever two make a pair, under whichever labels, its margin follows from these.
-Decision: in float32 on a CPU, as `karma.training.train` measures its own held-out pairs, and for its reason.
+Decision: before and after are loaded as for a training's own held-out pairs (`karma.training.held_out.load_both`).
 
 Paper: none; the margin is DPO's (arXiv 2305.18290, section 4).
 """
@@ -18,10 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.files import atomic_path
-from karma.models.frozen import States, keep_frozen
-from karma.models.load import add_trained, choose_device, choose_dtype, load_model, load_tokenizer
+from karma.models.load import choose_device, choose_dtype, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens, compute_side_logps, tokenize_row
 from karma.pairs.pairs import PairSet, load_pairs, split_pairs
+from karma.training.held_out import load_both
 
 
 def collect_responses(held_out: Mapping[str, PairSet]) -> dict[str, dict[str, Any]]:
@@ -67,14 +67,10 @@ def run(job: Any) -> None:
     asked, policy = collect_responses(held_out), job.params["policy"]
     torch.set_num_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
-    dtype = "float32" if device == "cpu" else choose_dtype(settings.compute.dtype, device)
-    tokenizer, states, logps = load_tokenizer(job.models, policy), States(), {}
-    lora = settings.training.lora if (folder / "model" / "adapter_config.json").is_file() else None
-    for when, named in (("before", (job.models, policy)), ("after", add_trained(job.models, policy, folder / "model"))):
-        model = load_model(named[0], named[1], dtype, device)
-        if lora:  # below its adapters both are one model
-            keep_frozen(model, model.config.num_hidden_layers - lora.last_layers, states)
+    tokenizer, dtype, logps = load_tokenizer(job.models, policy), choose_dtype(settings.compute.dtype, device), {}
+    for when, model in load_both(job.models, policy, folder / "model", dtype, device):
         logps[when] = measure_responses(model, tokenizer, asked, settings.training.max_length, f"{policy} {when}")
+        del model
     keys = [(row_id, response_id) for row_id, one in asked.items() for response_id in one["responses"]]
     columns = {"row_id": [key[0] for key in keys], "response_id": [key[1] for key in keys]}
     with atomic_path(folder / "held_out_responses.parquet") as temporary:

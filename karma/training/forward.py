@@ -56,7 +56,7 @@ class ResponseHeadSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         causal = get_causal(self.model)
-        if causal.device.type == "cpu" and can_replace_head(causal):
+        if self.accelerator.device.type == "cpu" and can_replace_head(causal):
             replace_fused_head(causal, _score_responses)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -85,7 +85,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
         """Compute the reference's log-probabilities in order of length, or read them."""
         for model in filter(None, (self.model, self.ref_model)):
             share_prompts(get_causal(model))
-        if self.ref_model is None and not self.args.gradient_checkpointing:
+        alone = self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1
+        if alone and self.ref_model is None and not self.args.gradient_checkpointing:
             keep_frozen(get_causal(self.model), count_frozen(get_causal(self.model)), {})
         seen, lengths = self._find_seen(dataset), _count_tokens(dataset)
         known = [self._read_reference(seen) is not None]

@@ -7,13 +7,43 @@ beta is DPO's and changes no accuracy.
 Paper: the reward margin of DPO (arXiv 2305.18290, section 4).
 """
 
+import gc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from karma.files import load_json
+from karma.models.frozen import States, keep_frozen
+from karma.models.load import Specs, add_trained, load_model
 from karma.models.logprobs import compute_pair_logps
 from karma.statistics import compute_wilson
+
+
+def load_both(models: Specs, policy: str, folder: Path, dtype: str, device: str) -> Iterator[tuple[str, Any]]:
+    """Yield ("before", the untrained policy) and ("after", the tuned one as saved), one in memory at a time.
+
+    Both compute in float32 on a CPU, whatever was trained in: after a short training bfloat16's rounding of two
+    log-probabilities is as large as what a pair's margin learnt, and decided its sign. Whole weights were rounded to
+    `dtype` when they were saved, and so is the start. What the layers below an adapter make of a text is computed once.
+
+    Args:
+        models: name -> specification. policy: which of them was tuned. folder: where the outcome lies.
+        dtype: what was computed in. device: "cpu" or "cuda". The caller drops a model before it asks for the next.
+    """
+    measured, adapter = "float32" if device == "cpu" else dtype, folder / "adapter_config.json"
+    states: States = {}
+    own = load_json(adapter).get("layers_to_transform") if adapter.is_file() else None
+    for when, named in (("before", (models, policy)), ("after", add_trained(models, policy, folder))):
+        gc.collect()  # a trained model is in a cycle with its trainer, a measured one with what it keeps
+        model = load_model(named[0], named[1], measured if adapter.is_file() else dtype, device)
+        model = model.to(getattr(torch, measured))
+        if isinstance(own, list) and own:  # else an adapter reaches every layer
+            keep_frozen(model, min(own), states)
+        yield when, model
+        del model
 
 
 def measure_pairs(model: Any, tokenizer: Any, pairs: pa.Table, max_length: int, progress: str) -> torch.Tensor:

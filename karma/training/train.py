@@ -10,7 +10,6 @@ responses, so their SFT sets are the same); the second takes over the first's we
 Paper: section 3.3 and Appendix A.
 """
 
-import gc
 import os
 import shutil
 import tempfile
@@ -26,12 +25,11 @@ from filelock import FileLock
 
 from karma.errors import InputError
 from karma.files import atomic_path, load_json, save_json
-from karma.models.frozen import States, keep_frozen
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
-from karma.training.held_out import build_margins, measure_pairs, summarise_margins
+from karma.training.held_out import build_margins, load_both, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
 from karma.training.run import Run, compute_text_digest
 from karma.training.trainers import choose_weights_dtype
@@ -112,22 +110,11 @@ def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
 
 
 def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray) -> dict[str, Any]:
-    """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary.
-
-    Decision: on a CPU in float32, whatever was trained in: after a short training bfloat16's rounding of two
-    log-probabilities is as large as what the pair's margin learnt, and decided its sign.
-    """
-    folder, dtype = Path(run.folder), "float32" if run.device == "cpu" else run.dtype
-    trained = add_trained(run.models, run.policy, folder / "model")
-    is_adapter = (folder / "model" / "adapter_config.json").is_file()
-    weights = dtype if is_adapter else run.dtype  # whole weights were rounded when they were saved: so is the start
-    asked, logps, answers = prompts.slice(0, 10).to_pylist(), {}, {}
-    states: States = {}
-    for when, (models, name) in (("before", (run.models, run.policy)), ("after", trained)):
-        gc.collect()  # the trained model is in a cycle with its trainer
-        model = load_model(models, name, weights, run.device).to(getattr(torch, dtype))
-        if is_adapter and run.settings.lora:  # below it, both are one model
-            keep_frozen(model, model.config.num_hidden_layers - run.settings.lora.last_layers, states)
+    """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary."""
+    folder, asked = Path(run.folder), prompts.slice(0, 10).to_pylist()
+    logps, answers, dtype = {}, {}, run.dtype
+    for when, model in load_both(run.models, run.policy, folder / "model", run.dtype, run.device):
+        dtype = str(model.dtype).removeprefix("torch.")
         logps[when] = measure_pairs(model, tokenizer, held_out, run.settings.max_length, f"held-out pairs {when}")
         answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
         del model
