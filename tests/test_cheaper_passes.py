@@ -1,4 +1,4 @@
-"""Forward passes that leave work out compute what the plain ones do: prompts read once, frozen layers, response heads."""
+"""Forward passes that leave work out compute what the plain ones do: prompts once, frozen layers, response heads."""
 
 import copy
 
@@ -17,6 +17,10 @@ from karma.models.logprobs import build_options_row, compute_token_logps
 from karma.models.prefill import read_prompts
 from karma.study.settings import ModelSpec
 from karma.training.forward import _score_responses, can_replace_head, replace_fused_head
+from karma.training.run import describe_run
+from karma.training.train import train
+from tests.test_training import COMPUTE, LORA, make_pairs
+from tests.test_training import settings as training_settings
 
 MODELS = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 4, "heads": 2}, seed=3).model_dump()}
 MODELS["short"] = ModelSpec(perturbed="tiny", drop_layers=[1]).model_dump()
@@ -144,6 +148,18 @@ def test_layers_that_are_trained_are_never_kept():
     keep_frozen(model, 2, states)  # a caller's mistake
     score(model).sum().backward()
     assert states == {} and model.base_model.layers[0].mlp.up_proj.weight.grad is not None
+
+
+def test_a_training_does_not_depend_on_the_reference_that_lies_there(tmp_path):
+    """Another seed or a killed run left the reference's file: the weights are the same, byte for byte."""
+    pairs = make_pairs(12)
+    own = training_settings(lora={**LORA, "last_layers": 2}, epochs=0.5)
+    for name in ("first", "second"):
+        train(describe_run(pairs, MODELS, "tiny", "dpo", 0, own, COMPUTE, tmp_path / name, reference_folder=tmp_path), pairs,
+              pairs.slice(0, 0))  # fmt: skip
+    assert len(list(tmp_path.glob("reference-*.parquet"))) == 1
+    first, second = (tmp_path / name / "model" / "adapter_model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_response_head_scores_as_trl_s_fused_head():

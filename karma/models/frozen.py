@@ -33,6 +33,11 @@ def keep_frozen(model: Any, n_layers: int, states: States) -> None:
     setattr(model, _FROZEN, FrozenLayers(layers[:n_layers], states))
 
 
+def keeps_frozen(model: Any) -> bool:
+    """Tell whether a model keeps what its first layers make of rows."""
+    return hasattr(model, _FROZEN)
+
+
 def count_frozen(model: Any) -> int:
     """Return how many of a model's first layers have nothing to train."""
     layers = getattr(model.base_model, "layers", None) or []

@@ -9,7 +9,9 @@ below the first adapter are run once for the reference and the policy (`karma.mo
 Decisions: pairs of an update are sorted by length among its micro-batches, which changes their padding, not the sum of
 their losses (in a last, partial update micro-batches may differ in size, and weigh the same); the reference's
 log-probabilities are computed of the pairs that training will see, and kept in a file, so that a killed run or another
-seed does not repeat them; metrics that need a pass over the whole vocabulary (entropy, mean logits) are not logged.
+seed does not repeat them, unless its states are needed: then it is repeated in the same batches, so that weights do not
+depend, by rounding, on what lay there; metrics that need a pass over the whole vocabulary (entropy, mean logits) are
+not logged.
 Limit: models with a scaled or capped head and mixtures of experts go TRL's own way, in DPO also those with sliding
 windows or recurrent layers, in SFT all on CUDA, where TRL picks the positions itself.
 
@@ -34,7 +36,7 @@ from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
-from karma.models.frozen import count_frozen, keep_frozen
+from karma.models.frozen import count_frozen, keep_frozen, keeps_frozen
 from karma.models.logprobs import (
     SharedRow,
     TokenizedResponse,
@@ -89,7 +91,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
         if alone and self.ref_model is None and not self.args.gradient_checkpointing:
             keep_frozen(get_causal(self.model), count_frozen(get_causal(self.model)), {})
         seen, lengths = self._find_seen(dataset), _count_tokens(dataset)
-        known = [self._read_reference(seen) is not None]
+        keeps = keeps_frozen(get_causal(self.model))  # then the pass makes the states that training goes on from
+        known = [not keeps and self._read_reference(seen) is not None]
         broadcast_object_list(known)  # what the main process sees: all go the same way
         if known[0]:
             return concatenate_datasets([dataset, Dataset(self._read_reference(seen))], axis=1)
