@@ -186,7 +186,7 @@ def test_an_edited_notebook_reruns_its_stage_and_what_follows(untouched):
     next(c for c in notebook.cells if c.cell_type == "code").source += "\nedited = True"
     nbformat.write(notebook, path)
     plan = planned(untouched)
-    assert stages(plan) == {"04_alignment_training", "05_policy_evaluation", "06_results"}
+    assert stages(plan) == {"04_alignment_training", "05_policy_evaluation", "06_results", "cross_evaluation"}
     assert "05_policy_evaluation.tiny-a.start" not in plan
     assert "Updated input files" in plan["04_alignment_training.tiny-a.k_sim.dpo.seed0"]
 
@@ -216,7 +216,13 @@ def test_a_colour_a_sentence_and_a_help_text_rerun_nothing_but_the_results(untou
     assert stages(planned(untouched)) <= {"06_results"}
 
 
-AFTER_PAIRS = {"04_alignment_training", "05_policy_evaluation", "07_alignment_potential", "06_results"}
+AFTER_PAIRS = {
+    "04_alignment_training",
+    "05_policy_evaluation",
+    "07_alignment_potential",
+    "06_results",
+    "cross_evaluation",
+}
 
 
 @pytest.mark.parametrize(

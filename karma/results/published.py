@@ -83,7 +83,7 @@ def infer_items(values: pd.Series) -> int | None:
     values is corrected for all counts tried (Bonferroni).
 
     Example:
-        >>> infer_items(pd.Series([k / 431 for k in range(20, 400, 30)]).round(4)), infer_items(pd.Series([0.5, 0.25]))
+        >>> infer_items(pd.Series([k / 431 for k in range(20, 400, 30)]).round(4)), infer_items(pd.Series([0.1234]))
         (431, None)
     """
     own = values.drop_duplicates().to_numpy()
