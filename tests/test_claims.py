@@ -113,30 +113,13 @@ def test_controls_are_compared_where_they_were_trained(tmp_path):
     assert not any("K_score beats" in claim and "K_sim" not in claim for claim in rows.index)
 
 
-def test_two_sizes_answer_rq3(tmp_path):
-    text = "\npolicies: [smollm2-135m, smollm2-7b]\n"
-    experiment = make_experiment(tmp_path)
-    path = experiment.path
-    path.write_text(path.read_text().replace("policies: [smollm2-135m]", text.strip()).replace(
-        "models:\n", "models:\n  smollm2-7b: {packaged: smollm2-135m}\n", 1))  # fmt: skip
+@pytest.mark.parametrize("policies", [["smollm2-135m", "smollm2-7b"], ["smollm2-135m", "smollm2-7b", "mystery"]])
+def test_two_sizes_answer_rq3_and_one_of_unknown_size_is_neither_small_nor_large(tmp_path, policies):
+    path = make_experiment(tmp_path).path
+    more = "".join(f"  {name}: {{packaged: smollm2-135m}}\n" for name in policies[1:])
+    text = path.read_text().replace("models:\n", f"models:\n{more}", 1)
+    path.write_text(text.replace("policies: [smollm2-135m]", f"policies: [{', '.join(policies)}]"))
     experiment = load_experiment(path)
-    experiment.outputs = tmp_path / "outputs"
-    write_study(experiment)
-    study = collect_results(experiment)
-    row = test_claims(study).set_index("claim").loc["K_score's lead over K_sim is larger for smaller policies, DPO"]
-    means = study.results.query("method == 'dpo'").groupby(["policy", "strategy"])["value"].mean()
-    lead = means.xs("k_score", level=1) - means.xs("k_sim", level=1)
-    assert row["effect"] == pytest.approx(lead["smollm2-135m"] - lead["smollm2-7b"])
-
-
-def test_a_policy_of_unknown_size_is_neither_small_nor_large(tmp_path):
-    experiment = make_experiment(tmp_path)
-    text = experiment.path.read_text().replace(
-        "policies: [smollm2-135m]", "policies: [smollm2-135m, smollm2-7b, mystery]"
-    )
-    more = "models:\n  smollm2-7b: {packaged: smollm2-135m}\n  mystery: {packaged: smollm2-135m}\n"
-    experiment.path.write_text(text.replace("models:\n", more, 1))
-    experiment = load_experiment(experiment.path)
     experiment.outputs = tmp_path / "outputs"
     write_study(experiment)
     study = collect_results(experiment)
