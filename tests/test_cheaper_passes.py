@@ -171,10 +171,11 @@ def test_a_response_head_scores_as_trl_s_fused_head():
     replace_fused_head(ours, _score_responses)
     ids, mask = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]]), torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, 11, 12, -100, -100]])
+    labels[0, 2] = theirs(ids).logits[0, 1].argmax()  # one label is the likeliest token, the others are not
     found = [model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True) for model in (ours, theirs)]
     assert torch.allclose(found[0].log_probs, found[1].log_probs, atol=1e-6)
     assert torch.equal(found[0].label_mask, found[1].label_mask) and int(found[0].label_mask.sum()) == 5
-    assert torch.equal(found[0].is_top1, found[1].is_top1.bool())
+    assert torch.equal(found[0].is_top1, found[1].is_top1.bool()) and 0 < int(found[0].is_top1.sum()) < 5
     for output in found:
         output.log_probs.sum().backward()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
