@@ -144,5 +144,6 @@ def plot_square(cells: pd.DataFrame, titles: dict[str, str]) -> np.ndarray:
         panel.set_yticklabels([titles[name] for name in shares.index], rotation=0)
         panel.set_xticklabels([titles[name] for name in tested], rotation=30, ha="right", rotation_mode="anchor")
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.TwoSlopeNorm(0.5, 0, 1), "PuOr")
-    figure.colorbar(scale, ax=axes[:, 0], shrink=0.5, label="share of held-out pairs\nmoved the right way\n(*: 95 % interval without .5)")
+    meaning = "share of held-out pairs\nmoved the right way\n(*: 95 % interval without .5)"
+    figure.colorbar(scale, ax=axes[:, 0], shrink=0.5, label=meaning)
     return axes[:, 0]
