@@ -1,16 +1,22 @@
 """Fixtures that many tests share."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from karma.study.execute import count_gpus
+from karma.study.forks import CLIENT, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault(
@@ -28,9 +34,34 @@ class _Together(LoadFileScheduling):
         return "smoke" if file.endswith(("test_notebooks.py", "test_readme.py", "test_sweep.py")) else file
 
 
+LONG = ("notebooks", "readme", "sweep", "training_runs", "contributing", "forks", "training", "self_play", "figures",
+        "report", "train_cli", "kinship_study", "evaluation", "coverage", "claims")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no process is left with one at the end."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
     """Tell pytest-xdist how to share out the tests (its own groups do nothing under pytest 9.2)."""
     return _Together(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start a fork server, of which commands, kernels and sweeps are forks, once for all of pytest's processes.
+
+    It imports torch, transformers and TRL with the first that ask for it. Elsewhere than on Linux, and beside a GPU,
+    they are plain processes.
+    """
+    if hasattr(config, "workerinput") or sys.platform != "linux" or count_gpus():
+        return
+    stack, environment = ExitStack(), project_environment(ROOT)
+    config.add_cleanup(stack.close)
+    with Path(os.devnull).open("w") as nowhere:
+        stack.enter_context(start_server(environment, nowhere))
+    os.environ["KARMA_FORKS"] = environment["KARMA_FORKS"]
 
 
 def change_base(section: str, **values: object) -> Any:
@@ -62,10 +93,18 @@ def copy_project(target: Path) -> Path:
 
 
 def run_karma(project: Path, *args: str, timeout: float = CALL_LIMIT) -> subprocess.CompletedProcess[str]:
-    """Run the `karma` command of a copied project, in it."""
+    """Run the `karma` command in a copied project, as a fork where there is a server: of the code as it is here."""
     return subprocess.run(
-        [sys.executable, "-m", "karma.cli", *args], cwd=project, env=project_environment(project), text=True,
-        capture_output=True, timeout=timeout, check=False,
+        [*CLIENT, "cli", *args], cwd=project, env=project_environment(project), text=True, capture_output=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def run_plain(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the `karma` command of a copied project, the project's own code, in a process that imports for itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "karma.cli", *args], cwd=project, env=plain_environment(project), text=True,
+        capture_output=True, timeout=CALL_LIMIT, check=False,
     )  # fmt: skip
 
 
@@ -78,6 +117,27 @@ def project_environment(project: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
     }
+
+
+def plain_environment(project: Path) -> dict[str, str]:
+    """Return the same without the fork server, for what edits the copied package or needs processes of its own."""
+    return {name: value for name, value in project_environment(project).items() if name != "KARMA_FORKS"}
+
+
+@contextmanager
+def start_child(work: Callable[..., object], *args: object) -> Iterator[BaseProcess]:
+    """Give a process that does `work(*args)`, to be waited for; at the end of the block it is killed (-9).
+
+    A fork of this one, which has imported everything; a new one where torch cannot fork after a backward pass.
+    """
+    how = "fork" if sys.platform == "linux" and not count_gpus() else "spawn"
+    child = multiprocessing.get_context(how).Process(target=work, args=args)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join()
 
 
 def wait_until(happened: Callable[[], object]) -> None:

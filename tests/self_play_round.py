@@ -1,7 +1,5 @@
-"""Plays whole rounds of self-play on tiny models, as notebook 08 does; also run as a process of its own, to be killed."""
+"""Plays whole rounds of self-play on tiny models, as notebook 08 does."""
 
-import sys
-import time
 from pathlib import Path
 
 from karma.models.load import add_trained
@@ -47,9 +45,3 @@ def play_round(this: Round) -> dict:
     before = rounds.evaluate_policy(this, this.start, this.models, held_out)
     after = rounds.evaluate_policy(this, trained, models, held_out)
     return rounds.save_round(this, pairs, attempts, before, after)
-
-
-if __name__ == "__main__":
-    if sys.argv[4:] == ["hold"]:  # before the training, so that the kill cannot come too late
-        rounds.train_round = lambda *_: time.sleep(3600)
-    play_round(open_tiny(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -2,14 +2,15 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
+import signal
 import time
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from karma.cli import app
 from karma.errors import InputError, KarmaError
 from karma.evaluation.runner import evaluate, save_evaluation
 from karma.files import find_project_root
@@ -22,7 +23,7 @@ from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, TINY, ChatServer
-from tests.conftest import change_base, project_environment
+from tests.conftest import change_base, start_child, wait_until
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -178,27 +179,28 @@ def test_wrong_declarations_are_named_without_secrets(tmp_path, changes, message
     assert message in str(error.value) and "sk-word" not in str(error.value)
 
 
-def test_killing_and_starting_again_asks_only_what_is_left(server, tmp_path):
+def evaluate_twelve(address, out):
+    return CliRunner().invoke(app, [
+        "evaluate", "--model", "tiny", "--base-url", address, "--key-env", "TEST_KEY", "--benchmark", "arc_easy",
+        "--benchmark-data", str(DEMO), "--limit", "12", "--choice-tokens", "4", "--batch-size", "2", "--out", str(out)])  # fmt: skip
+
+
+def test_killing_and_starting_again_asks_only_what_is_left(server, tmp_path, monkeypatch):
     """A real kill -9 in the middle: what was answered and kept is not asked again."""
-    command = [sys.executable, "-m", "karma.cli", "evaluate", "--model", "tiny", "--base-url", server.base_url,
-               "--key-env", "TEST_KEY", "--benchmark", "arc_easy", "--benchmark-data", str(DEMO), "--limit", "12",
-               "--choice-tokens", "4", "--batch-size", "2", "--out", str(tmp_path)]  # fmt: skip
-    environment = {**project_environment(ROOT), "TEST_KEY": KEY, "no_proxy": "*"}
+    monkeypatch.setenv("no_proxy", "*")
     server.pause_s = 0.3
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        while child.poll() is None and len(server.asked) < 5:
-            time.sleep(0.02)
-        child.kill()
-    assert child.returncode == -9 and not (tmp_path / "scores.json").exists()
+    with start_child(evaluate_twelve, server.base_url, tmp_path) as child:
+        wait_until(lambda: len(server.asked) >= 5 or not child.is_alive())
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "scores.json").exists()
     server.pause_s = 0
     time.sleep(1)
     n_kept, n_before = len(list((tmp_path / "cache").rglob("*.json"))), len(server.asked)
     assert n_kept >= 3
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{12 - n_kept} prompts asked ({n_kept} kept from before)" in done.stdout
+    done = evaluate_twelve(server.base_url, tmp_path)
+    assert done.exit_code == 0, done.output[-2000:]
+    assert f"{12 - n_kept} prompts asked ({n_kept} kept from before)" in done.output
     assert len(server.asked) - n_before == 12 - n_kept
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in done.output
 
 
 class InItsProcess(VllmBackend):

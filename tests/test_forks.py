@@ -12,7 +12,7 @@ import pytest
 
 from karma.files import load_json
 from karma.study.forks import CLIENT, start_server
-from tests.conftest import CALL_LIMIT, ROOT, copy_project, project_environment, run_karma, wait_until
+from tests.conftest import CALL_LIMIT, ROOT, copy_project, project_environment, run_plain, wait_until
 from tests.test_sweep import add_cell
 
 pytestmark = pytest.mark.skipif(
@@ -44,14 +44,14 @@ def find_servers(address: str) -> list[psutil.Process]:
 
 
 def test_a_fork_prints_and_ends_as_the_command_does(server, project):
-    forked, plain = run_client(server, "models", "params/smoke.yaml"), run_karma(project, "models", "params/smoke.yaml")
+    forked, plain = run_client(server, "models", "params/smoke.yaml"), run_plain(project, "models", "params/smoke.yaml")
     assert forked.returncode == 0 and forked.stdout == plain.stdout and "tiny-c" in forked.stdout
     wrong = run_client(server, "models", "params/none.yaml")
-    assert (wrong.returncode, wrong.stderr) == (2, run_karma(project, "models", "params/none.yaml").stderr)
+    assert (wrong.returncode, wrong.stderr) == (2, run_plain(project, "models", "params/none.yaml").stderr)
 
 
 def test_a_job_and_its_kernel_are_forks_and_their_core_seconds_are_counted(server, project):
-    source = "import sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 8: pass"
+    source = "import sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 5: pass"
     before = add_cell(project, "02_kinship_analysis", source)
     (project / "params" / "table.yaml").write_text(
         "name: table\nmodels: {m: {random: {hidden_size: 8, layers: 1, heads: 1}}}\npolicies: [m]\nscores: {table: paper}\n"
@@ -60,7 +60,7 @@ def test_a_job_and_its_kernel_are_forks_and_their_core_seconds_are_counted(serve
     (project / "notebooks" / "02_kinship_analysis.ipynb").write_text(before)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     record = load_json(project / "outputs/table/kinship/provenance.json")["02_kinship_analysis"]
-    assert record["core_seconds"] > 8  # the kernel's; the job itself takes one or two
+    assert record["core_seconds"] > 5  # the kernel's; the job itself takes one or two
     executed = (project / "outputs/table/notebooks/02_kinship_analysis.ipynb").read_text()
     assert '"image/png"' in executed, "figures are shown in the notebook, as in a plain kernel"
 

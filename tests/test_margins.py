@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,10 +29,11 @@ from karma.models.logprobs import (
     plan_batches,
     tokenize_pair,
 )
+from karma.potential import logps as margins
 from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
 from karma.potential.margins import compute_implicit_margin
 from karma.study.settings import ModelSpec
-from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
+from tests.conftest import CALL_LIMIT, change_base, start_child, wait_until
 
 MODELS = {
     "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
@@ -217,28 +216,25 @@ def test_impossible_sizes_are_refused(max_length, tokens, message):
         measure_logps(make_pairs(1), MODELS, "tiny", COMPUTE, max_length, tokens)
 
 
-STUCK = f"""
-import sys, time
-import karma.potential.logps as margins
-from tests.test_margins import COMPUTE, MODELS, make_pairs
-from pathlib import Path
-real = margins.compute_row_logps
-def stuck(*args):
-    if len(list(Path(sys.argv[1]).glob("*/*/*.json"))) >= 2:
-        time.sleep({CALL_LIMIT})
-    return real(*args)
-margins.compute_row_logps = stuck
-margins.measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, Path(sys.argv[1]))
-"""
+def measure_and_hang(folder):
+    """Measure eighty pairs, and hang once two of the five shards are there."""
+    real = margins.compute_row_logps
+
+    def stuck(*args):
+        if len(list(folder.glob("*/*/*.json"))) >= 2:
+            time.sleep(CALL_LIMIT)
+        return real(*args)
+
+    margins.compute_row_logps = stuck
+    measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, folder)
 
 
 def test_a_killed_run_loses_one_shard_and_ends_in_the_same_bytes(tmp_path):
     whole = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", STUCK, str(killed)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(list(killed.glob("*/*/*.json"))) >= 2 or process.poll() is not None)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with start_child(measure_and_hang, killed) as child:
+        wait_until(lambda: len(list(killed.glob("*/*/*.json"))) >= 2 or not child.is_alive())
+    assert child.exitcode == -signal.SIGKILL, "it ended by itself"
     n_kept = len(list(killed.glob("*/*/*.json")))
     assert 2 <= n_kept < 5, "it was to be killed in the middle"
     resumed = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, killed)

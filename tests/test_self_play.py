@@ -1,10 +1,8 @@
 """Self-play: pairs of a policy's own answers, evolved prompts, selection, rounds; by eye, by property, killed and resumed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +42,7 @@ from karma.self_play.selection import add_margins, compute_token_margins, find_b
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
-from tests.conftest import ROOT, change_base, wait_until
+from tests.conftest import CALL_LIMIT, ROOT, change_base, start_child, wait_until
 from tests.self_play_round import open_tiny, play_round
 
 DEMO = ROOT / "karma" / "data" / "demo" / "son.jsonl"
@@ -396,36 +394,29 @@ def test_the_second_round_starts_from_the_first_one_s_adapter(study):
     assert study[1]["evolve_then_select", 2]["start"] == study[1]["evolve_then_select", 1]["start"]
 
 
-def test_the_same_round_twice_gives_the_same_bytes(study, tmp_path):
-    play_round(open_tiny(tmp_path, "select_then_evolve", 1))
-    where = Path("outputs/self_play/tiny/select_then_evolve/round1")
-    for name in ("pairs.parquet", "accounting.json", "README.md", "evolution.json", "self_play.json",
-                 "model/adapter_model.safetensors"):  # fmt: skip
-        assert (tmp_path / where / name).read_bytes() == (study[0] / where / name).read_bytes(), name
+def play_and_hang(folder):
+    """Play a round, and hang before its training, so that no kill comes too late."""
+    rounds.train_round = lambda *_: time.sleep(CALL_LIMIT)
+    play_round(open_tiny(folder, "select_then_evolve", 1))
 
 
 def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, tmp_path):
-    """kill -9 as soon as some answers are kept; then the same command again."""
-    command = [sys.executable, "-m", "tests.self_play_round", str(tmp_path), "select_then_evolve", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [*command, "hold"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    """kill -9 as soon as some answers are kept; then the same round again."""
     answers = "outputs/answers/*/*.json"
-    wait_until(lambda: len(list(tmp_path.glob(answers))) >= 4 or process.poll() is not None)
-    kept = list(tmp_path.glob(answers))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with start_child(play_and_hang, tmp_path) as child:
+        wait_until(lambda: len(list(tmp_path.glob(answers))) >= 4 or not child.is_alive())
+        kept = list(tmp_path.glob(answers))
+    assert child.exitcode == -signal.SIGKILL, "it ended by itself"
     where = Path("outputs/self_play/tiny/select_then_evolve/round1")
     assert len(kept) >= 4 and not (tmp_path / where / "self_play.json").exists()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/answers/**/*.json")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    play_round(open_tiny(tmp_path, "select_then_evolve", 1))
     assert {path: path.stat().st_mtime_ns for path in before} == before, "an answer was asked again"
     alone = {p.relative_to(study[0]) for p in study[0].glob("outputs/answers/**/*.json")}
     assert {p.relative_to(tmp_path) for p in tmp_path.glob("outputs/answers/**/*.json")} <= alone
-    for name in ("pairs.parquet", "self_play.json"):
-        assert (tmp_path / where / name).read_bytes() == (study[0] / where / name).read_bytes()
+    for name in ("pairs.parquet", "accounting.json", "README.md", "evolution.json", "self_play.json",
+                 "model/adapter_model.safetensors"):  # fmt: skip
+        assert (tmp_path / where / name).read_bytes() == (study[0] / where / name).read_bytes(), name
 
 
 def test_a_part_below_its_budget_is_said_and_no_pair_at_all_is_an_error(study):

@@ -4,17 +4,16 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from karma.errors import InputError, KarmaError
-from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
 from karma.study.settings import Lora, ModelSpec
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
@@ -22,7 +21,7 @@ from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView
 from karma.training.trainers import DPO_LOSSES, Reference, build_dataset, build_trainer
 from karma.training.tuning import find_checkpoint
-from tests.conftest import CALL_LIMIT, ROOT, change_base, wait_until
+from tests.conftest import CALL_LIMIT, change_base, start_child, wait_until
 from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 
 
@@ -30,32 +29,25 @@ def weights_digest(folder):
     return compute_weights_digest(*add_trained(MODELS, "tiny", folder / "model"))
 
 
-SCRIPT = f"""
-import sys, time
-from tests.test_training import make_pairs, settings, train_tiny
-from pathlib import Path
-from transformers import TrainerCallback
-method = sys.argv[2]
-if sys.argv[3:] == ["hold"]:  # at the end of an update after the first checkpoint, so that the kill cannot come too late
-    TrainerCallback.on_step_begin = lambda self, args, state, *_, **__: time.sleep({CALL_LIMIT} * (state.global_step == 7))
-train_tiny(make_pairs(40), make_pairs(3), method, settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine"),
-           Path(sys.argv[1]), code="x")
-"""
+def train_long(folder, method, hold=False):
+    """Forty updates with a checkpoint after each five; held at the end of the seventh, so that no kill comes too late."""
+    if hold:
+        TrainerCallback.on_step_begin = lambda self, args, state, *_, **__: time.sleep(
+            CALL_LIMIT * (state.global_step == 7)
+        )
+    own = settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine")
+    return train_tiny(make_pairs(40), make_pairs(3), method, own, folder, code="x")
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     """kill -9 after the first checkpoint; the same call goes on from there, and ends as if nothing had happened."""
-    command = [sys.executable, "-c", SCRIPT]
     folder = tmp_path / "killed"
-    child = subprocess.Popen([*command, str(folder), method, "hold"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    wait_until(lambda: find_checkpoint(folder / "checkpoints") or child.poll() is not None)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with start_child(train_long, folder, method, True) as child:
+        wait_until(lambda: find_checkpoint(folder / "checkpoints") or not child.is_alive())
+    assert child.exitcode == -signal.SIGKILL, "it ended by itself"
     assert not (folder / "training.json").exists(), "it was killed too late to show anything"
-    for target in (folder, tmp_path / "whole"):
-        subprocess.run([*command, str(target), method], cwd=ROOT, check=True, capture_output=True)
-    killed, whole = (load_json(f / "training.json") for f in (folder, tmp_path / "whole"))
+    killed, whole = (train_long(target, method) for target in (folder, tmp_path / "whole"))
     assert killed["resumed_at"] and whole["resumed_at"] is None
     assert weights_digest(folder) == weights_digest(tmp_path / "whole")
     losses = [[entry["loss"] for entry in record["history"]] for record in (killed, whole)]

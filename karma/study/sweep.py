@@ -209,7 +209,8 @@ def _start(
     output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
     with ExitStack() as stack:
         alive = []
-        if "--dry-run" not in options and sys.platform == "linux" and not count_gpus():
+        wanted = "--dry-run" not in options and "KARMA_FORKS" not in os.environ  # who has a server shares it
+        if wanted and sys.platform == "linux" and not count_gpus():
             alive = [stack.enter_context(start_server(environment, output))]  # it ends with Snakemake
         return subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=alive
