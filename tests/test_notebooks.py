@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 
 import nbformat
 import papermill
@@ -13,7 +11,7 @@ import pytest
 from karma.errors import InputError
 from karma.study.execute import check_parameters
 from karma.study.stages import STAGES
-from tests.conftest import CALL_LIMIT, ROOT, project_environment, run_karma
+from tests.conftest import CALL_LIMIT, ROOT, run_karma
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -104,17 +102,6 @@ def test_one_page_runs_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")  # where JupyterLab starts its kernel
     papermill.execute_notebook(ROOT / "notebooks" / "00_karma_in_one_page.ipynb", tmp_path / "out.ipynb",
                                progress_bar=False, execution_timeout=CALL_LIMIT)  # fmt: skip
-
-
-def test_a_notebook_runs_through_plain_papermill(smoke, tmp_path):
-    command = [sys.executable, "-m", "papermill", "notebooks/03_binarization.ipynb", str(tmp_path / "out.ipynb"), "-p", "experiment",
-               "params/smoke.yaml", "-p", "strategy", "k_sim", "--no-progress-bar"]  # fmt: skip
-    before = (smoke / "outputs/smoke/pairs/k_sim/pairs.parquet").read_bytes()
-    result = subprocess.run(
-        command, cwd=smoke, env=project_environment(smoke), capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (smoke / "outputs/smoke/pairs/k_sim/pairs.parquet").read_bytes() == before
 
 
 def test_a_notebook_whose_input_is_missing_names_the_one_to_run_first(tmp_path, smoke):

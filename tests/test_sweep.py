@@ -19,7 +19,16 @@ import yaml
 
 from karma.study.fingerprint import compute_modules, read_code
 from karma.study.progress import estimate_left, find_elapsed
-from tests.conftest import CALL_LIMIT, ROOT, copy_project, project_environment, run_karma, wait_until
+from tests.conftest import (
+    CALL_LIMIT,
+    ROOT,
+    copy_project,
+    plain_environment,
+    project_environment,
+    run_karma,
+    run_plain,
+    wait_until,
+)
 
 STUDY = "outputs/smoke"
 
@@ -194,26 +203,23 @@ def test_an_edited_notebook_reruns_its_stage_and_what_follows(untouched):
 def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
     module = untouched / "karma" / "models" / "judge.py"
     module.write_text(module.read_text() + "\nEDITED = True\n")
-    assert min(stages(planned(untouched)) - {"annotation"}) == "03_binarization"
-    assert "annotation" in planned(untouched)
+    plan = stages(planned(untouched))
+    assert min(plan - {"annotation"}) == "03_binarization" and "annotation" in plan
 
 
-@pytest.mark.parametrize(
-    ("module", "old", "new"),
-    [
+def test_a_colour_a_sentence_and_a_help_text_rerun_nothing_but_the_results(untouched):
+    for module, old, new in (
         ("figures/style.py", "#0072B2", "#0072B3"),
         ("__init__.py", "The names below are", "These names are"),
         ("vocabulary.py", "the two responses whose origin models are nearest kin", "the two nearest kin's responses"),
         ("pairs/card.py", "preference pairs", "pairs"),
         ("commands/train.py", "Share of the pairs kept out", "Pairs kept out"),
-    ],
-)
-def test_a_colour_a_sentence_and_a_help_text_rerun_nothing_but_the_results(untouched, module, old, new):
-    path = untouched / "karma" / module
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    assert stages(planned(untouched)) <= {"06_results"}
+    ):
+        path = untouched / "karma" / module
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    assert stages(planned(untouched)) == {"06_results"}
 
 
 AFTER_PAIRS = {
@@ -323,37 +329,29 @@ def find_processes(project: Path) -> list[psutil.Process]:
     return found
 
 
+def planned_corner(project: Path) -> set[str]:
+    return {label for label in planned(project, "params/corner.yaml") if label < "04"}
+
+
 def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(corner):
-    before = add_cell(corner, "03_binarization", "assert strategy != 'k_sim', 'injected failure'")
+    flag = corner / "fail"
+    flag.touch()
+    source = (
+        f"import pathlib\nassert strategy != 'k_sim' or not pathlib.Path({str(flag)!r}).exists(), 'injected failure'"
+    )
+    before = add_cell(corner, "03_binarization", source)
     result = run_karma(corner, *RUN_CORNER)
     assert result.returncode == 1
     assert "1 of 4 jobs failed" in result.stderr and "injected failure" in result.stderr
     executed = nbformat.read(corner / "outputs/corner/notebooks/03_binarization.k_sim.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in executed.cells if c.cell_type == "code" for o in c.outputs)
     assert set(pair_bytes(corner)) == {"k_score"}
-    add_cell(corner, "03_binarization", "strategy")  # a repair is an edit, so both strategies are made again
-    (corner / "notebooks" / "03_binarization.ipynb").write_text(before)
-    assert set(planned_corner(corner)) == {"03_binarization.k_score", "03_binarization.k_sim"}
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    assert set(pair_bytes(corner)) == {"k_score", "k_sim"}
-
-
-def planned_corner(project: Path) -> set[str]:
-    return {label for label in planned(project, "params/corner.yaml") if label < "04"}
-
-
-def test_a_repeated_call_repeats_only_what_failed(corner):
-    flag = corner / "fail"
-    flag.touch()
-    add_cell(
-        corner,
-        "03_binarization",
-        f"import pathlib\nassert strategy != 'k_sim' or not pathlib.Path({str(flag)!r}).exists()",
-    )
-    assert run_karma(corner, *RUN_CORNER).returncode == 1
     flag.unlink()
     assert planned_corner(corner) == {"03_binarization.k_sim"}
     assert run_karma(corner, *RUN_CORNER).returncode == 0
+    assert set(pair_bytes(corner)) == {"k_score", "k_sim"}
+    (corner / "notebooks" / "03_binarization.ipynb").write_text(before)  # a repair is an edit: both are made again
+    assert planned_corner(corner) == {"03_binarization.k_score", "03_binarization.k_sim"}
 
 
 def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
@@ -368,7 +366,7 @@ def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
         "03_binarization",
         f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists():\n    pathlib.Path({str(flag)!r} + strategy).touch()\n    time.sleep({10 * CALL_LIMIT})",
     )
-    process = subprocess.Popen([sys.executable, "-m", "karma.cli", *RUN_CORNER], cwd=corner, env=project_environment(corner),
+    process = subprocess.Popen([sys.executable, "-m", "karma.cli", *RUN_CORNER], cwd=corner, env=plain_environment(corner),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     wait_until(lambda: list(corner.glob("slowk_*")) or process.poll() is not None)
     assert list(corner.glob("slowk_*")), "no job reached the slow cell"
@@ -390,7 +388,7 @@ def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
 
 def test_a_kernel_killed_for_memory_is_reported_as_such(corner):
     add_cell(corner, "02_kinship_analysis", "import os\nos.kill(os.getpid(), 9)")
-    result = run_karma(corner, "notebook", "02_kinship_analysis", "params/corner.yaml")
+    result = run_plain(corner, "notebook", "02_kinship_analysis", "params/corner.yaml")
     assert result.returncode == 1
     assert "the kernel died: out of memory, or killed" in result.stderr and "Traceback" not in result.stderr
 
