@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, copy_project, project_environment
+from tests.conftest import ROOT, copy_project, plain_environment
 from tests.test_select_cli import pair_folder, policy
 
 assert pair_folder and policy  # fixtures
@@ -52,7 +52,7 @@ def project(tmp_path_factory):
 
 def call(project, *command):
     return subprocess.run(
-        [sys.executable, *command], cwd=project, env=project_environment(project), capture_output=True, text=True,
+        [sys.executable, *command], cwd=project, env=plain_environment(project), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
 
@@ -68,24 +68,27 @@ def test_tables_figures_claims_and_cards_take_it_up(project):
     (project / "tests").mkdir()
     for name in ("__init__.py", "study_files.py", "study.yaml", "test_vocabulary.py"):
         (project / "tests" / name).write_text((ROOT / "tests" / name).read_text("utf-8"), "utf-8")
-    result = call(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_vocabulary.py")
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert "widest" in call(project, "-m", "pytest", "--collect-only", "-q", "tests/test_vocabulary.py").stdout
+    result = call(project, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_vocabulary.py")
+    assert result.returncode == 0 and "[widest] PASSED" in result.stdout, result.stdout[-3000:]
 
 
-def test_a_method_trains_a_policy(project, pair_folder, policy, tmp_path):
+BOTH = """
+import sys
+from karma.cli import app
+for words in " ".join(sys.argv[1:]).split(" then "):
+    app(words.split(), standalone_mode=False)
+"""
+
+
+def test_a_method_trains_a_policy_and_a_benchmark_is_answered(project, pair_folder, policy, tmp_path):
     """The first IPO loss is that of a policy that is its own reference: (1 / (2 beta)) squared."""
     settings = ("warmup_steps=0", "per_device_batch_size=4", "gradient_accumulation=1", "devices=1", "sample_tokens=4")
-    result = call(project, "-m", "karma.cli", "train", "--pairs", pair_folder, "--policy", policy, "--method", "ipo",
-                  "--dtype", "float32", "--out", tmp_path, *(word for s in settings for word in ("-p", s)))  # fmt: skip
+    result = call(project, "-c", BOTH, "train", "--pairs", str(pair_folder), "--policy", str(policy), "--method", "ipo",
+                  "--dtype", "float32", "--out", str(tmp_path / "run"), *(w for s in settings for w in ("-p", s)), "then",
+                  "evaluate", "--model", str(policy), "--benchmark", "openbookqa", "--benchmark-data", "items",
+                  "--limit", "6", "--out", str(tmp_path / "scores"))  # fmt: skip
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "training.json").read_text())
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["method"] == "ipo"
     assert record["history"][0]["loss"] == pytest.approx((1 / (2 * record["settings"]["beta"])) ** 2, rel=1e-3)
-
-
-def test_a_benchmark_is_answered(project, policy, tmp_path):
-    result = call(project, "-m", "karma.cli", "evaluate", "--model", policy, "--benchmark", "openbookqa",
-                  "--benchmark-data", "items", "--limit", "6", "--out", tmp_path)  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "scores.json").read_text())["benchmarks"]["openbookqa"]["n"] == 6
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["benchmarks"]["openbookqa"]["n"] == 6

@@ -120,7 +120,8 @@ def test_facts_of_the_origin_models_say_what_is_unknown():
     assert closed.isna().all(axis=None) and facts["source"].notna().all()
 
 
-def test_command_on_the_shipped_table(tmp_path):
+def test_command_on_the_shipped_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("karma.figures.kinship_study.save_study_figures", lambda study, folder: [])
     output = run("--scores", ROOT / "karma/data/paper/table3.csv", "--out", tmp_path / "out")
     assert "k_sim: Llama-2-13b-chat > Llama-2-7b-chat (kinship 0.9961)" in output
     assert "warning: Starchat is at or below chance on arc_challenge" in output

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -18,7 +17,7 @@ from karma.errors import InputError
 from karma.files import find_project_root
 from karma.results.page import export_html, render_page
 from karma.study.experiment import load_experiment
-from tests.conftest import CALL_LIMIT
+from tests.conftest import CALL_LIMIT, run_karma
 from tests.study_files import write_study
 
 BEFORE = """<script>window.seen = [];
@@ -207,8 +206,6 @@ def test_two_studies_are_compared_from_the_command_line(measured, monkeypatch):
     (["nosuch"], "experiment 'nosuch' not found"), (["paper", "params/demo.yaml"], "is no measured study"),
 ])  # fmt: skip
 def test_errors_are_one_line(arguments, message):
-    command = [sys.executable, "-m", "karma.cli", "report", *arguments]
-    root = find_project_root()
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = run_karma(find_project_root(), "report", *arguments)
     assert done.returncode == 2 and message in done.stderr
     assert done.stderr.startswith("karma: ") and done.stderr.count("\n") == 1
