@@ -4,6 +4,8 @@
 needs the standard library alone: it asks the server, at $KARMA_FORKS, for a fork of itself that does the work with the
 asker's folder, environment and output, and ends as the fork ends. Without a server it becomes the plain process.
 
+A sweep that starts where $KARMA_FORKS is set shares the server that is there: so do the sweeps of the tests.
+
 Limits: Linux, and no CUDA device, whose driver does not survive a fork; elsewhere a sweep starts plain processes. All
 jobs of a sweep run the code that lay there when the first of them started.
 """
