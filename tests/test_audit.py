@@ -1,9 +1,12 @@
 """The paper's printed cells and the golden values, one by one, from the shipped tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from karma.results import wording
 from karma.results.audit import agrees, audit_paper, build_printed_table2, compare_table2
 from karma.results.estimates import compute_policies
 from karma.results.noise_floor import count_fractions, count_overlap
@@ -160,6 +163,19 @@ def test_k_score_and_k_score_sim_choose_the_same_answer():
     ("RQ2: K_score is above RLAIF on IFEval, by about .01", "verdict", "holds, beyond item noise"),
     ("Kinship surpasses RLAIF", "verdict", "holds for 0 of 3"),
     ("Kinship significantly outperforms RLAIF", "verdict", "not supported"),
+    ("Kinship significantly outperforms RLAIF", "paper", '"significantly outperforms prior methods such as RLAIF"'),
+    ("The number of origin models", "paper", '"17 models"'),
+    ("The number of origin models", "recomputed", "Table 3 scores 16; excluded from the pool: ultralm-65b"),
+    ("The number of origin models", "verdict", "differs by 1: it counts what could not be scored"),
+    ("A policy in the text", "verdict", "no model Qwen2.5-8B; not in Table 4"),
+    ("The policies of Table 4", "verdict", "no model Llama-3.1-3B (Llama-3.2-3B exists)"),
+    ("A table that is referred to", "paper", '"Table 8"'),
+    ("A table that is referred to", "verdict", "no such table"),
+    ("Outcomes are more consistent", "verdict", "cannot be seen: nothing was trained twice"),
+    ("Win-rate consistency", "paper", '"win-rate consistency (+12.3%)"'),
+    ("Win-rate consistency", "verdict", "stands nowhere in the paper's tables"),
+    ("Human preference alignment", "recomputed", "of 296 cells of Tables 2 to 4 0 read 9.8"),
+    ("Human preference alignment", "verdict", "stands nowhere in the paper's tables"),
     ("Mean by data set, DPO", "recomputed", "RLAIF 0.416, K_score 0.397, K_sim 0.365, K_(score,sim) 0.363"),
     ("Mean by data set, SFT", "recomputed", "RLAIF 0.220, K_score 0.225, K_sim 0.219, K_(score,sim) 0.211"),
     ("RQ3: Llama-3.1-3B does best with K_score", "recomputed", " 0.442, K_sim 0.274, K_(score,sim) 0.418"),
@@ -196,6 +212,29 @@ def test_every_verdict_is_derived(audit, monkeypatch):
 
     monkeypatch.setattr(karma.results.audit, "load_printed", other)
     assert audit_paper().set_index("claim").loc["Table 2 holds the means of Table 4", "verdict"] == "agrees"
+
+
+@pytest.mark.parametrize(("key", "words", "claim", "verdict"), [
+    ("models", "16 models", "The number of origin models", "agrees"),
+    ("models", "20 models", "The number of origin models", "differs by 4"),
+    ("policy", "Qwen2.5-7B", "A policy in the text", "agrees"),
+    ("policy", "Qwen2.5-14B", "A policy in the text", "not in Table 4"),
+    ("table", "Table 4", "A table that is referred to", "agrees"),
+    ("win_rate", "win-rate consistency (+7.1%)", "Win-rate consistency", "stands in the tables"),
+    ("win_rate", "win-rate consistency (+0.4868%)", "Win-rate consistency", "stands in the tables"),
+])  # fmt: skip
+def test_other_words_get_other_verdicts(published, monkeypatch, key, words, claim, verdict):
+    def other(table: str) -> pd.DataFrame:
+        printed = load_printed(table)
+        return printed if table != "quotes" else printed.assign(quote=printed["quote"].where(printed["key"] != key, words))
+
+    monkeypatch.setattr(wording, "load_printed", other)
+    assert {row["claim"]: row["verdict"] for row in wording.audit_wording(published)}[claim] == verdict
+
+
+def test_several_trainings_could_show_consistency(published):
+    rows = {row["claim"]: row for row in wording.audit_wording(replace(published, seeds=(0, 1)))}
+    assert rows["Outcomes are more consistent"]["verdict"] == "can be tested by the spread over seeds"
 
 
 def test_published_tables_have_no_gaps(published, tmp_path):

@@ -3,7 +3,7 @@
 Both are checked once, before a row is read. Scores and cosines that agree to 12 digits count as equal, so
 that the rounding of a sum never decides a pair.
 
-Paper: Eq. 1 and 2 (section 2.4), section 2.3 (tau).
+Paper: Eq. 1, Eq. 2 (section 2.4), section 2.3 (tau).
 """
 
 from collections.abc import Collection

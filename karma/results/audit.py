@@ -21,6 +21,7 @@ from karma.results.noise_floor import Row, audit_noise, build_row
 from karma.results.published import load_printed, load_published
 from karma.results.study import Study
 from karma.results.tables import TOTAL, Table, build_plain, build_table2
+from karma.results.wording import audit_wording, load_quote
 from karma.scores.normalise import compute_below_chance, compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
@@ -50,6 +51,7 @@ def audit_paper() -> pd.DataFrame:
         _audit_rq3(study),
         _audit_rq4(printed),
         audit_noise(study, printed),
+        audit_wording(study),
     )
     return pd.DataFrame([row for part in parts for row in part])
 
@@ -142,13 +144,13 @@ def _audit_table3() -> Iterator[Row]:
             "agrees" if right == len(printed) else f"{len(printed) - right} differ by a last digit",
         )
     below = compute_below_chance(load_score_table("paper"))
-    cells = ", ".join(f"{m} {b}" for m, b in below.stack()[lambda s: s].index)
+    cells, n_below = ", ".join(f"{m} {b}" for m, b in below.stack()[lambda s: s].index), int(below.to_numpy().sum())
     yield build_row(
         "Table 3's scores are above chance",
         "Table 3",
         f"{below.size} cells",
-        f"{int(below.to_numpy().sum())} at or below chance: {cells}",
-        "answers probably not extracted",
+        f"{n_below} at or below chance" + (f": {cells}" if n_below else ""),
+        f"fails in {n_below}: answers probably not extracted" if n_below else "agrees",
     )
 
 
@@ -212,8 +214,7 @@ def _audit_rq2(study: Study) -> Iterator[Row]:
     )
     yield build_row(
         "Kinship significantly outperforms RLAIF",
-        "section 1",
-        "significantly",
+        *load_quote("outperforms"),
         f"best, K_score: {_show(trail)}",
         "supported" if trail.interval[0] > 0 else "not supported",
     )
@@ -272,7 +273,7 @@ def _audit_rq3(study: Study) -> Iterator[Row]:
         "text on RQ3",
         "3B K_score, 7-8B K_sim",
         f"{sum(held)} of {len(held)} policies",
-        "holds among the three; two sizes, one seed" if all(held) else "fails",
+        f"{'holds' if all(held) else 'fails'} among the three; seeds: {len(study.seeds)}",
     )
 
 

@@ -86,7 +86,8 @@ def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
     import base64
 
     intro = ("# The published study, computed again\n\nWhat the paper (arXiv 2502.18744) prints, from its "
-             "own tables: no model was run. Intervals are ours, on inferred item counts.")  # fmt: skip
+             "own tables: no model was run. Intervals are ours, on inferred item counts. Quotation marks hold words "
+             "of the paper, or of a public summary of it, as they stand.")  # fmt: skip
     cells = [
         nbformat.v4.new_markdown_cell(intro),
         nbformat.v4.new_markdown_cell("## The paper's claims, audited"),
