@@ -226,7 +226,9 @@ def test_every_verdict_is_derived(audit, monkeypatch):
 def test_other_words_get_other_verdicts(published, monkeypatch, key, words, claim, verdict):
     def other(table: str) -> pd.DataFrame:
         printed = load_printed(table)
-        return printed if table != "quotes" else printed.assign(quote=printed["quote"].where(printed["key"] != key, words))
+        return (
+            printed if table != "quotes" else printed.assign(quote=printed["quote"].where(printed["key"] != key, words))
+        )
 
     monkeypatch.setattr(wording, "load_printed", other)
     assert {row["claim"]: row["verdict"] for row in wording.audit_wording(published)}[claim] == verdict

@@ -1,12 +1,16 @@
 """The house keeps its shape: no import circle, no logic in package files, few rooms, and a training that needs few."""
 
 import ast
+import re
 from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from karma.cli import COMMANDS, _build
+from karma.study.experiment import load_base
 from karma.study.fingerprint import compute_stage_code
 from karma.study.stages import STAGES
 from karma.vocabulary import Method, Metric, Strategy
@@ -92,3 +96,38 @@ def test_what_makes_numbers_reads_only_words_of_the_vocabulary():
             node.attr for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))) if isinstance(node, ast.Attribute)
         }
         assert not read & more, name
+
+
+def read_sentences() -> list[tuple[str, str]]:
+    """Return (module, text) of every string of the package that has a space, docstrings left out."""
+    found = []
+    for name, path in FILES.items():
+        tree = ast.parse(path.read_text("utf-8"))
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef
+        docstrings = {id(node.body[0].value) for node in ast.walk(tree)
+                      if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+        found += [(name, node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)
+                  and isinstance(node.value, str) and " " in node.value and id(node) not in docstrings]  # fmt: skip
+    return found
+
+
+def test_remedies_name_commands_options_and_settings_that_exist():
+    commands = {name: _build(name, getattr(import_module(f"karma.commands.{file}"), name))
+                for name, file in COMMANDS.items()}  # fmt: skip
+    options = {option for command in commands.values() for param in command.params for option in param.opts}
+    options |= {"--debug", "--help", "--no-deps"}  # the last one is pip's
+    settings = load_base().as_dict()
+    n_named = 0
+    for module, text in read_sentences():
+        for name in re.findall(r"`karma ([a-z_]+)", text):
+            assert name in commands, (module, text)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+            assert option in options, (module, text)
+            n_named += 1
+        for name, option in re.findall(r"`karma ([a-z_]+) (--[a-z-]+)", text):
+            assert option in {o for param in commands[name].params for o in param.opts}, (module, text)
+        for section, key in re.findall(r"\b([a-z_]+)\.([a-z_]+)\b(?!\()", text):
+            if isinstance(settings.get(section), dict) and key not in ("csv", "json", "parquet"):
+                assert key in settings[section], (module, text)
+                n_named += 1
+    assert n_named > 40, "no remedy was read"

@@ -48,6 +48,22 @@ def test_a_public_binarised_file_is_trained(policy, tmp_path):
     assert load_json(tmp_path / "run" / "training.json")["n_train_pairs"] == 10
 
 
+def test_pairs_that_teach_nothing_are_refused_or_left_out_and_counted(policy, tmp_path):
+    rows = public_rows(12)
+    rows[1]["rejected"] = rows[1]["chosen"]
+    rows[4]["chosen"], rows[5]["rejected"], rows[6]["prompt"] = " ", "", "\n"
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    arguments = ("--pairs", file, "--policy", policy, "--method", "dpo", "--out", tmp_path / "run", "--held-out", 0.3)
+    refused = call(*arguments, ok=False).exception
+    assert isinstance(refused, InputError) and "karma train --drop-unusable" in str(refused)
+    shown = call(*arguments, "--drop-unusable").output
+    assert "12 pairs = 8 usable + 1 identical_responses + 2 empty_text + 1 no_prompt\n" in shown
+    books, record = (load_json(tmp_path / "run" / name) for name in ("accounting.json", "training.json"))
+    dropped = {"no_prompt": 1, "identical_responses": 1, "empty_text": 2, "held_out": record["n_held_out_pairs"]}
+    assert books["dropped"] == dropped and record["n_held_out_pairs"] > 0
+    assert books["rows_in"] == 12 == record["n_train_pairs"] + sum(dropped.values())
+
+
 def test_an_older_run_is_not_overwritten(pair_folder, policy, tmp_path):
     arguments = ("--pairs", pair_folder, "--policy", policy, "--out", tmp_path / "run")
     call(*arguments, "--method", "sft")

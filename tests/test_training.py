@@ -99,7 +99,11 @@ def test_shapes_are_what_trl_takes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rejected": turn("assistant", "  ")}, "an empty text"),
+        (
+            {"rejected": turn("assistant", "  ")},
+            r"chosen or rejected is blank \(of 1 pairs 1 cannot be trained on\): .* `karma train --drop-unusable`",
+        ),
+        ({"prompt": turn("user", " ")}, "the instruction is missing or blank"),
         ({"rejected": turn("user", "no")}, "must be messages ending with role 'assistant'"),
         ({"prompt": []}, "must be messages ending with role 'user'"),
         ({"chosen": turn("assistant", "same"), "rejected": turn("assistant", "same")}, "are the same text"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -10,10 +10,14 @@ from pydantic import ValidationError
 
 from karma.commands.options import Out, default, replace_options
 from karma.errors import InputError
+from karma.files import save_json
 from karma.models.describe import build_spec
 from karma.study.experiment import load_base
 from karma.study.settings import Training
 from karma.vocabulary import METHODS
+
+if TYPE_CHECKING:
+    from karma.pairs.pairs import PairSet
 
 
 def train(
@@ -30,6 +34,9 @@ def train(
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
     ] = None,
+    drop_unusable: Annotated[
+        bool, typer.Option("--drop-unusable", help="Leave out pairs with an empty text or two equal ones, counted.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
@@ -38,19 +45,21 @@ def train(
 
     The defaults are the paper's; the same command goes on where it was killed.
     """
-    for line in run_train(pairs, policy, method, out, revision, held_out, seed, p or [], device, dtype, threads):
+    how = (p or [], device, dtype, threads)
+    for line in run_train(pairs, policy, method, out, revision, held_out, seed, *how, drop_unusable=drop_unusable):
         typer.echo(line)
 
 
 def run_train(
     pairs: Path, policy: str, method: str, out: Path, revision: str | None, held_out: float, seed: int,
-    assignments: list[str], device: str, dtype: str, threads: int,
+    assignments: list[str], device: str, dtype: str, threads: int, *, drop_unusable: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Train, and yield what to tell the user, line by line.
 
     Args:
         pairs, policy, ...: the options of `karma train`, under their own names.
         assignments: "name=value" of the `training` settings.
+        drop_unusable: leave out what cannot be trained on, and write accounting.json.
 
     Raises:
         InputError: an option, a setting or a pair that cannot be used, or an output folder that holds something else.
@@ -65,23 +74,27 @@ def run_train(
     from karma.models.load import load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pairs.public_shape import load_binarized
-    from karma.training.checks import check_folder, check_pairs
+    from karma.training import checks
     from karma.training.held_out import describe_held_out
     from karma.training.run import describe_run
     from karma.training.train import describe_memory, train
 
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
-    train_pairs, kept_out = (part.table for part in split_pairs(source, held_out, load_base().pairs.seed))
+    if drop_unusable:
+        source = checks.drop_unusable(whole := source, method)
+        yield describe_dropped(whole, source)
+    parts = split_pairs(source, held_out, load_base().pairs.seed)
+    train_pairs, kept_out = (part.table for part in parts)
     spec = build_spec(policy, None, None, revision)
     policy = Path(policy).name if spec["path"] else policy
     models = {policy: spec}
-    report = check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
+    report = checks.check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])
     yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])
     yield (f"{report['pairs']} pairs ({len(kept_out)} held out), {report['updates']} updates; about "
            f"{memory['total_gib']:.1f} GiB of {memory['free_gib']:.1f} GiB free")  # fmt: skip
-    state = check_folder(out, run.identity)
+    state = checks.check_folder(out, run.identity)
     if state == "done":
         yield f"{out} holds this very training: nothing to do"
         return
@@ -90,7 +103,33 @@ def run_train(
     record = train(run, train_pairs, kept_out)
     yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
     yield f"held-out preference {describe_held_out(record['held_out'])}"
-    yield f"written: {out}/model, training.json, held_out.parquet"
+    if drop_unusable:
+        parts[0].accounting.check()
+        save_json(parts[0].accounting.as_dict(), out / "accounting.json")
+    yield f"written: {out}/model, training.json, held_out.parquet{', accounting.json' * drop_unusable}"
+
+
+def describe_dropped(whole: "PairSet", usable: "PairSet") -> str:
+    """Say how many pairs were left out, for which reasons.
+
+    Example:
+        >>> from collections import Counter
+        >>> import pyarrow as pa
+        >>> from karma.pairs.accounting import Accounting
+        >>> from karma.pairs.pairs import PairSet
+        >>> whole = PairSet(pa.table({"row_id": ["a", "b"]}), Accounting("custom", rows_in=2, pairs_out=2))
+        >>> books = Accounting("custom", rows_in=2, pairs_out=1, dropped=Counter(empty_text=1))
+        >>> describe_dropped(whole, PairSet(whole.table.slice(1), books))
+        '2 pairs = 1 usable + 1 empty_text'
+        >>> describe_dropped(whole, whole)
+        '2 pairs, all usable'
+    """
+    reasons = usable.accounting.dropped - whole.accounting.dropped
+    if not reasons:
+        return f"{len(whole)} pairs, all usable"
+    return " + ".join(
+        [f"{len(whole)} pairs = {len(usable)} usable", *(f"{n} {reason}" for reason, n in reasons.items())]
+    )
 
 
 def build_settings(assignments: list[str]) -> Training:

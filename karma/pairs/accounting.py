@@ -30,7 +30,7 @@ DROPPED = {
     "not_shared": "another requested strategy dropped the row (match_rows)",
     "held_out": "kept out of training (split)",
     "in_training": "trained on, in the other part of the split",
-    "empty_text": "chosen or rejected is blank (selection)",
+    "empty_text": "chosen or rejected is blank",
     "no_explicit_margin": "a score is missing or not finite: no explicit margin (selection)",
     "no_implicit_margin": "the prompt fills max_length, or the log-probability is not finite: no implicit margin",
     "not_selected": "a candidate that the metric ranked too low (selection)",

@@ -8,6 +8,8 @@ Paper: Appendix A for the settings; the rule of thumb for activations follows ar
 """
 
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.files import load_json
 from karma.models.logprobs import HEAD_CHUNK, tokenize_response
+from karma.pairs.accounting import DROPPED
+from karma.pairs.pairs import PairSet
 from karma.study.settings import Training
 from karma.training.trainers import (
     check_method,
@@ -43,16 +47,20 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
         truncated, pairs dropped, and `warnings`, each a sentence with advice.
 
     Raises:
-        InputError: no pairs (left), a malformed message, an empty response, chosen equal to rejected, stages out of
-            order, or a method that cannot be trained as set.
+        InputError: no pairs (left), a malformed message, an empty text, chosen equal to rejected (`drop_unusable`
+            leaves such pairs out), stages out of order, or a method that cannot be trained as set.
     """
     check_method(method, settings)
     if not len(pairs):
-        raise InputError("the training split is empty: lower pairs.held_out, or look at accounting.json for the drops")
+        raise InputError(
+            "the training split is empty: lower pairs.held_out (`karma train --held-out`), or look at accounting.json "
+            "for the drops"
+        )
     if is_curriculum(pairs) and (stages := pairs["stage"].to_pylist()) != sorted(stages):
         raise InputError(
             "the pairs' stages are out of order: write them again with `karma binarize --order curriculum`"
         )
+    _refuse_unusable(pairs, method)
     sides = find_trainer(method).sides
     rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
@@ -72,12 +80,64 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
-def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Check one pair and return (tokens of the prompt, tokens in all) of each of its rows."""
-    if "rejected" in sides and row["chosen"] == row["rejected"]:
-        raise InputError(f"pair {row['row_id']}: chosen and rejected are the same text")
+def drop_unusable(pairs: PairSet, method: str) -> PairSet:
+    """Leave out the pairs that a method cannot learn from; the books count them by reason.
+
+    Args:
+        pairs: any. method: a name of `karma.vocabulary.METHODS`.
+
+    Returns:
+        The others. Reasons are those of `karma.pairs.accounting.DROPPED`: no_prompt, empty_text, identical_responses.
+
+    Raises:
+        InputError: a malformed message.
+    """
+    reasons = find_unusable(pairs.table, method)
+    table = pairs.table.filter(pa.array([not reason for reason in reasons], pa.bool_()))
+    dropped = pairs.accounting.dropped + Counter(filter(None, reasons))
+    return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
+
+
+def find_unusable(pairs: pa.Table, method: str) -> list[str]:
+    """Return why a method cannot learn from each pair, "" where it can.
+
+    SFT looks at the chosen response alone.
+
+    Example:
+        >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", " ")]
+        >>> asked = [[{"role": "user", "content": "Is 1 odd?"}]] * 3
+        >>> pairs = pa.table({"row_id": ["a", "b", "c"], "prompt": asked, "chosen": said, "rejected": [said[0]] * 3})
+        >>> find_unusable(pairs, "dpo"), find_unusable(pairs, "sft")
+        (['identical_responses', '', 'empty_text'], ['', '', 'empty_text'])
+    """
+    sides = find_trainer(method).sides
+    return [_find_reason(row, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
+
+
+def _find_reason(row: dict[str, Any], sides: tuple[str, ...]) -> str:
     for side in sides:
         _check_messages(row, side)
+    if not (row["prompt"][-1]["content"] or "").strip():
+        return "no_prompt"
+    if not all((row[side][-1]["content"] or "").strip() for side in sides):
+        return "empty_text"
+    return "identical_responses" if "rejected" in sides and row["chosen"] == row["rejected"] else ""
+
+
+def _refuse_unusable(pairs: pa.Table, method: str) -> None:
+    """Raise where a pair cannot be trained on, with how many there are."""
+    reasons = find_unusable(pairs, method)
+    first = next((place for place, reason in enumerate(reasons) if reason), None)
+    if first is not None:
+        others = f" (of {len(reasons)} pairs {sum(map(bool, reasons))} cannot be trained on)"
+        raise InputError(
+            f"pair {pairs['row_id'][first].as_py()}: {DROPPED[reasons[first]]}{others}: "
+            "repair them, or leave them out with `karma train --drop-unusable`"
+        )
+
+
+def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return (tokens of the prompt, tokens in all) of each of a pair's rows."""
     tokens = [tokenize_response(tokenizer, row["prompt"], row[side], 10**9) for side in sides]
     return [(t.start, len(t.ids)) for t in tokens]
 
@@ -91,8 +151,6 @@ def _check_messages(row: dict[str, Any], side: str) -> None:
             raise InputError(
                 f"pair {row['row_id']}: {side} must be messages ending with role '{role}', as stage 03 writes"
             )
-        if not (messages[-1].get("content") or "").strip():
-            raise InputError(f"pair {row['row_id']}: an empty text under role '{role}'")
 
 
 def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: int, n_pairs: int):
