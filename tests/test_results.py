@@ -12,6 +12,7 @@ from karma.figures.results import plot_policies
 from karma.pairs.pairs import load_pairs
 from karma.results.claims import test_claims as claim_table
 from karma.results.estimates import compute_capabilities, compute_difference, compute_mean, compute_policies
+from karma.results.means import build_means, compute_means
 from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
 from karma.results.study import collect_results
@@ -132,6 +133,36 @@ def test_table2_is_the_mean_over_runs_and_shades_against_the_baseline(study):
         numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF (weak judge)"]
     )
     assert not table.shaded["RLAIF (weak judge)"].any() and BASELINE == "rlaif"
+
+
+def test_table2_and_its_total_have_the_intervals_of_the_items(study):
+    """One method, one seed: a cell is one run, its error that of the prompts; the Total adds the benchmarks' errors."""
+    one = replace(study, methods=("dpo",), results=study.results[study.results["method"].isin(["dpo", "start"])])
+    found, run = compute_means(one), "runs/smollm2-135m/k_sim/dpo/seed0"
+    errors = []
+    for benchmark, title in one.title_benchmarks("table2").items():
+        correct, units = one.items[benchmark]
+        cell, own = found[title, "k_sim"], correct[run]
+        residual = own - units * own.sum() / units.sum()
+        errors.append(np.sqrt((residual**2).sum() * N_ITEMS / (N_ITEMS - 1)) / units.sum())
+        assert cell.value == pytest.approx(build_table2(one).frame.loc[title, "K_sim"])
+        assert cell.standard_error == pytest.approx(errors[-1]) and cell.df == N_ITEMS - 1
+    total = found["Total", "k_sim"]
+    assert total.standard_error == pytest.approx(np.sqrt(np.sum(np.square(errors))) / 5)
+    shown = build_means(one)
+    low, high = total.interval
+    assert shown.frame.loc["Total", "K_sim"] == f"{total.value:.3f} [{low:.3f}, {high:.3f}]"
+    assert "one seed: without training noise" in shown.notes
+    assert (
+        "policies are evaluated on 5 of the 6 benchmarks that define S_pref, from which the labels come" in shown.notes
+    )
+
+
+def test_means_of_missing_runs_and_of_unknown_items_have_no_interval(tmp_path):
+    empty = build_means(collect_results(make_experiment(tmp_path)))
+    assert empty.frame.isna().all(axis=None)
+    published = build_means(load_published()).frame
+    assert published.loc["MMLU"].str.endswith("(items unknown)").all() and "[" in published.loc["IFeval", "K_sim"]
 
 
 def test_files_of_a_table_agree(study, tmp_path):

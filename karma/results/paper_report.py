@@ -20,6 +20,7 @@ from karma.files import atomic_path
 from karma.results.audit import audit_paper, build_printed_table2
 from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
+from karma.results.means import build_means
 from karma.results.page import render_page
 from karma.results.published import load_published
 from karma.results.study import Study
@@ -52,6 +53,7 @@ def report_paper(out: Path) -> Path:
     set_style()
     study = load_published()
     tables = [build_printed_table2(study) if table.name == "table2" else table for table in build_tables(study)]
+    tables.insert(2, build_means(study))
     for table in tables:
         table.save(out / "tables")
     audit = audit_paper()
@@ -94,10 +96,9 @@ def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
     ]
     cells.append(_output({"text/html": audit.to_html(index=False, border=0)}))
     for table in tables:
-        cells += [
-            nbformat.v4.new_markdown_cell(f"## Table {table.name[-1]}"),
-            _output({"text/html": table.to_html()}),
-        ]
+        if table.name[-1].isdigit():  # what goes with a table stands below it
+            cells.append(nbformat.v4.new_markdown_cell(f"## Table {table.name[-1]}"))
+        cells.append(_output({"text/html": table.to_html()}))
     for number, text in FIGURES.items():
         picture = base64.b64encode((figures / f"figure{number}.png").read_bytes()).decode()
         cells += [nbformat.v4.new_markdown_cell(f"## Figure {number}\n\nFigure {number}: {text}")]

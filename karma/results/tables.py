@@ -4,7 +4,7 @@ The best strategy of a row is bold and a Table 2 cell at least equal to the base
 in the paper. Ours, marked by the caption: the untrained policy, the controls, and the accuracy on held-
 out pairs. Decision: a mean is shown only where all its runs exist; else the cell is `n/a` and a note
 names how many are missing, because means over different runs do not compare. Limit: the cells have no
-room for intervals; `compute_intervals` lists them.
+room for intervals; `karma.results.means` has Table 2's, `compute_intervals` every run's.
 """
 
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ def build_table2(study: Study) -> Table:
 
     Paper: Table 2.
     """
-    titles, columns, notes = study.title_benchmarks("table2"), _columns(study), []
+    titles, columns, notes = study.title_benchmarks("table2"), title_columns(study), []
     frame = pd.DataFrame(np.nan, index=[TOTAL, *titles.values()], columns=list(columns.values()))
     for strategy, column in columns.items():
         rows = study.compared_results[study.compared_results["strategy"] == strategy]
@@ -166,7 +166,7 @@ def build_table4(study: Study) -> Table:
 
     Paper: Table 4.
     """
-    columns, notes = _columns(study), []
+    columns, notes = title_columns(study), []
     benchmarks = study.title_benchmarks("table4")
     methods = {m: title_of(m) for m in study.methods}
     keys = [(b, p, m) for b in benchmarks for p in study.policies for m in methods]
@@ -197,6 +197,11 @@ def build_table4(study: Study) -> Table:
     )
 
 
+def title_columns(study: Study) -> dict[str, str]:
+    """Return strategy -> column title; the untrained policy comes first, and not for the published study."""
+    return {s: study.title(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
+
+
 def build_plain(name: str, caption: str, frame: pd.DataFrame, *, decimals: int = 3, notes: tuple = ()) -> Table:
     """Return any frame as a table to show and save, its index among the columns, nothing marked."""
     none = pd.DataFrame(False, index=frame.index, columns=frame.columns)
@@ -217,14 +222,24 @@ def compute_intervals(study: Study) -> pd.DataFrame:
     return rows.assign(chance_in_interval=at_chance)
 
 
-def _columns(study: Study) -> dict[str, str]:
-    """Return strategy -> column title; the untrained policy comes first, and not for the published study."""
-    return {s: study.title(s) for s in ([] if study.is_published else [START]) + list(study.strategies)}
+def note_shared_benchmarks(study: Study) -> list[str]:
+    """Say how many of the policies' benchmarks also define the origin models' S_pref, in one note, or in none.
+
+    Example:
+        >>> from karma.results.published import load_published
+        >>> note_shared_benchmarks(load_published())
+        ['policies are evaluated on 5 of the 6 benchmarks that define S_pref, from which the labels come']
+    """
+    if study.scores is None or not (shared := set(study.benchmarks) & set(study.scores.scores)):
+        return []
+    n = study.scores.scores.shape[1]
+    what = f"{len(shared)} of the {n} benchmarks that define S_pref"
+    return [f"policies are evaluated on {what}, from which the labels come"]
 
 
 def _note(study: Study) -> list[str]:
     own = f"{HELD_OUT}: each policy on its own data set's pairs and labels: how easily they are learnt, no ranking"
-    return [] if study.is_published else [own]
+    return [*([] if study.is_published else [own]), *note_shared_benchmarks(study)]
 
 
 def _add_held_out(study: Study, frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
