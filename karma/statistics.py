@@ -70,9 +70,28 @@ def compute_mean(values: ArrayLike, units: ArrayLike | None = None) -> dict[str,
     own = np.asarray(values, float)
     size = np.ones(len(own)) if units is None else np.asarray(units, float)
     n, mean = len(own), float(own.sum() / size.sum())
+    squares = float(((own - mean * size) ** 2).sum())
+    return _describe_mean(mean, math.sqrt(squares * n / (n - 1)) / float(size.sum()) if n > 1 else math.nan, n)
+
+
+def compute_mean_of_sums(n: int, total: float, squares: float) -> dict[str, float]:
+    """Return what `compute_mean` does of n values that are known by their sums alone, as of a stream.
+
+    Args:
+        n: at least 1. total: sum of the values. squares: sum of their squares.
+
+    Example:
+        >>> compute_mean_of_sums(4, 3.0, 3.0) == compute_mean([1.0, 0.0, 1.0, 1.0])
+        True
+    """
+    mean = total / n
+    around = max(squares - n * mean**2, 0.0)
+    return _describe_mean(mean, math.sqrt(around * n / (n - 1)) / n if n > 1 else math.nan, n)
+
+
+def _describe_mean(mean: float, error: float, n: int) -> dict[str, float]:
     if n < 2:
         return {"value": mean, "standard_error": math.nan, "low": math.nan, "high": math.nan, "df": 0}
-    error = float(np.sqrt(((own - mean * size) ** 2).sum() * n / (n - 1)) / size.sum())
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": n - 1}
 
@@ -125,8 +144,20 @@ def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int 
     """
     if effect == 0:
         return None
-    z = float(ndtri(1 - ALPHA / 2 / n_tests) + ndtri(POWER))
-    return math.ceil(round(n * float(z * standard_error / effect) ** 2, 6))
+    return math.ceil(round(n * (compute_detectable(standard_error, n_tests) / effect) ** 2, 6))
+
+
+def compute_detectable(standard_error: float, n_tests: int = 1) -> float:
+    """Return the true effect that a two-sided test shows with 80 % power (normal), in the effect's unit.
+
+    Args:
+        standard_error: of the effect. n_tests: of the family; the level is shared out among them (Bonferroni).
+
+    Example:
+        >>> round(compute_detectable(0.1), 3), round(compute_detectable(0.1, n_tests=10), 3)
+        (0.28, 0.365)
+    """
+    return float(ndtri(1 - ALPHA / 2 / n_tests) + ndtri(POWER)) * standard_error
 
 
 def compute_smallest_difference(n: int) -> float | None:

@@ -3,9 +3,10 @@
 Every row's candidates become all their unordered pairs, flat. A strategy is then a list of criteria (`RULES`); each
 keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
 first, the strategy picks among them (to those of `WITHOUT_TAU` every pair is eligible); a pick with equal S_pref is no
-preference and is dropped. Ties go to the higher S_pref, then the higher kinship; what is still equal is decided by a
-draw keyed by (seed, row, response) and never by the order of models, completions or rows (among the origin models of a
-score table, which have no responses to draw from, by the order given).
+preference and is dropped. Where lengths are to match, only pairs whose longer response has at most so many times the
+characters of the shorter one are eligible, to every strategy. Ties go to the higher S_pref, then the higher kinship;
+what is still equal is decided by a draw keyed by (seed, row, response) and never by the order of models, completions or
+rows (among the origin models of a score table, which have no responses to draw from, by the order given).
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
@@ -53,6 +54,7 @@ class Candidates:
         model: int32, the position of its origin model in the score table (-1: not in it; rlaif only).
         draw: uint64, its own random key.
         annotation: float64, its annotation, NaN where there is none.
+        length: int64, in characters, at least 1; None where no one asks for it.
     """
 
     n_rows: int
@@ -60,6 +62,7 @@ class Candidates:
     model: np.ndarray
     draw: np.ndarray
     annotation: np.ndarray
+    length: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,12 @@ class Choice:
 
 
 def choose_by_kinship(
-    strategy: str, candidates: Candidates, s_pref: np.ndarray, kinship: np.ndarray, tau: float
+    strategy: str,
+    candidates: Candidates,
+    s_pref: np.ndarray,
+    kinship: np.ndarray,
+    tau: float,
+    max_length_ratio: float | None = None,
 ) -> Choice:
     """Pick a pair a row from the origin models' scores and kinship alone.
 
@@ -89,6 +97,7 @@ def choose_by_kinship(
         s_pref: shape (models,), in [0, 1].
         kinship: shape (models, models), cosine in [-1, 1].
         tau: the least kinship of an eligible pair; no strategy of WITHOUT_TAU reads it.
+        max_length_ratio: of an eligible pair's longer response to its shorter one, at least 1; None: any.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
@@ -111,6 +120,7 @@ def choose_by_kinship(
     first, second = _keep(candidates, dropped, "one_origin_model", first, second, model[first] != model[second])
     eligible = (kinship[model[first], model[second]] >= tau) | (strategy in WITHOUT_TAU)
     first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
+    first, second = _keep_alike(candidates, dropped, first, second, max_length_ratio)
     high, low = _orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]
     criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
@@ -122,12 +132,13 @@ def choose_by_kinship(
     return Choice(row[high], high, low, dropped)
 
 
-def choose_by_annotation(candidates: Candidates, rejected: str) -> Choice:
+def choose_by_annotation(candidates: Candidates, rejected: str, max_length_ratio: float | None = None) -> Choice:
     """Pick the best annotated response against a lower one: the instance-wise baseline.
 
     Args:
         candidates: annotations may be NaN; such responses take no part.
         rejected: "random_lower" (any response annotated below the best, by draw) or "worst".
+        max_length_ratio: as of `choose_by_kinship`; then the best is that of the eligible pairs.
 
     Example:
         >>> row, draws, scores = np.zeros(3, int), np.arange(3, dtype=np.uint64), np.array([4.0, 1.0, 3.0])
@@ -135,26 +146,23 @@ def choose_by_annotation(candidates: Candidates, rejected: str) -> Choice:
         >>> int(pick.chosen[0]), int(pick.rejected[0])
         (0, 1)
     """
-    n_usable = _count_rows(candidates.row, candidates.n_rows)
-    rated = np.flatnonzero(np.isfinite(candidates.annotation))
-    n_rated = _count_rows(candidates.row[rated], candidates.n_rows)
-    best = np.full(candidates.n_rows, -np.inf)
-    np.maximum.at(best, candidates.row[rated], candidates.annotation[rated])
-    is_best = candidates.annotation[rated] == best[candidates.row[rated]]
-    lower = rated[~is_best]
-    has_lower = _mark(candidates.row[lower], candidates.n_rows)
-    top = rated[is_best]
-    top = top[has_lower[candidates.row[top]]]
-    chosen, _ = keep_best(candidates.row, top, top, [candidates.draw[top]])
-    draw = mix_draws(candidates.draw[lower])
-    criteria = [draw] if rejected == "random_lower" else [-candidates.annotation[lower], draw]
-    loser, _ = keep_best(candidates.row, lower, lower, criteria)
+    row, annotation, n_usable = candidates.row, candidates.annotation, _count_rows(candidates.row, candidates.n_rows)
+    rated = np.flatnonzero(np.isfinite(annotation))
+    n_rated = _count_rows(row[rated], candidates.n_rows)
     dropped = {
         "fewer_than_two_responses": n_usable < 2,
         "fewer_than_two_annotated": (n_usable >= 2) & (n_rated < 2),
-        "equal_annotation": (n_rated >= 2) & ~has_lower,
     }
-    return Choice(candidates.row[chosen], chosen, loser, dropped)
+    first, second = (rated[place] for place in list_pairs(row[rated], candidates.n_rows))
+    unequal = annotation[first] != annotation[second]
+    first, second = _keep(candidates, dropped, "equal_annotation", first, second, unequal)
+    first, second = _keep_alike(candidates, dropped, first, second, max_length_ratio)
+    is_first_best = annotation[first] > annotation[second]
+    best, lower = np.where(is_first_best, first, second), np.where(is_first_best, second, first)
+    lot = mix_draws(candidates.draw[lower])
+    criteria = [lot] if rejected == "random_lower" else [-annotation[lower], lot]
+    chosen, loser = keep_best(row, best, lower, [annotation[best], candidates.draw[best], *criteria])
+    return Choice(row[chosen], chosen, loser, dropped)
 
 
 def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, strategy: str, tau: float) -> np.ndarray:
@@ -278,6 +286,21 @@ def _keep(
     first, second = first[mask], second[mask]
     dropped[reason] = before & ~_mark(candidates.row[first], candidates.n_rows)
     return first, second
+
+
+def _keep_alike(
+    candidates: Candidates,
+    dropped: dict[str, np.ndarray],
+    first: np.ndarray,
+    second: np.ndarray,
+    ratio: float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the pairs whose lengths lie within the ratio; all where none is asked for."""
+    if ratio is None or candidates.length is None:
+        return first, second
+    lengths = candidates.length[first], candidates.length[second]
+    alike = np.maximum(*lengths) <= ratio * np.minimum(*lengths)
+    return _keep(candidates, dropped, "unlike_lengths", first, second, alike)
 
 
 def _count_rows(row: np.ndarray, n_rows: int) -> np.ndarray:

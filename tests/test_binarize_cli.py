@@ -156,6 +156,7 @@ BAD_SCORES = {  # name -> content, what the error names
     [
         (["--strategy", "k_best"], "strategy 'k_best' is unknown"),
         (["--strategy", "k_sim", "--tau", "7"], "tau is 7.0"),
+        (["--strategy", "k_sim", "--max-length-ratio", "0.5"], "max_length_ratio is 0.5"),
         (["--strategy", "k_sim", "--tau", "0.999"], "k_sim: no pair from 20 rows"),
         (["--strategy", "k_sim", "--order", "random"], "--order random: choose pool or curriculum"),
         (["--strategy", "k_sim", "--order", "curriculum", "--stages", "0"], "0 stages"),

@@ -14,6 +14,7 @@ from karma.figures.style import strategy_style
 from karma.figures.training import plot_training
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
+from karma.pairs.lengths import LengthBias
 from karma.potential.study import choose_by_each, collect_selections, compare_selections, compute_overlap, gather_pools
 from karma.results.claims import test_claims as judge_claims
 from karma.results.estimates import compute_capabilities, compute_policies
@@ -123,7 +124,7 @@ def test_a_ninth_metric_has_a_look_and_a_panel(monkeypatch):
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *OTHER_SETS])
 def test_every_kind_of_pair_set_has_its_cards(strategy):
     books = Accounting(strategy, rows_in=2, pairs_out=2, responses_in=4, responses_usable=4, settings={"tau": 0.1})
-    card = build_card(books, CardFacts(by_models=Counter({("a", "b"): 2})))
+    card = build_card(books, CardFacts(by_models=Counter({("a", "b"): 2})), LengthBias().as_dict())
     assert f"# {strategy}: 2 preference pairs" in card
     record = {"adapter": False, "method": "dpo", "settings": {}, "policy": "p", "n_train_pairs": 2, "data_digest": "d",
               "seed": 0, "n_updates": 1, "dtype": "float32", "device": "cpu", "alarms": [],

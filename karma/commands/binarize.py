@@ -72,6 +72,10 @@ def binarize(
     near_identical: Annotated[
         float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")
     ] = None,
+    max_length_ratio: Annotated[
+        float | None,
+        typer.Option(help="Match lengths: the longer response at most so many times the shorter, in characters."),
+    ] = default("pairs", "max_length_ratio"),
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
     ] = False,

@@ -19,6 +19,7 @@ DROPPED = {
     "fewer_than_two_annotated": "two usable responses or more, but fewer than two of them annotated",
     "one_origin_model": "all usable responses are by one origin model",
     "below_tau": "no pair of origin models reaches tau",
+    "unlike_lengths": "no eligible pair's lengths lie within the ratio asked for (max_length_ratio)",
     "equal_s_pref": "the pair the strategy picks has equal S_pref: no preference",
     "equal_annotation": "all annotations are equal: no preference",
     "identical_responses": "chosen and rejected are the same text",
@@ -127,6 +128,7 @@ class Accounting:
         Raises:
             InputError: a count is missing or the counts do not add up.
         """
+        values = {key: value for key, value in values.items() if key != "length_bias"}  # of the folder, not the books
         try:
             accounting = cls(**{**values, "dropped": Counter(values["dropped"]),
                                 "responses_unused": Counter(values["responses_unused"])})  # fmt: skip

@@ -21,7 +21,7 @@ from karma.pairs.pairs import PAIR_SCHEMA
 from karma.pairs.rules import Rules, build_origins
 from karma.pool.draws import compute_draws, compute_keys
 from karma.pool.pool import ResponsePool
-from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, to_hex
+from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
 from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
@@ -75,6 +75,8 @@ class Binarizer:
             draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
                                compute_keys(batch.response_digest[usable])),
             annotation=self._annotate(batch, usable),
+            length=None if self.rules.max_length_ratio is None
+            else count_characters(batch.response.take(pa.array(usable))),
         )  # fmt: skip
         barred = self._bar_rows(batch)
         choices = {s: self._filter(batch, usable, self._choose(s, candidates)) for s in self.strategies}
@@ -119,9 +121,11 @@ class Binarizer:
         return barred
 
     def _choose(self, strategy: str, candidates: Candidates) -> Choice:
+        rules, origins = self.rules, self.origins
         if strategy == "rlaif":
-            return choose_by_annotation(candidates, self.rules.rejected)
-        return choose_by_kinship(strategy, candidates, self.origins.s_pref, self.origins.kinship, self.rules.tau)
+            return choose_by_annotation(candidates, rules.rejected, rules.max_length_ratio)
+        scores = origins.s_pref, origins.kinship
+        return choose_by_kinship(strategy, candidates, *scores, rules.tau, rules.max_length_ratio)
 
     def _filter(self, batch: ResponseBatch, usable: np.ndarray, choice: Choice) -> Choice:
         """Drop pairs whose two texts make no preference."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import yaml
 
 from karma.pairs.accounting import Accounting
+from karma.pairs.lengths import Lengths, describe_length_bias
 from karma.vocabulary import find_strategy
 
 LICENCE_GROUPS = {
@@ -47,8 +48,8 @@ class CardFacts:
             self.examples += table.slice(0, N_EXAMPLES - len(self.examples)).to_pylist()
 
 
-def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> str:
-    """Return README.md for a pair set."""
+def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, command: str = "") -> str:
+    """Return README.md for a pair set, whose `lengths` are those of `karma.pairs.lengths`."""
     s, strategy = accounting.settings, accounting.strategy
     made = find_strategy(strategy)
     parts = [
@@ -61,6 +62,8 @@ def build_card(accounting: Accounting, facts: CardFacts, command: str = "") -> s
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: `{command}`" if command else "",
         "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
+        f"## Length\n\n{describe_length_bias(lengths)} Where this is far from a half, a policy learns length beside "
+        "what the pairs are meant to teach; `karma binarize --max-length-ratio` pairs responses of like length.",
         "## Pairs by origin model\n\n"
         + _table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
         "## Licences\n\n" + _build_licences(facts.by_models),

@@ -19,6 +19,7 @@ from karma.files import save_json
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
+from karma.pairs.lengths import LengthBias
 from karma.pairs.pairs import _SLICE_ROWS, PAIR_SCHEMA, PairSet
 
 _PLAIN_COLUMNS = [
@@ -46,7 +47,7 @@ class PairFolder:
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
         self._writer = pq.ParquetWriter(self._hidden / "pairs.parquet", self.schema, use_dictionary=_DICTIONARY)
-        self._facts = CardFacts()
+        self._facts, self._lengths = CardFacts(), LengthBias()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,6 +59,7 @@ class PairFolder:
         if table.num_rows:
             self._writer.write_table(table)
             self._facts.add(table)
+            self._lengths.add(table)
 
     def finish(self, accounting: Accounting, command: str) -> None:
         """Write the books and the card, and move all into place."""
@@ -70,8 +72,9 @@ class PairFolder:
         self._writer.close()
         if n_stages is not None:
             order_file(self._hidden / "pairs.parquet", n_stages, _DICTIONARY)
-        save_json(accounting.as_dict(), self._hidden / "accounting.json")
-        (self._hidden / "README.md").write_text(build_card(accounting, self._facts, command), "utf-8")
+        lengths = self._lengths.as_dict()
+        save_json(accounting.as_dict() | {"length_bias": lengths}, self._hidden / "accounting.json")
+        (self._hidden / "README.md").write_text(build_card(accounting, self._facts, lengths, command), "utf-8")
 
     def publish(self) -> None:
         """Move the finished files into place; an earlier set's exports go, other files stay."""

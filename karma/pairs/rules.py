@@ -6,6 +6,7 @@ that the rounding of a sum never decides a pair.
 Paper: Eq. 1, Eq. 2 (section 2.4), section 2.3 (tau).
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +38,8 @@ class Rules:
         contaminated: instructions to drop (compared casefolded, white space collapsed).
         max_response_tokens: longest usable response, in tokens estimated as UTF-8 bytes / 4.
         same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
+        max_length_ratio: only pairs whose longer response has at most so many times the characters of the shorter one
+            are eligible, to every strategy; at least 1, None for any.
         near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
     """
 
@@ -51,6 +54,7 @@ class Rules:
     max_response_tokens: int | None = None
     same_system_prompt: bool = False
     near_identical: float | None = None
+    max_length_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
@@ -59,6 +63,8 @@ class Rules:
             raise InputError(f"rejected is '{self.rejected}': choose random_lower or worst")
         if self.annotation_field not in ANNOTATION_FIELDS:
             raise InputError(f"annotation field '{self.annotation_field}': choose from {', '.join(ANNOTATION_FIELDS)}")
+        if self.max_length_ratio is not None and not 1 <= self.max_length_ratio < math.inf:
+            raise InputError(f"max_length_ratio is {self.max_length_ratio}: longer over shorter is 1 or more")
         if isinstance(self.excluded_origin_models, str) or isinstance(self.contaminated, str):
             raise InputError("excluded_origin_models and contaminated are lists of names, not one text")
 

@@ -123,6 +123,16 @@ def count_bytes(texts: pa.Array) -> np.ndarray:
     return pc.binary_length(texts).fill_null(0).to_numpy(zero_copy_only=False)
 
 
+def count_characters(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return each text's length in characters (Unicode code points); null counts as empty.
+
+    Example:
+        >>> count_characters(pa.array(["Käse", None])).tolist()
+        [4, 0]
+    """
+    return pc.utf8_length(texts).fill_null(0).to_numpy().astype(np.int64)
+
+
 def build_batch(rows: pa.RecordBatch | pa.Table, annotation: str | None = None, where: str = "pool") -> ResponseBatch:
     """Lay nested rows flat.
 

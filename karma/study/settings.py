@@ -179,6 +179,7 @@ class Pairs(_Strict):
     held_out: float = Field(ge=0, lt=1)
     seed: int
     curriculum_stages: int | None = Field(ge=1, le=127)
+    max_length_ratio: float | None = Field(ge=1)
 
 
 class Lora(_Strict):
