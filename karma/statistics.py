@@ -2,7 +2,8 @@
 
 Shares get Wilson's interval, which behaves at 0 and 1; units that come in clusters (IFEval's instructions of one
 prompt) count for as many independent ones as their standard error says. Differences on the same items are paired, with
-Student's t and the prompt as the unit. Limit: none of these knows the noise of training; with one seed it is in no
+Student's t and the prompt as the unit. Where several
+seeds were trained, their noise is in it (`compute_two_way`). Limit: with one seed the noise of training is in no
 interval, and whoever shows one says so.
 """
 
@@ -94,6 +95,70 @@ def _describe_mean(mean: float, error: float, n: int) -> dict[str, float]:
         return {"value": mean, "standard_error": math.nan, "low": math.nan, "high": math.nan, "df": 0}
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": n - 1}
+
+
+def compute_two_way(values: ArrayLike, units: ArrayLike | None = None) -> dict[str, float]:
+    """Return a mean over trainings and prompts, the same prompts asked of each, that is to hold for others of both.
+
+    The variance is that over prompts plus that over trainings less what both count twice (two-way clusters); below the
+    first alone it never falls. With few trainings and much noise of training the interval is somewhat short: two
+    trainings whose noise is twice that of 400 prompts held the truth in .88 of simulations, three in .93.
+
+    Args:
+        values: (trainings, n), a cluster's sum each. units: (n,), how many units each cluster holds; None: one each.
+
+    Returns:
+        As `compute_mean`, which it is for one training.
+
+    Example:
+        >>> found = compute_two_way([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+        >>> found["value"], found["standard_error"] > compute_mean([0.5, 0.0, 1.0, 0.5])["standard_error"]
+        (0.5, True)
+    """
+    own = np.asarray(values, float)
+    size = np.ones(own.shape[1]) if units is None else np.asarray(units, float)
+    if len(own) == 1 or own.shape[1] < 2:
+        return compute_mean(own.mean(axis=0), size)
+    mean = float(own.mean(axis=0).sum() / size.sum())
+    parts = split_variance((own - mean * size) / size.sum(), size)
+    variance, df = combine_variances(parts, parts[0][0])
+    error = math.sqrt(variance)
+    half = float(stdtrit(df, (1 + LEVEL) / 2)) * error
+    return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": df}
+
+
+def split_variance(residuals: np.ndarray, units: np.ndarray) -> list[tuple[float, float]]:
+    """Return what a mean's variance is made of: (over prompts, over trainings, counted twice: negative), each with df.
+
+    Args:
+        residuals: (trainings, n), a training's contributions to the mean less its expectation. units: (n,).
+    """
+    n_runs, n = residuals.shape
+    of_prompt, of_run = residuals.mean(axis=0), residuals.sum(axis=1)
+    of_run = of_run - of_run.mean()
+    inner = residuals - of_prompt - np.outer(of_run, units / units.sum())
+    over = n / (n - 1) / n_runs / (n_runs - 1)
+    return [
+        (float((of_prompt**2).sum()) * n / (n - 1), n - 1),
+        (float((of_run**2).sum()) / n_runs / (n_runs - 1), n_runs - 1),
+        (-float((inner**2).sum()) * over, (n - 1) * (n_runs - 1)),
+    ]
+
+
+def combine_variances(parts: list[tuple[float, float]], least: float = 0.0) -> tuple[float, float]:
+    """Return the sum of variances, at least `least`, and its degrees of freedom after Satterthwaite.
+
+    Args:
+        parts: (variance, degrees of freedom); a negative one is taken off.
+
+    Example:
+        >>> combine_variances([(1.0, 9), (1.0, 9)]), combine_variances([(2.0, 9), (1.0, 2), (-1.5, 18)], least=2.0)[0]
+        ((2.0, 18.0), 2.0)
+    """
+    variance = sum(part for part, _ in parts)
+    variance = max(variance, least) if variance == variance else math.nan  # an unknown part leaves the sum unknown
+    shares = sum(part**2 / df for part, df in parts)
+    return float(variance), float(variance**2 / shares) if shares else math.inf
 
 
 def compute_spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:

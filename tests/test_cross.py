@@ -106,10 +106,12 @@ def test_a_mean_over_some_of_the_seeds_is_not_shown(experiment, tmp_path):
 
 def test_seeds_are_averaged_and_pairs_of_a_prompt_are_one_cluster():
     rows, right = pd.Series([f"p{k // 4}" for k in range(80)]), pd.Series([float(k // 4 % 2) for k in range(80)])
-    together, apart = summarise(rows, right), summarise(pd.Series(range(80)), right)
+    together, apart = (summarise(keys, right.to_frame()) for keys in (rows, pd.Series(range(80))))
     assert together["share"] == apart["share"] == 0.5 and together["n_prompts"] == 20
     assert together["high"] - together["low"] > 1.7 * (apart["high"] - apart["low"])
-    alone = summarise(pd.Series(["p"] * 6), pd.Series([1.0] * 4 + [0.0] * 2))
+    alone = summarise(pd.Series(["p"] * 6), pd.DataFrame([1.0] * 4 + [0.0] * 2))
+    seeds = summarise(rows, pd.concat([right, right * 0], axis=1))
+    assert seeds["high"] - seeds["low"] > 2 * (together["high"] - together["low"]), "trainings that differ so much"
     assert (alone["low"], alone["high"]) == compute_wilson(2 / 3, 1), "six pairs of one prompt are one prompt"
 
 

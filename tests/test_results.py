@@ -17,7 +17,7 @@ from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
 from karma.results.study import collect_results
 from karma.results.tables import BASELINE, build_table1, build_table2, build_table4, build_tables, compute_intervals
-from karma.statistics import compute_wilson
+from karma.statistics import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment, load_experiment
 from tests.study_files import N_ITEMS, make_experiment, write_study
 
@@ -187,12 +187,26 @@ def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path):
     )
     found = compute_difference(study, "k_sim", "rlaif", method="dpo")
     assert found.n_seeds == 3 and "across 3 seeds" in found.basis and np.isfinite(found.df)
-    of_seed = [compute_difference(study, "k_sim", "rlaif", method="dpo", seed=k) for k in (0, 1, 2)]
-    within = sum(e.standard_error**2 for e in of_seed) / 9  # seeds' answers are drawn independently here
-    between = np.var([e.value for e in of_seed], ddof=1) / 3
-    assert found.value == pytest.approx(np.mean([e.value for e in of_seed]))
-    assert found.standard_error**2 == pytest.approx(within + between, rel=0.15)
-    assert found.standard_error**2 > 1.2 * within
+    of_seed = [compute_difference(study, "k_sim", "rlaif", method="dpo", seed=k).value for k in (0, 1, 2)]
+    assert found.value == pytest.approx(np.mean(of_seed))
+    one = {"method": "dpo", "benchmark": "ifeval"}
+    correct, units = study.items["ifeval"]
+    runs = [[f"runs/smollm2-135m/{name}/dpo/seed{k}" for name in ("k_sim", "rlaif")] for k in (0, 1, 2)]
+    expected = compute_two_way([correct[ours] - correct[theirs] for ours, theirs in runs], units)
+    found = compute_difference(study, "k_sim", "rlaif", **one)
+    assert (found.value, found.standard_error) == pytest.approx((expected["value"], expected["standard_error"]))
+    assert found.df == pytest.approx(expected["df"]) and found.interval == pytest.approx(
+        (expected["low"], expected["high"])
+    )
+    assert compute_means(study)["Total", "k_sim"].n_seeds == 3
+
+
+def test_seeds_without_the_same_cells_are_said_to_be_left_out(tmp_path):
+    experiment = make_experiment(tmp_path, "\nseeds: [0, 1]\n")
+    write_study(experiment, ("05_policy_evaluation",))
+    study = collect_results(experiment)
+    some = study.results.query("strategy == 'k_sim' and (seed == 0 or benchmark == 'ifeval')")
+    assert "noise of training left out: the 2 seeds' cells differ" in compute_mean(study, some).basis
 
 
 def test_a_paired_difference_is_that_of_the_items(study):

@@ -436,6 +436,13 @@ def test_books_of_several_sets_add_up():
     assert (books.rows_in, books.pairs_out, books.responses_in) == (7, 7, 21)
 
 
+def test_held_out_preference_is_the_measure_of_stage_04(study):
+    for arm in ARMS:
+        folder = study[0] / "outputs" / "self_play" / "tiny" / arm / "round1"
+        own, theirs = study[1][arm, 1]["after"]["preference"], load_json(folder / "training.json")["held_out"]
+        assert (own["accuracy"], own["n"]) == (theirs["accuracy"], theirs["n"]), arm
+
+
 def test_curves_hold_round_0_every_finished_round_and_name_the_others(study):
     experiment = load_experiment(study[0] / "tiny_self_play.yaml")
     experiment.outputs = study[0] / "outputs"

@@ -1,5 +1,6 @@
 """`karma train`: what it writes, that the same command goes on or does nothing, and one line for every bad input."""
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -40,6 +41,28 @@ def test_a_pair_folder_is_trained_and_not_twice(pair_folder, policy, tmp_path, m
     assert "GiB free" in shown and f"on {record['n_held_out_pairs']} held-out pairs" in shown
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["held_out.parquet", "model", "training.json"]
     assert "nothing to do" in call(*arguments).output
+
+
+def test_another_seed_is_tested_on_the_same_pairs(pair_folder, policy, tmp_path):
+    asked = []
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        call(
+            "--pairs",
+            pair_folder,
+            "--policy",
+            policy,
+            "--method",
+            "sft",
+            "--out",
+            out,
+            "--held-out",
+            0.3,
+            "--seed",
+            seed,
+        )
+        asked.append(pq.read_table(out / "held_out.parquet")["row_id"].to_pylist())
+    assert asked[0] == asked[1] and asked[0]
 
 
 def test_a_public_binarised_file_is_trained(policy, tmp_path):

@@ -156,7 +156,7 @@ def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:
         return low - 0.5, high - 0.5
 
     one = "binomial over held-out pairs, exact; one seed: without training noise"
-    several = f"binomial over the held-out pairs of one run, for the mean of {len(rows)} runs on them"
+    several = f"binomial over the held-out pairs of one run, for the mean of {len(rows)} runs; without training noise"
     return {"claim": claim, "effect": share - 0.5, "low": low - 0.5, "high": high - 0.5, "n": n,
             "p": float(stats.binomtest(round(share * n), n).pvalue), "needed_n": None, "verdict": "",
             "basis": one if len(rows) == 1 else several, "smallest": SMALLEST, "unit": "pairs",

@@ -21,7 +21,7 @@ from karma.figures.style import save_figure
 from karma.labels.audit import CEILING
 from karma.pairs.pairs import load_pairs, split_pairs
 from karma.results.tables import Table, build_plain
-from karma.statistics import compute_mean, compute_wilson
+from karma.statistics import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import title_of, title_strategy
@@ -53,7 +53,7 @@ def build_square(experiment: Experiment) -> tuple[pd.DataFrame, list[str]]:
                 notes.append(f"{method} on {trained_on}: not measured on {tested_on}'s pairs: run cross_evaluation")
             elif len(pairs):
                 cell = {"method": method, "trained_on": trained_on, "tested_on": tested_on, "n_runs": len(runs)}
-                rows.append({**cell, **summarise(pairs["row_id"], right.mean(axis=1))})
+                rows.append({**cell, **summarise(pairs["row_id"], right)})
     if rows and len(s.seeds) == 1:
         notes.append("one seed: without training noise")
     return pd.DataFrame(rows, columns=COLUMNS), notes
@@ -81,20 +81,24 @@ def score_pairs(pairs: pd.DataFrame, change: pd.Series) -> pd.Series:
     return pd.Series(np.where(np.isnan(margin), np.nan, (np.sign(margin) + 1) / 2), index=pairs.index)
 
 
-def summarise(row_ids: pd.Series, right: pd.Series) -> dict[str, float]:
-    """Return the share right with its interval; pairs of one prompt are one cluster.
+def summarise(row_ids: pd.Series, right: pd.DataFrame) -> dict[str, float]:
+    """Return the share right with its interval; pairs of one prompt are one cluster, trainings the second way.
+
+    Args:
+        row_ids: of each pair. right: (pairs, trainings), from `score_pairs`.
 
     Example:
-        >>> found = summarise(pd.Series(["p", "p", "q", "r"]), pd.Series([1.0, 1.0, 0.0, 1.0]))
+        >>> found = summarise(pd.Series(["p", "p", "q", "r"]), pd.DataFrame([1.0, 1.0, 0.0, 1.0]))
         >>> found["share"], found["n_pairs"], found["n_prompts"]
         (0.75, 4, 3)
     """
     of_prompt = right.groupby(row_ids.to_numpy())
-    mean, n = compute_mean(of_prompt.sum(), of_prompt.size()), of_prompt.ngroups
+    mean, n = compute_two_way(of_prompt.sum().T, of_prompt.size()), of_prompt.ngroups
     inside = 0 < mean["value"] < 1 and n > 1  # else there is no error to go by: prompts count
-    low, high = compute_wilson(
-        min(max(mean["value"], 0.0), 1.0), len(right) if inside else n, mean["standard_error"] if inside else None
-    )
+    share, error = min(max(mean["value"], 0.0), 1.0), mean["standard_error"]
+    low, high = compute_wilson(share, len(right) if inside else n, error if inside else None)
+    if inside and right.shape[1] > 1:  # few trainings: Student's t, where it is wider
+        low, high = min(low, max(mean["low"], 0.0)), max(high, min(mean["high"], 1.0))
     return {"share": mean["value"], "low": low, "high": high, "n_pairs": len(right), "n_prompts": n}
 
 

@@ -3,10 +3,10 @@
 Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the answers are on
 disk its variance is that of the weighted answers over the items (items are shared by the runs, so this is a paired
 comparison); where several seeds were trained, the variance between seeds is added, with Satterthwaite's degrees of
-freedom. Without answers (the published study) a difference is computed as if runs were independent, and a mean as if
-they failed on the same items: both too wide rather than too narrow; where the number of items is unknown there is no
-interval. Limit: with one seed the noise of training itself is not in the interval, and every sentence made from it says
-so.
+freedom, less what both hold (`karma.statistics.compute_two_way`). Without answers (the published study) a difference
+is computed as if runs were independent, and a mean as if they failed on the same items: both too wide rather than too
+narrow; where the number of items is unknown there is no interval. Limit: with one seed the noise of training itself is
+not in the interval, and every sentence made from it says so.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from scipy import stats
 from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
-from karma.statistics import ALPHA
+from karma.statistics import ALPHA, combine_variances, split_variance
 from karma.vocabulary import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
@@ -103,42 +103,50 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
     """
     rows = study.results.loc[weights.index].assign(weight=weights)
     value = round(float((rows["weight"] * rows["value"]).sum()), 12)  # a run less itself is 0, not 1e-17
-    parts, bases, n = [], set(), 0  # parts: (variance, degrees of freedom)
+    trained = rows[rows["strategy"] != START]
+    seeds = sorted(trained["seed"].unique())
+    parts, twice, bases, n = [], [], set(), 0  # parts: (variance, degrees of freedom); twice: in items and in seeds
     for benchmark, part in rows.groupby("benchmark"):
-        part_variance, items, basis = _compute_item_variance(study, str(benchmark), part)
-        parts.append((part_variance, max(items - 1, 1)))
+        found, items, basis = _compute_item_variance(study, str(benchmark), part, seeds)
+        parts.append((found[0], max(items - 1, 1)))
+        twice += [(-found[1], max(items - 1, 1) * (len(seeds) - 1))] if found[1] else []
         n += int(part["n"].fillna(0).max())
         bases.add(basis)
-    trained = rows[rows["strategy"] != START]
-    seeds = trained["seed"].nunique()
-    if seeds > 1:
+    of_items = sum(v for v, _ in parts)
+    if len(seeds) > 1:
         between = _compute_seed_variance(trained)
-        bases.add(f"and across {seeds} seeds" if between is not None else "the seeds' cells differ: left out")
-        parts.append((between or 0.0, seeds - 1))
-    variance = sum(v for v, _ in parts)
-    shares = sum(v**2 / df for v, df in parts)
-    df = variance**2 / shares if shares else np.inf  # Satterthwaite
+        missing = f"noise of training left out: the {len(seeds)} seeds' cells differ"
+        bases.add(missing if between is None else f"and across {len(seeds)} seeds")
+        parts += [] if between is None else [(between, len(seeds) - 1), *twice]
+    variance, df = combine_variances(parts, of_items)
     error = round(float(np.sqrt(variance)), 12)
-    return Estimate(value, error, float(df), n, max(seeds, 1), ", ".join(sorted(bases, reverse=True)))
+    return Estimate(value, error, df, n, max(len(seeds), 1), ", ".join(sorted(bases, reverse=True)))
 
 
-def _compute_item_variance(study: Study, benchmark: str, rows: pd.DataFrame) -> tuple[float, int, str]:
-    """Return (variance, items, basis) of one benchmark's part of a weighted sum."""
+def _compute_item_variance(
+    study: Study, benchmark: str, rows: pd.DataFrame, seeds: list
+) -> tuple[tuple[float, float], int, str]:
+    """Return (variance over items, what of it the variance over seeds holds too), items and basis of one benchmark."""
     correct, units = study.items.get(benchmark, (pd.DataFrame(), pd.Series(dtype=float)))
     if set(rows["folder"]) <= set(correct.columns) and not correct[list(rows["folder"])].isna().any(axis=None):
-        shares = rows.groupby("folder")["weight"].sum()
         total = units.sum()
-        means = correct[shares.index].sum() / total
-        residual = (correct[shares.index] - np.outer(units, means)).to_numpy(float) @ shares.to_numpy() / total
-        correction = len(residual) / max(len(residual) - 1, 1)
-        return float((residual**2).sum() * correction), len(residual), "paired over items"
+        answers = correct[list(rows["folder"])].to_numpy(float)
+        residual = (answers - np.outer(units, answers.sum(axis=0) / total)) * rows["weight"].to_numpy() / total
+        whole, n = residual.sum(axis=1), len(residual)
+        variance = float((whole**2).sum()) * n / max(n - 1, 1)
+        if len(seeds) < 2 or n < 2:
+            return (variance, 0.0), n, "paired over items"
+        of_seed = np.stack(
+            [residual[:, ((rows["seed"] == s) & (rows["strategy"] != START)).to_numpy()].sum(axis=1) for s in seeds]
+        )
+        return (variance, -split_variance(of_seed * len(seeds), units.to_numpy(float))[2][0]), n, "paired over items"
     if rows["n"].isna().any():
-        return np.nan, 1, "items unknown: no interval"
+        return (np.nan, 0.0), 1, "items unknown: no interval"
     n = int(rows["n"].min())
     errors = np.sqrt(rows["value"] * (1 - rows["value"]) / rows["n"])
     if abs(rows["weight"].sum()) < 1e-9:
-        return float(((rows["weight"] * errors) ** 2).sum()), n, "runs taken as independent"
-    return float((rows["weight"].abs() * errors).sum() ** 2), n, "runs taken as failing on the same items"
+        return (float(((rows["weight"] * errors) ** 2).sum()), 0.0), n, "runs taken as independent"
+    return (float((rows["weight"].abs() * errors).sum() ** 2), 0.0), n, "runs taken as failing on the same items"
 
 
 def _compute_seed_variance(rows: pd.DataFrame) -> float | None:

@@ -20,7 +20,7 @@ TEXT = """## The selection study: alignment potential against the lot
 Held-out preference accuracy after training on a part of a pair set, over the part's size: one line a metric, 95 %
 intervals over the held-out pairs, the same for all; the dotted line is a coin. A metric earns its keep where its
 difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell."""
-NOTE = "one seed: the noise of training is in none of these intervals"
+NOTE = "the noise of training is in none of these intervals"
 
 
 def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
@@ -62,7 +62,8 @@ def build_selection_table(compared: pd.DataFrame) -> Table:
                "95 % of it": _join(rows["difference_low"], rows["difference_high"])}  # fmt: skip
     frame = pd.DataFrame(columns).set_index(["policy", "selection", "method"])
     caption = "Held-out accuracy (share of n pairs) after training on each selection, and its difference from `random`."
-    return build_plain("selections", caption, frame, notes=(NOTE,) if (compared["n_seeds"] == 1).all() else ())
+    seeds = "one seed" if (compared["n_seeds"] == 1).all() else "seeds are averaged"
+    return build_plain("selections", caption, frame, notes=(f"{seeds}: {NOTE}",))
 
 
 def _join(low: pd.Series, high: pd.Series) -> list[str]:

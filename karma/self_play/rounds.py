@@ -28,7 +28,7 @@ from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, 
 from karma.self_play.pairing import build_self_play_pairs, join_books
 from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers
-from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
+from karma.self_play.selection import add_margins, compute_summed_margins, compute_token_margins, find_best, take_pairs
 from karma.statistics import compute_mean, compute_wilson
 from karma.study.fingerprint import compute_code
 from karma.study.settings import Compute, SelfPlay, Training
@@ -188,8 +188,9 @@ def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -
 
     Returns:
         score: the mean over prompts of the mean score of the answers, with its standard error over prompts, n prompts
-        and 95 % interval, and `by_prompt`; preference: the share of held-out pairs on which the policy leans more
-        towards the chosen answer, per token, than the untrained policy does (ties count half), with n and interval.
+        and 95 % interval, and `by_prompt`; preference: held-out preference as in 04 and 07 (`karma.training.held_out`),
+        the share of held-out pairs whose log-probabilities moved towards the chosen answer since the untrained policy
+        (ties count half), with n and interval.
     """
     import torch
 
@@ -199,8 +200,8 @@ def evaluate_policy(this: Round, policy: str, models: Specs, held_out: Played) -
     _, scores = answer(held, policy, held_out.prompts)
     by_prompt = np.array([np.mean(own) for own in scores])
     pairs, how = held_out.pairs.table, (this.training.max_length, this.compute, this.cache)
-    change = compute_token_margins(pairs, models, policy, *how) - compute_token_margins(pairs, models, this.start, *how)
-    preference = summarise_margins(torch.tensor(change))
+    now, before = (compute_summed_margins(pairs, models, name, *how) for name in (policy, this.start))
+    preference = summarise_margins(torch.tensor(now - before))
     return {"score": summarise_scores(by_prompt, this.settings.scorer == "instructions"),
             "preference": preference, "by_prompt": by_prompt.round(6).tolist()}  # fmt: skip
 

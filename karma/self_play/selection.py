@@ -28,24 +28,45 @@ BATCH_TOKENS = 1024  # a forward pass
 def compute_token_margins(
     pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Compute, cache: Path
 ) -> np.ndarray:
-    """Compute mean log pi(chosen) - mean log pi(rejected), means over tokens, of each pair.
+    """Compute mean log pi(chosen) - mean log pi(rejected), means over tokens, of each pair: what selection looks at.
 
     Args:
         pairs: with prompt, chosen and rejected. models, policy: whose log-probabilities.
         max_length: tokens of prompt and answer kept. compute: the experiment's `compute`.
-        cache: folder where margins are kept, by the weights' digest.
+        cache: folder where log-probabilities are kept, by the weights' digest.
 
     Returns:
         Signed margins (n,), in nats a token.
     """
+    logps, lengths = _measure(pairs, models, policy, max_length, compute, cache)
+    return np.asarray(np.diff(logps / lengths)[:, 0] * -1)
+
+
+def compute_summed_margins(
+    pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Compute, cache: Path
+) -> np.ndarray:
+    """Compute log pi(chosen) - log pi(rejected) of each pair: what held-out preference looks at, as in 04 and 07.
+
+    Args:
+        pairs, models, policy, max_length, compute, cache: as of `compute_token_margins`.
+
+    Returns:
+        Signed margins (n,), in nats.
+    """
+    return np.asarray(np.diff(_measure(pairs, models, policy, max_length, compute, cache)[0])[:, 0] * -1)
+
+
+def _measure(
+    pairs: pa.Table, models: Specs, policy: str, max_length: int, compute: Compute, cache: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log-probabilities in nats and lengths in tokens, (n, 2) each: chosen, rejected."""
     if not len(pairs):
-        return np.array([], float)
+        return np.zeros((0, 2)), np.ones((0, 2))
     found = measure_logps(pairs, models, policy, compute, max_length, BATCH_TOKENS, cache / "margins")
     if not found.lengths.all():
         n_full = int((found.lengths == 0).any(axis=1).sum())
         raise InputError(f"{n_full} prompts fill training.max_length={max_length}: raise it")
-    means = found.logps / found.lengths
-    return means[:, 0] - means[:, 1]
+    return found.logps, found.lengths
 
 
 def add_margins(pairs: PairSet, token_margins: np.ndarray, weight: float) -> PairSet:

@@ -1,8 +1,8 @@
-"""Held-out preference accuracy: on pairs kept out of training, did the policy move towards the chosen response?
+"""Held-out preference: on pairs kept out of training, did the policy move towards the chosen response?
 
 The reward margin of a pair is beta times the change, from the untrained to the tuned policy, of
-log pi(chosen) - log pi(rejected). The same definition serves every method, SFT included, so that runs can be compared;
-beta is DPO's and changes no accuracy.
+log pi(chosen) - log pi(rejected), summed over tokens. One definition serves every method, SFT included, and the stages
+04, 07 and 08, so that runs can be compared; beta is DPO's and changes no accuracy.
 
 Paper: the reward margin of DPO (arXiv 2305.18290, section 4).
 """
