@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import, in every job of a study
+from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes a second to import, in every job of a study
 
 from karma.errors import InputError
 
@@ -93,8 +93,31 @@ def compute_mean_of_sums(n: int, total: float, squares: float) -> dict[str, floa
 def _describe_mean(mean: float, error: float, n: int) -> dict[str, float]:
     if n < 2:
         return {"value": mean, "standard_error": math.nan, "low": math.nan, "high": math.nan, "df": 0}
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
-    return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": n - 1}
+    low, high = compute_interval(mean, error, n - 1)
+    return {"value": mean, "standard_error": error, "low": low, "high": high, "df": n - 1}
+
+
+def compute_interval(value: float, standard_error: float, df: float, n_tests: int = 1) -> tuple[float, float]:
+    """Return the 95 % interval of an estimate, Student's t; of several, those that hold all at once (Bonferroni).
+
+    Example:
+        >>> [round(x, 3) for x in compute_interval(0.75, 0.25, 3)]
+        [-0.046, 1.546]
+    """
+    half = float(stdtrit(df, 1 - ALPHA / 2 / n_tests)) * standard_error
+    return value - half, value + half
+
+
+def compute_p_value(value: float, standard_error: float, df: float) -> float:
+    """Return the two-sided p value of "the true value is 0": Student's t. Without any spread it is 0, or 1 at 0.
+
+    Example:
+        >>> round(compute_p_value(2.0, 1.0, 5), 4), compute_p_value(0.0, 0.0, 5)
+        (0.1019, 1.0)
+    """
+    if standard_error == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stdtr(df, -abs(value / standard_error)))
 
 
 def compute_two_way(values: ArrayLike, units: ArrayLike | None = None) -> dict[str, float]:

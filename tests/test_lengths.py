@@ -62,7 +62,7 @@ def test_matched_sets_add_up_and_lose_only_rows_without_a_match(rows, ratio):
 
 @pytest.mark.parametrize("ratio", [0.9, float("nan"), float("inf"), -1])
 def test_an_impossible_ratio_is_refused(ratio):
-    with pytest.raises(InputError, match="max_length_ratio is .*: longer over shorter is 1 or more"):
+    with pytest.raises(InputError, match=r"max_length_ratio is .*: longer over shorter is 1 or more"):
         build_pairs(load_pool([make_row()]), PAPER, "k_sim", tau=0.1, seed=0, max_length_ratio=ratio)
 
 

@@ -121,11 +121,41 @@ def test_verdicts():
         "k_score": base + noise - noise.mean(),
     }
     verdict = compare_gaps(gaps, "random").set_index("strategy")["gap"].to_dict()
-    assert verdict == {"k_sim": "narrower", "rlaif": "wider", "k_score": "no difference shown"}
+    assert verdict == {"k_sim": "narrower", "rlaif": "wider", "k_score": "no difference larger than 0.2 SD"}
+    apart = {"random": base, "k_sim": base + np.random.default_rng(1).normal(0, 1, (50, 1))}
+    (row,) = compare_gaps({**apart, "k_score": base}, "random").query("strategy == 'k_sim'").to_dict("records")
+    assert row["gap"] == "cannot tell" and row["needed_n"] > 50
+    assert compare_gaps({**apart, "k_score": base}, "random")["gap"].tolist() == ["cannot tell", "the same"]
     few = compare_gaps({"random": base.head(1), "k_sim": base.head(1)}, "random")
     assert few["gap"].tolist() == ["too few prompts"]
     with pytest.raises(InputError, match="baseline 'best' has no gaps"):
         compare_gaps(gaps, "best")
+
+
+def test_one_family_of_tests_over_measures_strategies_and_baselines():
+    """Three strategies, two measures, two baselines: ten comparisons (random with rlaif once), corrected together."""
+    dice, index = np.random.default_rng(5), pd.Index([f"{i:032x}" for i in range(40)])
+    gaps = {name: pd.DataFrame(dice.normal(1 + 0.06 * k, 0.3, (40, 2)), index=index, columns=["length", "lexical"])
+            for k, name in enumerate(("random", "rlaif", "k_sim", "k_score"))}  # fmt: skip
+    found = compare_gaps(gaps, "random", "rlaif")
+    assert len(found) == len(found.drop_duplicates(["measure", "strategy", "baseline"])) == 10
+    assert not ((found["baseline"] == "rlaif") & (found["strategy"] == "random")).any()
+    alone = [
+        stats.ttest_rel(gaps[r.strategy][r.measure], gaps[r.baseline][r.measure]).pvalue for r in found.itertuples()
+    ]
+    order = np.argsort(alone)
+    by_hand = np.minimum(1, np.maximum.accumulate(np.array(alone)[order] * np.arange(10, 0, -1)))
+    assert found["p_holm"].to_numpy()[order] == pytest.approx(by_hand)
+    assert (min(alone) < 0.05) and found["p_holm"].min() > min(alone)
+
+
+def test_the_judge_is_not_asked_of_pairs_that_its_own_ratings_picked(rows, sets):
+    """rlaif takes the best rated against a lower one: its gap is wide by construction, whatever the baseline."""
+    annotations = collect_annotations(load_pool(rows), "overall_score")
+    gaps = {s: compute_gaps(p.table, annotations) for s, p in sets.items()}
+    found = compare_gaps(gaps, "random", "rlaif").query("measure == 'judge'")
+    assert found[["baseline", "strategy"]].to_numpy().tolist() == [["random", "k_sim"]]
+    assert {"rlaif"} == set(compare_gaps(gaps, "random", "rlaif").query("measure == 'length'")["strategy"]) - {"k_sim"}
 
 
 def test_sample_takes_the_same_prompts(sets):

@@ -10,7 +10,9 @@ small gaps teach more. It does not measure the gap. Here every pair gets, as dif
     embedding   1 - cosine of the two texts' embeddings                          0..2
 
 and a strategy is compared with a baseline on the prompts both have, so that the prompts' own difficulty
-cancels. Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
+cancels. All comparisons of a call, measures x strategies x baselines, are one family of tests (Holm). Decision: the
+judge's gap is not compared where a side's pairs were selected by these very annotations (rlaif): that would be
+circular. Limit: none of these is coherence or reasoning; the judge comes closest, where there is one.
 
 Paper: section 1 and 2.1 (Response Quality Gap).
 """
@@ -18,6 +20,8 @@ Paper: section 1 and 2.1 (Response Quality Gap).
 import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,10 +31,14 @@ import pyarrow.compute as pc
 from karma.errors import InputError
 from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws
-from karma.statistics import compute_mean
+from karma.statistics import ALPHA, adjust_holm, compute_interval, compute_mean, compute_needed_n, compute_p_value
 
 UNITS = {"length": "doublings", "complexity": "school grades", "lexical": "share of words", "judge": "points",
          "embedding": "1 - cosine"}  # fmt: skip
+SELECTED_BY = {"judge": "rlaif"}  # measure -> the strategy that picks its pairs by it
+SMALL = 0.2  # standard deviations; the smallest difference worth telling (Cohen's small effect); ours
+COLUMNS = ["measure", "strategy", "baseline", "n", "mean", "baseline_mean", "difference", "low", "high", "effect",
+           "p_holm", "needed_n", "gap"]  # fmt: skip
 Embed = Callable[[list[str]], np.ndarray]
 
 
@@ -42,7 +50,8 @@ def compute_gaps(
     Args:
         pairs: in the shape of `karma.pairs.binarizer.PAIR_SCHEMA`.
         annotations: scores of single responses, for the judge's gap.
-        embed: texts -> array (texts, dimensions), for the embedding gap.
+        embed: texts -> array (texts, dimensions), for the embedding gap; None: not measured
+            (`karma.models.embed.find_embedding`).
 
     Returns:
         One row a pair, index row_id, one column a measure that could be taken; NaN where one text gives none.
@@ -61,8 +70,8 @@ def compute_gaps(
         "lexical": np.array([_unlike(a, b) for a, b in zip(*words, strict=True)]),
     }
     if has_readability():
-        grades = [np.array([_grade(t) for t in texts], float) for texts in (chosen, rejected)]
-        gaps["complexity"] = np.abs(grades[0] - grades[1])
+        grades = {text: _grade(text) for text in {*chosen, *rejected}}
+        gaps["complexity"] = np.abs([grades[a] - grades[b] for a, b in zip(chosen, rejected, strict=True)])
     if annotations is not None and len(annotations):
         scores = annotations.score_pairs(pairs)
         gaps["judge"] = np.abs(scores[0] - scores[1])
@@ -92,50 +101,37 @@ def sample_rows(pairs: pa.Table, n: int, seed: int) -> pa.Table:
     return pairs.filter(pa.array(share < n / pairs.num_rows))
 
 
-def compare_gaps(gaps: Mapping[str, pd.DataFrame], baseline: str) -> pd.DataFrame:
-    """Compare each strategy's gaps with a baseline's, prompt by prompt.
+def compare_gaps(gaps: Mapping[str, pd.DataFrame], *baselines: str) -> pd.DataFrame:
+    """Compare each strategy's gaps with those of baselines, prompt by prompt.
 
     Args:
         gaps: strategy -> its gaps, from `compute_gaps`.
-        baseline: a key of `gaps`, e.g. "random".
+        baselines: keys of `gaps`, e.g. "random"; of two baselines the comparison stands once, with the first.
 
     Returns:
-        One row a (measure, strategy): n prompts both have, mean, the baseline's mean there, difference with
-        its 95 % interval (paired t), effect (Cohen's d, standard deviations pooled), a verdict in words.
+        COLUMNS, one row a (baseline, measure, strategy): n prompts both have, mean, the baseline's mean there,
+        difference with its 95 % interval (paired t, not corrected), effect (Cohen's d, standard deviations pooled),
+        p_holm over all rows, needed_n (prompts that would show an effect of SMALL with 80 % power at the corrected
+        level, by today's spread), a verdict in words.
 
     Raises:
-        InputError: the baseline is not among the gaps.
+        InputError: a baseline is not among the gaps.
     """
-    if baseline not in gaps:
-        raise InputError(f"baseline '{baseline}' has no gaps: choose from {', '.join(gaps)}")
-    rows = []
-    for measure in (m for m in UNITS if m in gaps[baseline]):
-        for strategy, own in gaps.items():
-            if strategy == baseline or measure not in own:
-                continue
-            both = pd.concat([_by_row(own[measure]), _by_row(gaps[baseline][measure])], axis=1, join="inner").dropna()
-            rows.append(
-                {
-                    "measure": measure,
-                    "strategy": strategy,
-                    "baseline": baseline,
-                    **_compare(*both.to_numpy().T),
-                }
-            )
-    columns = [
-        "measure",
-        "strategy",
-        "baseline",
-        "n",
-        "mean",
-        "baseline_mean",
-        "difference",
-        "low",
-        "high",
-        "effect",
-        "gap",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    rows: list[dict[str, Any]] = []
+    for place, baseline in enumerate(baselines):
+        if baseline not in gaps:
+            raise InputError(f"baseline '{baseline}' has no gaps: choose from {', '.join(gaps)}")
+        others = [name for name in gaps if name not in baselines[: place + 1]]
+        for measure, strategy in product((m for m in UNITS if m in gaps[baseline]), others):
+            if measure in gaps[strategy] and SELECTED_BY.get(measure) not in (strategy, baseline):
+                sides = [_by_row(gaps[name][measure]) for name in (strategy, baseline)]
+                both = pd.concat(sides, axis=1, join="inner").dropna().to_numpy().T
+                rows.append({"measure": measure, "strategy": strategy, "baseline": baseline, **_compare(*both)})
+    for row, p in zip(rows, adjust_holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    n_tests = sum(not math.isnan(row["p"]) for row in rows)
+    judged = [{**row, **_judge(row, n_tests)} for row in rows]
+    return pd.DataFrame(judged, columns=COLUMNS).astype({"needed_n": "Int64"})
 
 
 def get_texts(messages: pa.ChunkedArray | pa.Array) -> list[str]:
@@ -144,25 +140,32 @@ def get_texts(messages: pa.ChunkedArray | pa.Array) -> list[str]:
     return texts
 
 
-def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, object]:
+def _compare(own: np.ndarray, other: np.ndarray) -> dict[str, float]:
     n = len(own)
     if n < 2:
-        nothing = dict.fromkeys(("mean", "baseline_mean", "difference", "low", "high", "effect"), math.nan)
-        return {"n": n, **nothing, "gap": "too few prompts"}
-    difference, spread = own - other, math.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2)
-    found = compute_mean(difference)
-    low, high = found["low"], found["high"]
-    verdict = "narrower" if high < 0 else "wider" if low > 0 else "no difference shown"
-    return {
-        "n": n,
-        "mean": own.mean(),
-        "baseline_mean": other.mean(),
-        "difference": difference.mean(),
-        "low": low,
-        "high": high,
-        "effect": difference.mean() / spread if spread else 0.0,
-        "gap": verdict,
-    }
+        names = ("mean", "baseline_mean", "difference", "low", "high", "effect", "p", "spread", "standard_error", "df")
+        return {"n": n, **dict.fromkeys(names, math.nan)}
+    spread = math.sqrt((own.var(ddof=1) + other.var(ddof=1)) / 2)
+    found = compute_mean(own - other)
+    value = found.pop("value")
+    p = compute_p_value(value, found["standard_error"], found["df"])
+    return {"n": n, "mean": own.mean(), "baseline_mean": other.mean(), "difference": value, **found,
+            "effect": value / spread if spread else 0.0, "spread": spread, "p": p}  # fmt: skip
+
+
+def _judge(row: Mapping[str, Any], n_tests: int) -> dict[str, Any]:
+    """Return the verdict at a level that holds for all tests at once, and the n that would show a small effect."""
+    if math.isnan(row["p"]):
+        return {"gap": "too few prompts", "needed_n": None}
+    smallest, error = SMALL * row["spread"], row["standard_error"]
+    needed = compute_needed_n(row["n"], error, smallest, n_tests) if error else None
+    if row["p_holm"] < ALPHA:
+        return {"gap": "narrower" if row["difference"] < 0 else "wider", "needed_n": needed}
+    if not error:
+        return {"gap": "the same", "needed_n": None}
+    low, high = compute_interval(row["difference"], error, row["df"], n_tests)
+    same = -smallest < low and high < smallest
+    return {"gap": f"no difference larger than {SMALL} SD" if same else "cannot tell", "needed_n": needed}
 
 
 def _by_row(values: pd.Series) -> pd.Series:

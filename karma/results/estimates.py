@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
-from karma.statistics import ALPHA, combine_variances, split_variance
+from karma.statistics import combine_variances, compute_interval, compute_p_value, split_variance
 from karma.vocabulary import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]
@@ -49,15 +48,12 @@ class Estimate:
 
     def compute_interval(self, n_tests: int = 1) -> tuple[float, float]:
         """Return the interval at a level that holds for so many at once (Bonferroni)."""
-        half = float(stats.t.ppf(1 - ALPHA / 2 / n_tests, self.df)) * self.standard_error
-        return self.value - half, self.value + half
+        return compute_interval(self.value, self.standard_error, self.df, n_tests)
 
     @property
     def p_value(self) -> float:
         """Two-sided p-value of "the true value is 0"."""
-        if self.standard_error == 0:
-            return 1.0 if self.value == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.value / self.standard_error), self.df))
+        return compute_p_value(self.value, self.standard_error, self.df)
 
 
 def compute_mean(study: Study, rows: pd.DataFrame) -> Estimate:
