@@ -125,8 +125,8 @@ METRICS = {
     "implicit_large": Metric("the largest implicit margins (a part of BeeS, arXiv 2502.14560)"),
     "m_ap": Metric("the largest alignment potential, z(M_r) - w z(M_pi) (arXiv 2503.01864)"),
     "m_ap_signed": Metric(
-        "the largest alignment potential of signed margins: pairs whose rejected response the policy prefers come "
-        "first, mislabelled ones among them (ours)"),
+        "the largest alignment potential of signed margins: the pairs whose rejected response the policy prefers most "
+        "rank highest, mislabelled ones among them (ours)"),
     "m_ap_annotated": Metric(
         "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"),
 }  # fmt: skip

@@ -1,12 +1,15 @@
 """Every strategy, method, benchmark and metric there is, through all that shows one: tables, figures, claims, cards."""
 
 from collections import Counter
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from karma.cli import app
 from karma.figures.diagrams import plot_framework, plot_labelling
 from karma.figures.potential import metric_style, plot_choices, plot_curve
 from karma.figures.results import plot_capabilities, plot_policies
@@ -141,3 +144,14 @@ def test_every_method_has_curves(method):
 
 def test_every_strategy_but_the_baseline_has_its_rule_here():
     assert set(RULES) == {name for name, row in STRATEGIES.items() if row.role != "baseline"}
+
+
+def test_who_chooses_the_signed_metric_is_told_what_it_ranks_highest():
+    """In the vocabulary, in base.yaml, in the command's help and in the notebook; and where M_AP and kinship differ."""
+    root = Path(__file__).resolve().parents[1]
+    shown = " ".join(CliRunner().invoke(app, ["select", "--help"]).output.replace("│", " ").split())
+    assert METRICS["m_ap_signed"].rule in shown and "m_ap wants large explicit gaps" in shown
+    assert "rejected response the policy prefers most rank highest" in METRICS["m_ap_signed"].rule
+    assert "highest where the policy prefers the rejected response most" in (root / "params" / "base.yaml").read_text()
+    notebook = (root / "notebooks" / "07_alignment_potential.ipynb").read_text()
+    assert "`m_ap_signed` ranks those pairs highest" in notebook and "wants a *large* explicit gap" in notebook

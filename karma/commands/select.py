@@ -45,7 +45,10 @@ def select(
     policy: Annotated[str, typer.Option(help="Who is about to learn: smollm2-135m, a folder, or a Hub id.")],
     metric: Annotated[
         str,
-        typer.Option(help=f"{', '.join(RANKINGS)}."),
+        typer.Option(
+            help=f"{', '.join(RANKINGS)}. m_ap_signed: {METRICS['m_ap_signed'].rule}; m_ap wants large explicit gaps, "
+            "where kinship wants small ones."
+        ),
     ] = "m_ap",
     ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,

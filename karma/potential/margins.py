@@ -9,7 +9,7 @@ is large where the pair says much and the policy knows little. Any score will do
 or the kinship label's S_pref, which costs no annotation. Decision: z-scores are taken over one explicit pool of
 candidates, those pairs that have both margins, whatever the metric; so two metrics choose among the same pairs, and
 selecting in parts is not selecting from the whole. Limit: with absolute margins a mislabelled pair looks like a right
-one; `m_ap_signed` can tell them apart.
+one; `m_ap_signed` tells them apart, and ranks highest the pairs whose rejected response the policy prefers most.
 
 Paper: "Larger or Smaller Reward Margins to Select Preferences for LLM Alignment?" (arXiv 2503.01864).
 """
