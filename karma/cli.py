@@ -21,7 +21,7 @@ COMMANDS = {  # command -> its file in karma/commands
     "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
     "cross_evaluation": "study", "models": "study",
     "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train", "kinship": "kinship",
-    "report": "report",
+    "audit-labels": "audit_labels", "report": "report",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ class _ByNeed(TyperGroup):
         """Return a command to be run, from its function."""
         if args[0] not in COMMANDS:
             return super().resolve_command(ctx, args)
-        function = getattr(import_module(f"karma.commands.{COMMANDS[args[0]]}"), args[0])
+        function = getattr(import_module(f"karma.commands.{COMMANDS[args[0]]}"), args[0].replace("-", "_"))
         return args[0], _build(args[0], function), args[1:]
 
 
@@ -55,7 +55,7 @@ def _read_help(name: str) -> str:
     spec = find_spec(f"karma.commands.{COMMANDS[name]}")
     assert spec is not None and spec.origin is not None
     functions = [n for n in ast.parse(Path(spec.origin).read_text("utf-8")).body if isinstance(n, ast.FunctionDef)]
-    return ast.get_docstring(next(n for n in functions if n.name == name)) or ""
+    return ast.get_docstring(next(n for n in functions if n.name == name.replace("-", "_"))) or ""
 
 
 app = typer.Typer(

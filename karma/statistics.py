@@ -2,9 +2,9 @@
 
 Shares get Wilson's interval, which behaves at 0 and 1; units that come in clusters (IFEval's instructions of one
 prompt) count for as many independent ones as their standard error says. Differences on the same items are paired, with
-Student's t and the prompt as the unit. Where several
-seeds were trained, their noise is in it (`compute_two_way`). Limit: with one seed the noise of training is in no
-interval, and whoever shows one says so.
+Student's t and the prompt as the unit. Where several seeds were trained, their noise is in it (`compute_two_way`); models
+compared on shared prompts are clustered by prompt and by model (`compute_comparison_share`). Limit: with one seed the
+noise of training is in no interval, and whoever shows one says so.
 """
 
 import math
@@ -21,7 +21,7 @@ POWER = 0.8  # of the test whose size `compute_needed_n` asks for
 
 
 def compute_wilson(
-    value: float, n: float, standard_error: float | None = None, n_tests: int = 1
+    value: float, n: float, standard_error: float | None = None, n_tests: int = 1, df: float = math.inf
 ) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share.
 
@@ -30,6 +30,7 @@ def compute_wilson(
         n: units, at least 1.
         standard_error: of the value, where units come in clusters; None takes them as independent.
         n_tests: intervals that are to hold all at once (Bonferroni).
+        df: degrees of freedom of the standard error, where it is itself a guess from few clusters; else normal.
 
     Raises:
         InputError: a value outside [0, 1], or n below 1.
@@ -44,7 +45,8 @@ def compute_wilson(
         raise InputError(f"share {value} of n = {n}: expected a share in [0, 1] of at least one item")
     if standard_error and 0 < value < 1:
         n = min(n, value * (1 - value) / standard_error**2 + 1)  # the standard error divides by n - 1
-    z = float(ndtri(1 - ALPHA / 2 / n_tests))
+    level = 1 - ALPHA / 2 / n_tests
+    z = float(ndtri(level) if math.isinf(df) else stdtrit(df, level))
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
     low, high = max(0.0, centre - half), min(1.0, centre + half)
@@ -182,6 +184,56 @@ def combine_variances(parts: list[tuple[float, float]], least: float = 0.0) -> t
     variance = max(variance, least) if variance == variance else math.nan  # an unknown part leaves the sum unknown
     shares = sum(part**2 / df for part, df in parts)
     return float(variance), float(variance**2 / shares) if shares else math.inf
+
+
+def compute_comparison_share(
+    hits: ArrayLike, units: ArrayLike, hits_of_model: ArrayLike, units_of_model: ArrayLike
+) -> dict[str, float]:
+    """Return a share of comparisons between models on shared prompts, clustered by prompt and by model.
+
+    Two comparisons are dependent where they share a prompt, and where they share a model. The variance is the sum of
+    both: over prompts linearised (as `compute_mean`), over models the jackknife that leaves out a model with all its
+    comparisons (Arvesen 1969; for networks Snijders and Borgatti 1999). Wilson's interval then has the degrees of
+    freedom of the two together (Satterthwaite), so that a thousand prompts of ten models are not a thousand. Chance
+    within a single comparison counts in both sums: a little too wide, never too narrow. Where one model stands in
+    every comparison nothing is known of others, and the interval is all of [0, 1].
+
+    Args:
+        hits, units: (prompts,), right and counted comparisons of each prompt.
+        hits_of_model, units_of_model: (models,), of all comparisons that the model has part in (or, in sets of
+            models, of those of its sets): what goes when it is left out.
+
+    Returns:
+        value, low, high; NaN where nothing is counted.
+
+    Example:
+        >>> found = compute_comparison_share([8, 6, 7, 7], [10, 10, 10, 10], [20, 14, 12, 10], [20, 20, 20, 20])
+        >>> {name: round(value, 2) for name, value in found.items()}
+        {'value': 0.7, 'low': 0.12, 'high': 0.98}
+        >>> compute_comparison_share([8, 6], [10, 10], [14, 14], [20, 20])  # two models: one pair
+        {'value': 0.7, 'low': 0.0, 'high': 1.0}
+    """
+    own, size, part, counted = (np.asarray(a, float) for a in (hits, units, hits_of_model, units_of_model))
+    own, size, part, counted = own[size > 0], size[size > 0], part[counted > 0], counted[counted > 0]
+    if not len(size):
+        return {"value": math.nan, "low": math.nan, "high": math.nan}
+    mean, total = compute_mean(own, size), float(size.sum())
+    value, n_prompts, n_models = min(mean["value"], 1.0), len(size), len(counted)
+    if n_prompts < 2 or (counted >= total).any():
+        return {"value": value, "low": 0.0, "high": 1.0}
+    without = (own.sum() - part) / (total - counted)
+    by_prompt = mean["standard_error"] ** 2
+    by_model = (n_models - 1) / n_models * float(((without - without.mean()) ** 2).sum())
+    variance = by_prompt + by_model
+    spread = by_prompt**2 / (n_prompts - 1) + by_model**2 / (n_models - 1)
+    clusters = max(1.0, min(n_prompts, n_models / 2))  # so many comparisons share neither prompt nor model
+    low, high = compute_wilson(
+        value,
+        clusters if variance == 0 else total,
+        math.sqrt(variance),
+        df=variance**2 / spread if spread else math.inf,
+    )
+    return {"value": value, "low": low, "high": high}
 
 
 def compute_spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:

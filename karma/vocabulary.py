@@ -71,6 +71,9 @@ OTHER_SETS = {  # pair sets that no strategy of a study made
     "self_play": Strategy(
         "self-play", "self-play", "the best-scored and the worst-scored of several answers of the policy itself",
         "what the scorer gave this answer", "scores of the policy's own answers", "other", "arXiv 2503.01864"),
+    "length": Strategy(
+        "length", "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
+        "the first confound to rule out; ours"),
     "custom": Strategy(
         "custom", "custom", "as they were given", "not said by the pairs", "not said by the pairs", "other", "ours"),
 }  # fmt: skip

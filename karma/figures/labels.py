@@ -1,15 +1,21 @@
-"""Figures of stage 09: how often the labels are right, and whether S_pref orders the origin models as the truth does.
+"""Figures of stage 09 and of `karma audit-labels`: how often the labels are right, when, and for whose responses.
 
 Limit: intervals are those of the prompts; the origin models are the study's own and stand for no others.
 """
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
 from karma.vocabulary import title_strategy
+
+if TYPE_CHECKING:
+    from karma.labels.recorded import RecordedAudit
 
 CEILING_TITLE = "truth (ceiling)"
 
@@ -29,11 +35,12 @@ def title_labels(strategy: str, source: str) -> str:
     return title_strategy(strategy, source)
 
 
-def plot_label_accuracy(audit: pd.DataFrame, source: str) -> Axes:
+def plot_label_accuracy(audit: pd.DataFrame, source: str, by: str = "the truth") -> Axes:
     """Plot each strategy's share of right labels with its 95 % interval, beside chance and the ceiling.
 
     Args:
-        audit: from `karma.labels.audit.audit_strategies`. source: the setting annotation.source.
+        audit: from `karma.labels.audit.audit_strategies`, or recorded judgments' strategies. source: the setting
+            annotation.source. by: who confirms labels.
     """
     rows = audit[audit["strategy"] != "truth"].reset_index(drop=True)
     ceiling = audit.loc[audit["strategy"] == "truth", "label_accuracy"].dropna()
@@ -50,7 +57,7 @@ def plot_label_accuracy(audit: pd.DataFrame, source: str) -> Axes:
         axes.plot(row["label_accuracy"], place, style["marker"], color=style["color"], mec="0.2", mew=0.5)
     names = [f"{title_labels(s, source)} (n = {n})" for s, n in zip(rows["strategy"], rows["n_decided"], strict=True)]
     axes.set(yticks=range(len(rows)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5),
-             xlabel="labels that the truth confirms\n(share of decided pairs, 95 % interval)")  # fmt: skip
+             xlabel=f"labels that {by} confirms\n(share of decided pairs, 95 % interval)")  # fmt: skip
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return axes
 
@@ -75,3 +82,88 @@ def plot_model_truth(models: pd.DataFrame) -> np.ndarray:
     axes[1].set(xlim=(-0.05, 1.05), xlabel="truth: instructions followed\n(share, 95 % interval over prompts)")
     axes[0].set_ylim(len(models) - 0.5, -0.5)
     return axes
+
+
+def plot_accuracy_surface(surface: pd.DataFrame) -> Axes:
+    """Plot label accuracy over the gap of S_pref and kinship, with the number of model pairs in each cell.
+
+    Args:
+        surface: from `karma.labels.comparisons.measure_surface`.
+    """
+    shown = surface.assign(row=surface["kinship_low"], column=surface["gap_low"])
+    grid = shown.pivot(index="row", columns="column", values="label_accuracy")
+    pairs = shown.pivot(index="row", columns="column", values="n_model_pairs")
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.8, 3.6))
+    image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.to_numpy(float)):
+        if not np.isnan(value):
+            text = f"{value:.2f}\n{int(pairs.iloc[row, column])} pairs"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=8, color="black" if value > 0.55 else "white"
+            )
+    gaps, kin = (surface[[f"{name}_low", f"{name}_high"]].drop_duplicates().to_numpy() for name in ("gap", "kinship"))
+    axes.set(
+        xticks=range(len(gaps)),
+        xticklabels=[f"{a:g} to {b:g}" for a, b in gaps],
+        yticks=range(len(kin)),
+        yticklabels=[f"{a:g} to {b:g}" for a, b in kin],
+        xlabel="gap of S_pref (share)",
+        ylabel="kinship (cosine)",
+    )
+    axes.grid(False)
+    figure.colorbar(image, label="labels confirmed (share of decided)")
+    return axes
+
+
+def plot_trade_off(accuracy: pd.DataFrame, strategies: pd.DataFrame, source: str) -> Axes:
+    """Plot label accuracy against how subtle pairs are: by gap of S_pref a line, the strategies as points.
+
+    Args:
+        accuracy: label_accuracy.csv. strategies: strategies.csv. source: the setting annotation.source.
+    """
+    bins = accuracy[(accuracy["slice"] == "s_pref_gap") & accuracy["label_accuracy"].notna()]
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.8, 3.4))
+    middle = (bins["low_edge"] + bins["high_edge"]) / 2
+    axes.fill_between(middle, bins["low"], bins["high"], color="0.85", label="95 % interval of a bin")
+    axes.plot(middle, bins["label_accuracy"], "-", color="0.3", label="all pairs, by gap")
+    axes.axhline(0.5, color="black", lw=1, ls=":", label="a coin")
+    for _, row in strategies.dropna(subset=["label_accuracy"]).iterrows():
+        style = strategy_style(row["strategy"])
+        axes.errorbar(row["mean_s_pref_gap"], row["label_accuracy"], fmt=style["marker"], color=style["color"],
+                      yerr=[[row["label_accuracy"] - row["low"]], [row["high"] - row["label_accuracy"]]], elinewidth=1, mec="0.2",
+                      label=title_labels(row["strategy"], source))  # fmt: skip
+    axes.set(xlabel="mean gap of S_pref, chosen less rejected (subtle pairs to the left)", ylim=(-0.02, 1.02),
+             ylabel="labels confirmed\n(share of decided)")  # fmt: skip
+    figure.legend(loc="outside right upper", frameon=False)
+    return axes
+
+
+def plot_mislabelled(models: pd.DataFrame) -> Axes:
+    """Plot for each model the share of its decided comparisons that are labelled wrongly, and which way.
+
+    Args:
+        models: from `karma.labels.comparisons.measure_models`; of more than 30 models the 30 most mislabelled.
+    """
+    rows = models.dropna(subset=["label_accuracy"]).head(30).reset_index(drop=True)
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH_IN * 0.85, 0.24 * len(rows) + 1.3))
+    axes.barh(rows.index, rows["overrated"], color=PALETTE[1], label="called better, judged worse")
+    axes.barh(rows.index, rows["underrated"], left=rows["overrated"], color=PALETTE[0], hatch="//",
+              label="called worse, judged better")  # fmt: skip
+    names = [f"{name} (n = {n:,})" for name, n in zip(rows["model"], rows["n_decided"], strict=True)]
+    axes.set(yticks=rows.index, yticklabels=names, ylim=(len(rows) - 0.5, -0.5), ylabel="origin model",
+             xlabel="labels that judgments contradict\n(share of the model's decided comparisons)", xlim=(0, 1))  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return axes
+
+
+def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
+    """Draw and save the four figures of an audit of recorded judgments."""
+    drawn = {
+        "label_accuracy": plot_label_accuracy(audit.strategies, "recorded", "the judge"),
+        "surface": plot_accuracy_surface(audit.surface),
+        "trade_off": plot_trade_off(audit.accuracy, audit.strategies, "recorded"),
+        "mislabelled": plot_mislabelled(audit.models),
+    }
+    for name, axes in drawn.items():
+        save_figure(axes, folder / name)
+        plt.close(axes.get_figure(root=True))

@@ -77,17 +77,30 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
     Paper: Eq. 3, section 2.4.
     """
     _check_tau(tau)
-    table_order = compute_s_pref(table).rename("s").to_frame()
-    table_order["name"] = [canonical_model_name(str(m)) for m in table_order.index]
-    ranked = table_order.sort_values(["s", "name"], ascending=[False, True])["s"]
-    cosine = compute_kinship(table).loc[ranked.index, ranked.index].to_numpy()
+    ranked = rank_pairs(compute_s_pref(table), compute_kinship(table))
+    return ranked.assign(eligible=ranked["kinship"] >= tau)
+
+
+def rank_pairs(s_pref: pd.Series, kinship: pd.DataFrame) -> pd.DataFrame:
+    """Return every pair of models, the preferred one first, from scores and kinship however they were computed.
+
+    Args:
+        s_pref: n models. kinship: n x n, of the same names.
+
+    Returns:
+        As `list_pairs`, without eligible.
+
+    Paper: Eq. 3, section 2.4.
+    """
+    order = s_pref.rename("s").to_frame()
+    order["name"] = [canonical_model_name(str(m)) for m in order.index]
+    ranked = order.sort_values(["s", "name"], ascending=[False, True])["s"]
+    cosine = kinship.loc[ranked.index, ranked.index].to_numpy()
     first, second = np.triu_indices(len(ranked), k=1)
-    names, s_pref = ranked.index.to_numpy(), ranked.to_numpy()
-    gap = s_pref[first] - s_pref[second]
+    names, values = ranked.index.to_numpy(), ranked.to_numpy()
     return pd.DataFrame({
-        "chosen": names[first], "rejected": names[second], "s_pref_chosen": s_pref[first],
-        "s_pref_rejected": s_pref[second], "gap": gap, "kinship": cosine[first, second],
-        "eligible": cosine[first, second] >= tau,
+        "chosen": names[first], "rejected": names[second], "s_pref_chosen": values[first],
+        "s_pref_rejected": values[second], "gap": values[first] - values[second], "kinship": cosine[first, second],
     })  # fmt: skip
 
 

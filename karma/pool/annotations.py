@@ -38,9 +38,13 @@ class AnnotationTable:
 
     def score_pairs(self, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Return the annotations of chosen and of rejected responses, NaN where there is none."""
-        rows = _parse_ids(pairs["row_id"].to_pylist())
-        chosen, rejected = (_parse_ids(pairs[c].to_pylist()) for c in ("chosen_id", "rejected_id"))
-        return self.look_up(rows, chosen), self.look_up(rows, rejected)
+        rows = pairs["row_id"].to_pylist()
+        chosen, rejected = (self.look_up_ids(rows, pairs[c].to_pylist()) for c in ("chosen_id", "rejected_id"))
+        return chosen, rejected
+
+    def look_up_ids(self, row_ids: list[str], response_ids: list[str]) -> np.ndarray:
+        """Return the score of each response by its ids, NaN where the table has none."""
+        return self.look_up(_parse_ids(row_ids), _parse_ids(response_ids))
 
     def look_up(self, row_digests: np.ndarray, response_digests: np.ndarray) -> np.ndarray:
         """Return the score of each response, NaN where the table has none; digests have shape (n, 16)."""

@@ -1,0 +1,55 @@
+"""What `karma audit-labels` does: recorded judgments against the labels that a score table gives."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from karma.commands.options import Columns, Out, default
+from karma.errors import InputError
+from karma.labels.layouts import LAYOUTS, load_judgments
+from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
+from karma.scores.read import load_score_table
+
+
+def audit_labels(
+    judgments: Annotated[str, typer.Option(help=f"A folder, file or Hub id: {'; '.join(LAYOUTS.values())}.")],
+    scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
+    out: Out,
+    columns: Columns = None,
+    tie: Annotated[float, typer.Option(help="Judged values this close are equal, in the source's unit.")] = 0.02,
+    prefer: Annotated[str | None, typer.Option(help="Precision to take where a model has several rows.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sets of models, draws and the bootstrap.")] = 0,
+    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    annotator: Annotated[str | None, typer.Option(help="AlpacaEval: whose annotations, a folder's name.")] = None,
+    annotation: Annotated[str, typer.Option(help="UltraFeedback: overall_score, fine-grained_score, ...")] = default(
+        "annotation", "field"
+    ),
+    annotations: Annotated[
+        Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score by another annotator.")
+    ] = None,
+) -> None:
+    """How often labels are right: `karma audit-labels --judgments alpaca_eval/results --scores my.csv --out labels`."""
+    for line in run_audit_labels(**locals()):
+        typer.echo(line)
+
+
+def run_audit_labels(
+    judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
+    annotator: str | None, annotation: str, annotations: Path | None,
+) -> Iterator[str]:  # fmt: skip
+    """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
+    from karma.figures.labels import save_recorded_figures
+    from karma.figures.style import set_style
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder to write to")
+    table = load_score_table(scores, columns)
+    found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations)
+    audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed)
+    save_recorded(audit, out)
+    set_style()
+    save_recorded_figures(audit, out / "figures")
+    yield from describe_recorded(audit)
+    yield f"written to {out}"
