@@ -8,6 +8,7 @@ noise of training is in no interval, and whoever shows one says so.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -170,7 +171,7 @@ def split_variance(residuals: np.ndarray, units: np.ndarray) -> list[tuple[float
     ]
 
 
-def combine_variances(parts: list[tuple[float, float]], least: float = 0.0) -> tuple[float, float]:
+def combine_variances(parts: Sequence[tuple[float, float]], least: float = 0.0) -> tuple[float, float]:
     """Return the sum of variances, at least `least`, and its degrees of freedom after Satterthwaite.
 
     Args:

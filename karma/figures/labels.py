@@ -130,8 +130,8 @@ def plot_trade_off(accuracy: pd.DataFrame, strategies: pd.DataFrame, source: str
     for _, row in strategies.dropna(subset=["label_accuracy"]).iterrows():
         style = strategy_style(row["strategy"])
         axes.errorbar(row["mean_s_pref_gap"], row["label_accuracy"], fmt=style["marker"], color=style["color"],
-                      yerr=[[row["label_accuracy"] - row["low"]], [row["high"] - row["label_accuracy"]]], elinewidth=1, mec="0.2",
-                      label=title_labels(row["strategy"], source))  # fmt: skip
+                      yerr=[[row["label_accuracy"] - row["low"]], [row["high"] - row["label_accuracy"]]],
+                      elinewidth=1, mec="0.2", label=title_labels(row["strategy"], source))  # fmt: skip
     axes.set(xlabel="mean gap of S_pref, chosen less rejected (subtle pairs to the left)", ylim=(-0.02, 1.02),
              ylabel="labels confirmed\n(share of decided)")  # fmt: skip
     figure.legend(loc="outside right upper", frameon=False)
@@ -151,7 +151,8 @@ def plot_mislabelled(models: pd.DataFrame) -> Axes:
               label="called worse, judged better")  # fmt: skip
     names = [f"{name} (n = {n:,})" for name, n in zip(rows["model"], rows["n_decided"], strict=True)]
     axes.set(yticks=rows.index, yticklabels=names, ylim=(len(rows) - 0.5, -0.5), ylabel="origin model",
-             xlabel="labels that judgments contradict\n(share of the model's decided comparisons)", xlim=(0, 1))  # fmt: skip
+             xlabel="labels that judgments contradict\n(share of the model's decided comparisons)",
+             xlim=(0, 1))  # fmt: skip
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return axes
 

@@ -60,7 +60,7 @@ class Comparisons:
     @cached_property
     def has_preference(self) -> np.ndarray:
         """Tell which pairs differ in S_pref."""
-        return self.pairs["gap"].to_numpy() > 0
+        return np.asarray(self.pairs["gap"].to_numpy() > 0)
 
     def find_right(self, tie: float) -> np.ndarray:
         """Tell which comparisons are decided and right, prompts x pairs."""
@@ -147,8 +147,11 @@ def slice_pairs(comparisons: Comparisons) -> Iterator[tuple[str, float, float, n
     pairs = comparisons.pairs
     everything = np.ones(len(pairs), bool)
     yield "all", np.nan, np.nan, everything
-    kinds = [("s_pref_gap", "gap", S_PREF_CUTS, everything), ("kinship", "kinship", KINSHIP_CUTS, everything),
-             ("s_pref_gap_in_kin", "gap", S_PREF_CUTS, pairs["kinship"].to_numpy() >= KIN)]  # fmt: skip
+    is_kin = pairs["kinship"].to_numpy() >= KIN
+    kinds: list[tuple[str, str, tuple[float, ...], np.ndarray]] = [
+        ("s_pref_gap", "gap", S_PREF_CUTS, everything), ("kinship", "kinship", KINSHIP_CUTS, everything),
+        ("s_pref_gap_in_kin", "gap", S_PREF_CUTS, is_kin),
+    ]  # fmt: skip
     if "p_flip" in pairs:
         kinds.append(("p_flip", "p_flip", FLIP_CUTS, everything))
     for name, column, cuts, among in kinds:

@@ -54,7 +54,7 @@ class Judgments:
     def answered(self) -> np.ndarray:
         """Tell who has a judged response to which prompt: prompts x models."""
         if self.values is not None:
-            return np.isfinite(self.values)
+            return np.asarray(np.isfinite(self.values))
         found = np.zeros((len(self.prompts), len(self.models)), bool)
         assert self.votes is not None
         for side in ("first", "second"):

@@ -2,8 +2,8 @@
 
 Min-max, S_pref and kinship run over the models that have both scores and judgments; `sensitivity.csv` says how the
 accuracies move where the whole table normalises, and with the tie cut. Decision: every comparison is in the books
-(decided, judged ties, equal S_pref add up), and so is every judgment. Limit: any number of prompts leaves an interval wide
-where models are few.
+(decided, judged ties, equal S_pref add up), and so is every judgment. Limit: any number of prompts leaves an interval
+wide where models are few.
 
 Paper: ours; Eq. 1 to 3 make the labels.
 """

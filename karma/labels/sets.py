@@ -193,8 +193,8 @@ def measure_picks(comparisons: Comparisons, sets: Sets, picks: Picks, tie: float
         by_model = {name: np.bincount(picks.members.ravel(), np.repeat(flat[name].astype(float), size), n_models)
                     for name in ("right", "decided")}  # fmt: skip
     n = round(float(by_prompt["n"].sum()))
-    clustered = [sum_clusters(comparisons, by_prompt[name]) for name in ("right", "decided")]
-    found = compute_comparison_share(*clustered, by_model["right"], by_model["decided"])
+    right, decided = (sum_clusters(comparisons, by_prompt[name]) for name in ("right", "decided"))
+    found = compute_comparison_share(right, decided, by_model["right"], by_model["decided"])
     return {"n_pairs": n, "n_decided": round(float(by_prompt["decided"].sum())), "label_accuracy": found["value"],
             "low": found["low"], "high": found["high"], "mean_s_pref_gap": total_gap / n if n else np.nan,
             "mean_truth_gap": float(by_prompt["truth"].sum()) / n if n else np.nan}  # fmt: skip
