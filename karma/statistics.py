@@ -2,9 +2,9 @@
 
 Shares get Wilson's interval, which behaves at 0 and 1; units that come in clusters (IFEval's instructions of one
 prompt) count for as many independent ones as their standard error says. Differences on the same items are paired, with
-Student's t and the prompt as the unit. Where several seeds were trained, their noise is in it (`compute_two_way`); models
-compared on shared prompts are clustered by prompt and by model (`compute_comparison_share`). Limit: with one seed the
-noise of training is in no interval, and whoever shows one says so.
+Student's t and the prompt as the unit. Where several seeds were trained, their noise is in it (`compute_two_way`);
+models compared on shared prompts are clustered by prompt and by model (`compute_comparison_share`). Limit: with one
+seed the noise of training is in no interval, and whoever shows one says so.
 """
 
 import math

@@ -98,7 +98,10 @@ def test_an_independent_loop_agrees(real_data, leaderboard):
             for name, rule in rules.items():
                 sums[name] += judge(*rule(four), prompt)
             by_length = sorted(four, key=lambda m: length[m, prompt])
-            if length[by_length[0], prompt] < length[by_length[1], prompt] and length[by_length[2], prompt] < length[by_length[3], prompt]:
+            if (
+                length[by_length[0], prompt] < length[by_length[1], prompt]
+                and length[by_length[2], prompt] < length[by_length[3], prompt]
+            ):
                 sums["length"] += judge(by_length[3], by_length[0], prompt)
     records = [(p, m, v - 1, float(length[m, p])) for (m, p), v in value.items() if p in prompts]
     judgments = build_values(pd.DataFrame(records, columns=["prompt", "model", "value", "length"]), "x", "own", "share")
@@ -107,7 +110,9 @@ def test_an_independent_loop_agrees(real_data, leaderboard):
     assert got.loc["all", "label_accuracy"] == pytest.approx(sums["all"][1] / sums["all"][2], abs=1e-9)
     assert got.loc["all", "n_comparisons"] == sums["all"][0]
     assert got.loc["s_pref_gap", "n_decided"].tolist() == bins[:, 2].tolist()
-    assert got.loc["s_pref_gap", "label_accuracy"].to_numpy() == pytest.approx(bins[:, 1] / bins[:, 2], abs=1e-9, nan_ok=True)
+    assert got.loc["s_pref_gap", "label_accuracy"].to_numpy() == pytest.approx(
+        bins[:, 1] / bins[:, 2], abs=1e-9, nan_ok=True
+    )
     strategies = audit.strategies.set_index("strategy")
     for name in rules:
         n, right, decided, truth, gap = sums[name]
@@ -127,14 +132,35 @@ def test_the_sample_through_the_command(real_data, tmp_path):
     assert found.returncode == 0, found.stderr
     assert "10 models are few" in found.stdout and "if the whole table normalises" in found.stdout
     accuracy, strategies = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("label_accuracy", "strategies"))
-    assert list(accuracy) == COLUMNS and set(accuracy["slice"]) == {"all", "s_pref_gap", "kinship", "s_pref_gap_in_kin", "p_flip"}
-    assert strategies["strategy"].tolist() == ["k_score", "k_sim", "k_score_sim", "delta", "random", "least_kin", "length"]
+    assert list(accuracy) == COLUMNS and set(accuracy["slice"]) == {
+        "all",
+        "s_pref_gap",
+        "kinship",
+        "s_pref_gap_in_kin",
+        "p_flip",
+    }
+    assert strategies["strategy"].tolist() == [
+        "k_score",
+        "k_sim",
+        "k_score_sim",
+        "delta",
+        "random",
+        "least_kin",
+        "length",
+    ]
     for frame in (accuracy.dropna(subset=["label_accuracy"]), strategies):
         assert ((frame["low"] <= frame["label_accuracy"]) & (frame["label_accuracy"] <= frame["high"])).all()
     by_gap = accuracy[accuracy["slice"] == "s_pref_gap"]
-    assert by_gap[["n_model_pairs", "n_comparisons", "n_decided"]].sum().tolist() == accuracy.loc[0, ["n_model_pairs", "n_comparisons", "n_decided"]].tolist()
+    assert (
+        by_gap[["n_model_pairs", "n_comparisons", "n_decided"]].sum().tolist()
+        == accuracy.loc[0, ["n_model_pairs", "n_comparisons", "n_decided"]].tolist()
+    )
     books = json.loads((tmp_path / "accounting.json").read_text())
-    assert books["n_comparisons"] == books["decided"] + books["judged_tie"] + books["equal_s_pref"] == accuracy.loc[0, "n_comparisons"]
+    assert (
+        books["n_comparisons"]
+        == books["decided"] + books["judged_tie"] + books["equal_s_pref"]
+        == accuracy.loc[0, "n_comparisons"]
+    )
     assert books["judgments_in"] == books["used"] + books["missing_preference"] + books["unmatched_model"]
     for figure in ("label_accuracy", "surface", "trade_off", "mislabelled"):
         assert all((tmp_path / "figures" / f"{figure}{end}").stat().st_size > 1000 for end in (".png", ".svg"))
@@ -168,7 +194,9 @@ def test_intervals_of_few_models_hold_the_truth_that_others_would_show():
         held += row["low"] <= truth <= row["high"]
         widths.append(row["high"] - row["low"])
     assert 0.92 <= held / cases <= 0.99
-    assert np.mean(widths) > 4 * 2 * 1.96 * math.sqrt(truth * (1 - truth) / (45 * 60))  # not as if comparisons were independent
+    assert np.mean(widths) > 4 * 2 * 1.96 * math.sqrt(
+        truth * (1 - truth) / (45 * 60)
+    )  # not as if comparisons were independent
 
 
 def test_a_known_truth_is_found_by_every_strategy():
@@ -198,21 +226,35 @@ def test_the_two_way_interval_by_hand():
     n, z = 8 / 12 * 4 / 12 / (by_model + by_prompt) + 1, t.ppf(0.975, df)
     centre, half = (2 / 3 + z**2 / 2 / n) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(2 / 9 / n + z**2 / 4 / n**2)
     assert (found["low"], found["high"]) == (pytest.approx(centre - half), pytest.approx(centre + half))
-    assert compute_comparison_share([5, 5], [5, 5], [5, 5, 0], [5, 5, 10])["low"] == 0.0  # one model in every comparison
+    assert (
+        compute_comparison_share([5, 5], [5, 5], [5, 5, 0], [5, 5, 10])["low"] == 0.0
+    )  # one model in every comparison
 
 
 def test_bins_are_half_open_and_the_last_is_closed():
     inside = {low: who.tolist() for low, _, who in cut_pairs(np.array([0.0, 0.05, 0.1, 1.0]), (0.0, 0.05, 0.1, 1.0))}
-    assert inside == {0.0: [True, False, False, False], 0.05: [False, True, False, False], 0.1: [False, False, True, True]}
+    assert inside == {
+        0.0: [True, False, False, False],
+        0.05: [False, True, False, False],
+        0.1: [False, False, True, True],
+    }
 
 
 def test_what_is_missing_unmatched_or_tied_is_counted(tmp_path):
-    rows = {"low-1": [("a", 1.2), ("b", None), ("c", 1.1)], "Mid_2": [("a", 1.6), ("b", 1.3), ("c", 1.105)], "stranger": [("a", 1.0)]}
+    rows = {
+        "low-1": [("a", 1.2), ("b", None), ("c", 1.1)],
+        "Mid_2": [("a", 1.6), ("b", 1.3), ("c", 1.105)],
+        "stranger": [("a", 1.0)],
+    }
     judgments = load_judgments(write_results(tmp_path, rows))
     audit = audit_recorded(judgments, load_score_table(write_table(tmp_path / "t.csv", THREE)))
     books = audit.books
     assert (books["judgments_in"], books["used"], books["missing_preference"], books["unmatched_model"]) == (7, 5, 1, 1)
-    assert books["unmatched"] == ["stranger"] and books["n_unmatched"] == 1 and books["matched"] == {"Mid_2": "x/mid-2", "low-1": "x/Low-1"}
+    assert (
+        books["unmatched"] == ["stranger"]
+        and books["n_unmatched"] == 1
+        and books["matched"] == {"Mid_2": "x/mid-2", "low-1": "x/Low-1"}
+    )
     assert (books["n_comparisons"], books["decided"], books["judged_tie"]) == (2, 1, 1)
     row = audit.accuracy.iloc[0]
     assert (row["label_accuracy"], row["low"], row["high"]) == (1.0, 0.0, 1.0)  # one pair of models tells of no other
@@ -223,7 +265,11 @@ def test_what_is_missing_unmatched_or_tied_is_counted(tmp_path):
 
 def test_precisions_and_doubles_are_decided_or_refused(tmp_path, leaderboard):
     twice = leaderboard.facts["repository"].value_counts()
-    name = next(r for r in twice[twice > 1].index if leaderboard.facts["repository"].str.endswith("/" + r.split("/")[1]).sum() == twice[r])
+    name = next(
+        r
+        for r in twice[twice > 1].index
+        if leaderboard.facts["repository"].str.endswith("/" + r.split("/")[1]).sum() == twice[r]
+    )
     judged = [name, "gemma-7b-it"]
     with pytest.raises(InputError, match=r"stands there as b?float16 and .*--prefer b?float16"):
         match_models(judged, leaderboard)
@@ -244,12 +290,20 @@ def test_votes_of_people(tmp_path):
                 "annotator1": 2, "annotator2": 1, "annotator3": 0}]  # fmt: skip
     (tmp_path / "pandalm.json").write_text(json.dumps(pandalm))
     audit = audit_recorded(load_judgments(tmp_path / "pandalm.json"), table)
-    assert (audit.books["n_comparisons"], audit.books["decided"], audit.accuracy.loc[0, "label_accuracy"]) == (2, 1, 1.0)
+    assert (audit.books["n_comparisons"], audit.books["decided"], audit.accuracy.loc[0, "label_accuracy"]) == (
+        2,
+        1,
+        1.0,
+    )
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]
     votes = [{"question_id": 81, "model_a": "high-3", "model_b": "low-1", "winner": winner, "turn": turn,
               "conversation_a": said * 2, "conversation_b": said * 2} for turn, winner in ((1, "model_a"), (1, "tie"), (2, "model_b"))]  # fmt: skip
     found = read_rows(votes, "votes")
-    assert found.votes["gap"].tolist() == [0.5, -1.0] and found.cluster.tolist() == [0, 0] and found.lengths[0].tolist() == [6, 6]
+    assert (
+        found.votes["gap"].tolist() == [0.5, -1.0]
+        and found.cluster.tolist() == [0, 0]
+        and found.lengths[0].tolist() == [6, 6]
+    )
     assert audit_recorded(found, table).accuracy.loc[0, "label_accuracy"] == 0.5
 
 
@@ -322,5 +376,8 @@ def test_the_hub_without_a_network_is_one_line(monkeypatch):
         raise ConnectionError("offline\nmode")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"lmsys/mt_bench_human_judgments cannot be loaded from the Hub \(offline mode\): give a local copy"):
+    with pytest.raises(
+        InputError,
+        match=r"lmsys/mt_bench_human_judgments cannot be loaded from the Hub \(offline mode\): give a local copy",
+    ):
         load_judgments("lmsys/mt_bench_human_judgments")
