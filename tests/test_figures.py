@@ -23,6 +23,8 @@ from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
 from karma.kinship.study import KinshipStudy, build_study
+from karma.labels.judgments import build_values
+from karma.labels.recorded import audit_recorded
 from karma.pairs.agreement import compute_agreement, compute_overlap
 from karma.pairs.build import build_pair_sets
 from karma.pairs.curriculum import order_pairs
@@ -42,6 +44,22 @@ from tests.boxes import check_boxes, find_problems
 from tests.study_files import make_experiment, write_study
 
 TAU, CUT = 0.1, 0.4
+
+
+@cache
+def recorded(n_models: int) -> dict[str, tuple]:
+    """What the audit of made-up judgments gives each figure, of the paper's first models."""
+    names = list(load_score_table("paper").scores.index)[:n_models]
+    dice = np.random.default_rng(0)
+    rows = [
+        (f"p{p}", m, v, float(dice.integers(9, 99)))
+        for p in range(20)
+        for m, v in zip(names, dice.random(n_models), strict=True)
+    ]
+    judged = build_values(pd.DataFrame(rows, columns=["prompt", "model", "value", "length"]), "made up", "own", "share")
+    audit = audit_recorded(judged, load_score_table("paper"))
+    return {"plot_accuracy_surface": (audit.surface,), "plot_mislabelled": (audit.models,),
+            "plot_trade_off": (audit.accuracy, audit.strategies, "recorded")}  # fmt: skip
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------
@@ -242,6 +260,8 @@ PLOTS: dict[str, Callable] = {
     "plot_margins": lambda s: draw_margins(80),
     "plot_label_accuracy: judge": lambda s: labels.plot_label_accuracy(label_frame(), "judge"),
     "plot_label_accuracy: nothing decided": lambda s: labels.plot_label_accuracy(label_frame(False), "recorded"),
+    **{f"{plot}: {n}": lambda s, plot=plot, n=n: getattr(labels, plot)(*recorded(n)[plot])
+       for plot in ("plot_accuracy_surface", "plot_trade_off", "plot_mislabelled") for n in (3, 16)},
     "plot_model_truth: paper": lambda s: draw_model_truth(16),
     "plot_model_truth: six models": lambda s: draw_model_truth(6),
     **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.labels.comparisons import COLUMNS, build_comparisons, cut_pairs, measure_slices
+from karma.labels.comparisons import COLUMNS, build_comparisons, cut_pairs, measure_pairs
 from karma.labels.judgments import build_values
 from karma.labels.layouts import load_judgments, read_rows
 from karma.labels.matching import match_models
@@ -190,7 +190,7 @@ def test_intervals_of_few_models_hold_the_truth_that_others_would_show():
         right, decided = right + both.find_right(0.1).sum(), decided + both.find_decided(0.1).sum()
     truth, widths = right / decided, []
     for _ in range(cases):
-        row = measure_slices(make_comparisons(*simulate(rng, 10, 60)), 0.1).iloc[0]
+        row = measure_pairs(make_comparisons(*simulate(rng, 10, 60)), np.ones(45, bool), 0.1)
         held += row["low"] <= truth <= row["high"]
         widths.append(row["high"] - row["low"])
     assert 0.92 <= held / cases <= 0.99
@@ -327,10 +327,6 @@ def test_pools_studies_and_pair_folders(tmp_path):
     audit = audit_recorded(load_judgments(tmp_path / "pairs"), table)
     assert audit.strategies.set_index("strategy")["label_accuracy"].to_dict() == {"delta": 0.5, "k_score": 0.5}
     assert audit.books["layout"] == "pairs" and audit.accuracy.loc[0, "n_decided"] == 4
-
-
-def spoil(rows, **change):
-    return [{**row, **change} for row in rows]
 
 
 GOOD = {"low-1": [("a", 1.2), ("b", 1.4)], "mid-2": [("a", 1.6), ("b", 1.3)]}

@@ -85,7 +85,7 @@ def plot_model_truth(models: pd.DataFrame) -> np.ndarray:
 
 
 def plot_accuracy_surface(surface: pd.DataFrame) -> Axes:
-    """Plot label accuracy over the gap of S_pref and kinship, with the number of model pairs in each cell.
+    """Plot label accuracy over the gap of S_pref and kinship, n the number of model pairs in each cell.
 
     Args:
         surface: from `karma.labels.comparisons.measure_surface`.
@@ -97,7 +97,7 @@ def plot_accuracy_surface(surface: pd.DataFrame) -> Axes:
     image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy(float)):
         if not np.isnan(value):
-            text = f"{value:.2f}\n{int(pairs.iloc[row, column])} pairs"
+            text = f"{value:.2f}\nn = {int(pairs.iloc[row, column])}"
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=8, color="black" if value > 0.55 else "white"
             )

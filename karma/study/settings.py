@@ -267,9 +267,22 @@ class SelfPlay(_Strict):
 
 
 class Labels(_Strict):
-    """Stage 09: every pair's label against what a program can check."""
+    """Stage 09: every pair's label against what a program can check, and a source of recorded judgments beside."""
 
     audit: bool
+    judgments: str | None
+    scores: str | None
+    columns: str | None
+    prefer: str | None
+    tie: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check_judgments(self) -> Self:
+        if (self.judgments is None) != (self.scores is None):
+            raise ValueError("labels.judgments and labels.scores: name both, or neither")
+        if self.judgments and not self.audit:
+            raise ValueError("labels.judgments is shown by stage 09: set labels.audit, or run `karma audit-labels`")
+        return self
 
 
 class Settings(_Strict):
