@@ -16,7 +16,7 @@ import pandas as pd
 from karma import collect_results, load_experiment
 from karma.errors import InputError
 from karma.figures.labels import title_labels
-from karma.files import atomic_path
+from karma.files import atomic_path, load_json
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.study import Study
 from karma.study.experiment import Experiment
@@ -27,6 +27,8 @@ from karma.vocabulary import START, title_of
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- example: made by `make readme` -->", "<!-- end of example -->"
 FIGURE = "docs/demo_labels.png"
+RECORDED_BEGIN, RECORDED_END = "<!-- recorded: made by docs/make_readme.py FOLDER -->", "<!-- end of recorded -->"
+RECORDED_FIGURE = "docs/recorded_labels.png"
 
 
 def describe_run(experiment: Experiment) -> str:
@@ -135,7 +137,26 @@ def build_example(experiment: Experiment) -> str:
     return "\n\n".join(parts)
 
 
-def insert_example(readme: str, example: str) -> str:
+def build_recorded(folder: Path) -> str:
+    """Return what an audit of recorded judgments says, as Markdown.
+
+    Args:
+        folder: written by `karma audit-labels`.
+    """
+    books, every = load_json(folder / "accounting.json"), pd.read_csv(folder / "label_accuracy.csv").iloc[0]
+    moved = pd.read_csv(folder / "sensitivity.csv").query("setting == 'normalised by' and strategy == 'all'")
+    whole = moved.set_index("value")["label_accuracy"]["whole table"]
+    intro = (
+        f"Recorded judgments of {books['n_models']} models on {books['n_prompts']} prompts ({books['unit']}; of "
+        f"{books['n_comparisons']:,} comparisons {books['decided']:,} are decided) against labels by S_pref from "
+        f"{books['table']}. Over all pairs {every['label_accuracy']:.2f} of the labels are right "
+        f"({_interval(every['low'], every['high'])}; {whole:.2f} where the whole table normalises). In sets of "
+        f"{books['set_size']}, intervals clustered by prompt and by model, which so few models leave wide:"
+    )
+    return f"{intro}\n\n![Share of labels that recorded judgments confirm, by strategy]({RECORDED_FIGURE})"
+
+
+def insert_example(readme: str, example: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the README with the example between its markers.
 
     Raises:
@@ -145,14 +166,20 @@ def insert_example(readme: str, example: str) -> str:
         >>> insert_example(f"a {BEGIN} old {END} b", "new").split()[-2:]
         ['-->', 'b']
     """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(readme):
-        raise InputError(f"README.md has no '{BEGIN}' before '{END}': put both where the example is to stand")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{example}\n\n{END}", readme)
+        raise InputError(f"README.md has no '{begin}' before '{end}': put both where the example is to stand")
+    return pattern.sub(lambda _: f"{begin}\n\n{example}\n\n{end}", readme)
 
 
 def main() -> None:
-    """Rewrite README.md and its figure from outputs/demo."""
+    """Rewrite README.md and its figure from outputs/demo, or from a folder of `karma audit-labels`."""
+    if sys.argv[1:]:
+        folder, readme = Path(sys.argv[1]), (ROOT / "README.md").read_text("utf-8")
+        shutil.copy(folder / "figures" / "label_accuracy.png", ROOT / RECORDED_FIGURE)
+        with atomic_path(ROOT / "README.md") as temporary:
+            temporary.write_text(insert_example(readme, build_recorded(folder), RECORDED_BEGIN, RECORDED_END), "utf-8")
+        return
     experiment = load_experiment("params/demo.yaml")
     example = build_example(experiment)
     shutil.copy(experiment.outputs / "labels" / "figures" / "label_accuracy.png", ROOT / FIGURE)

@@ -187,7 +187,10 @@ def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
     (project / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     values = {"name": "told", "strategies": ["k_score", "k_sim", "delta"], "models": {"tiny": {"random": {
         "hidden_size": 8, "layers": 1, "heads": 1}}}, "policies": ["tiny"], "scores": {"table": "paper"},
-        "pool": {"source": "pool.jsonl", "instructions": "prompts.jsonl"}, "labels": {"audit": True}}  # fmt: skip
+        "pool": {"source": "pool.jsonl", "instructions": "prompts.jsonl"},
+        "labels": {"audit": True, "judgments": "votes.json", "scores": "paper"}}  # fmt: skip
+    votes = [{"question_id": n, "model_a": names[n % 3], "model_b": names[3], "winner": "model_a"} for n in range(8)]
+    (project / "votes.json").write_text(json.dumps(votes))
     (project / "params" / "told.yaml").write_text(yaml.safe_dump(values))
     out, table = project / "outputs" / "told", load_score_table("paper")
     save_pool(rows, out / "pool" / "pool.parquet")
@@ -205,6 +208,8 @@ def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
     assert (audit["n_pairs"] == 8).all() and audit.loc["delta", "n_decided"] > 0
     assert audit.loc["truth", "mean_truth_gap"] == 1.0 and audit.loc["truth", "n_decided"] == 8
     assert len(pd.read_csv(out / "labels" / "responses.csv")) == 32
+    assert pd.read_csv(out / "labels" / "recorded" / "label_accuracy.csv").loc[0, "n_decided"] == 8
+    assert (out / "labels" / "recorded" / "figures" / "trade_off.svg").is_file()
 
 
 def test_an_audit_without_verifiable_prompts_is_refused(tmp_path):

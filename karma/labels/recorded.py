@@ -21,10 +21,13 @@ from karma.kinship.similarity import compute_cosine, compute_kinship
 from karma.kinship.uncertainty import compute_pair_uncertainty, draw_tables
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
+from karma.labels.layouts import load_judgments
 from karma.labels.matching import match_models
 from karma.labels.sets import list_sets, measure_strategies, pick_all
 from karma.scores.normalise import compute_normalized, compute_s_pref
+from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
+from karma.study.settings import Labels as LabelSettings
 
 TIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models
@@ -102,6 +105,21 @@ def audit_recorded(
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
                          measure_surface(comparisons, tie), books, kept.source)  # fmt: skip
+
+
+def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
+    """Audit the source that a study names in `labels.judgments`; None where it names none.
+
+    Args:
+        labels: the study's section. root: the project's folder, where relative paths begin.
+    """
+    if labels.judgments is None or labels.scores is None:
+        return None
+    source, scores = (
+        str(root / name) if (root / name).exists() else name for name in (labels.judgments, labels.scores)
+    )
+    table = load_score_table(scores, labels.columns)
+    return audit_recorded(load_judgments(source), table, tie=labels.tie, prefer=labels.prefer)
 
 
 def _restrict(table: ScoreTable, names: list[str], rows: list[str]) -> tuple[ScoreTable, list[str]]:

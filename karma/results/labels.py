@@ -7,12 +7,19 @@ import pandas as pd
 
 from karma.figures.labels import plot_label_accuracy, title_labels
 from karma.figures.style import save_figure
+from karma.files import load_json
 from karma.results.tables import Table, build_plain
 from karma.study.experiment import Experiment
 
 CAPTION = (
     "Are the labels right? Of the pairs that programs can decide, the share whose chosen response follows more of its "
     "prompt's instructions (95 % interval over prompts); truth: the ceiling."
+)
+
+
+RECORDED = (
+    "Recorded judgments ({source}; {unit}): of the pairs picked in sets of {set_size} of {n_models} models on "
+    "{n_prompts} prompts, the share whose chosen response is judged better (95 % interval, clustered by prompt and by model)."
 )
 
 
@@ -29,5 +36,19 @@ def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterato
     save_figure(plot_label_accuracy(audit, source), figures / "label_accuracy")
     names = audit["strategy"].map(lambda name: title_labels(name, source))
     table = build_plain("labels", CAPTION, audit.assign(strategy=names).set_index("strategy"))
+    table.save(written)
+    yield table
+    yield from _show_recorded(path.parent / "recorded", written, figures)
+
+
+def _show_recorded(folder: Path, written: Path, figures: Path) -> Iterator[Table]:
+    """Save and yield what recorded judgments say of each strategy's labels, where the study names a source."""
+    if not (folder / "strategies.csv").is_file():
+        return
+    strategies, books = pd.read_csv(folder / "strategies.csv"), load_json(folder / "accounting.json")
+    save_figure(plot_label_accuracy(strategies, "recorded", "the judge"), figures / "recorded_label_accuracy")
+    names = strategies["strategy"].map(lambda name: title_labels(name, "recorded"))
+    caption = RECORDED.format(**books)
+    table = build_plain("recorded_labels", caption, strategies.assign(strategy=names).set_index("strategy"))
     table.save(written)
     yield table
