@@ -19,7 +19,8 @@ CAPTION = (
 
 RECORDED = (
     "Recorded judgments ({source}; {unit}): of the pairs picked in sets of {set_size} of {n_models} models on "
-    "{n_prompts} prompts, the share whose chosen response is judged better (95 % interval, clustered by prompt and by model)."
+    "{n_prompts} prompts, the share whose chosen response is judged better (95 % interval, clustered by prompt and by "
+    "model)."
 )
 
 
