@@ -1,12 +1,14 @@
 """Claims, cost and comparisons of measured studies; figures: labels, units, overlap, emptiness."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from scipy import stats
 
 from karma.errors import InputError
@@ -253,15 +255,18 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     if which == "controls":
         strategies = "rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin"
         chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
-    ax = plot_capabilities(compute_capabilities(chosen), chosen.source)
-    assert "share" in ax.get_ylabel() and [t.get_text() for t in ax.get_xticklabels()] == [
-        "knowledge", "instruction following", "reasoning"]  # fmt: skip
-    assert len(ax.patches) == 3 * len(chosen.strategies)
-    hatches = {p.get_hatch() for p in ax.patches}
-    assert len(hatches) == len(chosen.strategies), "in grey the strategies look alike"
-    tops = {round(p.get_height(), 9) for p in ax.patches}
-    assert tops == set(compute_capabilities(chosen)["value"].round(9))
-    check_boxes(ax.figure)
+    panels = plot_capabilities(compute_capabilities(chosen), chosen.source)
+    assert "share" in panels[0].get_ylabel()
+    assert [ax.get_title() for ax in panels] == ["knowledge", "instruction following", "reasoning"]
+    bars = [p for ax in panels for p in ax.patches]
+    assert len(bars) == 3 * len(chosen.strategies)
+    assert len({p.get_hatch() for p in bars}) == len(chosen.strategies), "in grey the strategies look alike"
+    assert {round(p.get_height(), 9) for p in bars} == set(compute_capabilities(chosen)["value"].round(9))
+    assert panels[0].get_ylim()[1] >= max(p.get_height() for p in bars), "a bar is cut"
+    red, *blues = [to_rgb(p.get_facecolor()) for p in panels[0].patches[:4]]
+    assert red[0] > 2 * max(red[1:]), "the caption's baseline is red"
+    assert len(set(blues)) == 3 and all(blue == max(tone) > 1.1 * red for tone in blues for red, _, blue in [tone])
+    check_boxes(panels[0].figure)
     axes = plot_policies(compute_policies(chosen, "dpo"), "dpo")
     assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
     highest = max(p.get_height() for a in axes for p in a.patches)
@@ -269,12 +274,24 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     check_boxes(axes[0].figure)
 
 
+def test_chance_lines_lie_at_the_level_of_the_items_asked(study):
+    """ARC-Easy has items of 3 and 5 options: a guess at these gets .262 right, not the nominal quarter."""
+    results = study.results.assign(
+        chance=study.results["chance"].where(study.results["benchmark"] != "arc_easy", 0.262)
+    )
+    bars = compute_policies(replace(study, results=results), "dpo")
+    (ax, *_) = plot_policies(bars, "dpo")
+    dotted = next(c for c in ax.collections if c.get_label() == "chance")
+    levels = {float(segment[0, 1]) for segment in dotted.get_segments() if len(segment)}
+    assert levels == set(results["chance"].dropna()) and 0.262 in levels
+
+
 def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
     experiment, _ = make_study(tmp_path)
     (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
     study = collect_results(experiment)
-    ax = plot_capabilities(compute_capabilities(study), study.source)
-    assert [t.get_text() for t in ax.texts] == ["n/a"] * 3
+    panels = plot_capabilities(compute_capabilities(study), study.source)
+    assert [t.get_text() for ax in panels for t in ax.texts] == ["n/a"] * 3
 
 
 def test_an_empty_study_still_draws(tmp_path):
@@ -282,7 +299,7 @@ def test_an_empty_study_still_draws(tmp_path):
     study = collect_results(make_experiment(tmp_path))
     counts = compute_counts(study)
     bars = [
-        plot_capabilities(compute_capabilities(study), "s"),
+        plot_capabilities(compute_capabilities(study), "s")[0],
         plot_policies(compute_policies(study, "dpo"), "dpo")[0],
     ]
     for ax in [

@@ -74,7 +74,7 @@ def test_tables_show_every_strategy_method_and_benchmark(study):
 def test_figures_5_and_6_show_every_strategy_and_benchmark(study):
     bars = compute_capabilities(study)
     assert set(bars["strategy"]) == set(STRATEGIES) and bars["value"].notna().all()
-    legend = plot_capabilities(bars, study.source).get_legend().get_texts()
+    (legend,) = [found.get_texts() for found in plot_capabilities(bars, study.source)[0].figure.legends]
     assert [text.get_text() for text in legend] == [study.title(name) for name in STRATEGIES]
     for method in METHODS:
         panel = plot_policies(compute_policies(study, method), method)[0]

@@ -6,6 +6,7 @@ intervals hold the items' noise, not the training's.
 """
 
 import textwrap
+from collections.abc import Callable
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,34 +16,56 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
-from karma.scores.table import load_benchmarks
-from karma.vocabulary import START, title_of
+from karma.vocabulary import START, STRATEGIES, title_of
 
 
-def plot_capabilities(bars: pd.DataFrame, source: str, ax: Axes | None = None) -> Axes:
-    """Draw Figure 5: bars by capability, the baseline beside the kinship strategies, 95 % intervals.
+def plot_capabilities(bars: pd.DataFrame, source: str) -> np.ndarray:
+    """Draw Figure 5: a panel a capability, the baseline beside the kinship strategies, 95 % intervals.
+
+    Colours are the caption's: the baseline red, kinship in tones of blue; what the paper does not have is grey.
 
     Args:
         bars: from `karma.results.estimates.compute_capabilities`. source: whose numbers they are, for the title.
-        ax: where to draw.
+
+    Returns:
+        The panels' Axes.
 
     Paper: Figure 5.
     """
-    ax = ax or plt.subplots(figsize=(PAGE_WIDTH_IN * 0.7, 2.9))[1]
     groups, strategies = (list(dict.fromkeys(bars[key])) for key in ("capability", "strategy"))
-    _draw_bars(ax, bars.assign(group=bars["capability"]), groups, strategies)
-    ax.set_xticks(range(len(groups)), groups)
-    ax.set_ylabel("mean accuracy (share)")
-    ax.set_ylim(0, _compute_top(bars))
-    ax.set_title(f"{source}: all policies, common methods")
-    ax.legend(ncols=min(len(strategies), 4), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
-    return ax
+    size = (PAGE_WIDTH_IN * 0.7, 2.9 + 0.15 * (len(strategies) // 4))
+    figure, axes = plt.subplots(1, max(len(groups), 1), figsize=size, sharey=True, squeeze=False)
+    for ax, group in zip(axes[0], groups, strict=False):
+        rows = bars[bars["capability"] == group]
+        _draw_bars(ax, rows.assign(group=rows["capability"]), [group], strategies, caption_style)
+        ax.set_xticks([])
+        ax.set_title(group)
+    axes[0, 0].set(ylabel="mean accuracy (share)", ylim=(0, _compute_top(bars)))
+    figure.suptitle(f"{source}: all policies, common methods", fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower center", frameon=False)
+    return np.array(axes[0])
+
+
+def caption_style(strategy: str) -> dict[str, str]:
+    """Return a strategy's look in Figure 5: the baseline red, kinship blue, lighter from one to the next; others grey.
+
+    Example:
+        >>> [caption_style(name)["color"] for name in ("rlaif", "k_score", "random")]
+        ['#C62828', '#0D47A1', '#616161']
+    """
+    tones = {"baseline": ["#C62828"], "kinship": ["#0D47A1", "#1E88E5", "#90CAF9"]}
+    groups = {name: row.role if row.role in tones else "other" for name, row in STRATEGIES.items()}
+    own = groups.get(strategy, "other")
+    colours = tones.get(own, ["#616161", "#9E9E9E", "#BDBDBD"])
+    alike = [name for name, group in groups.items() if group == own]
+    place = alike.index(strategy) if strategy in alike else len(alike)
+    return strategy_style(strategy) | {"color": colours[place % len(colours)]}
 
 
 def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
     """Draw Figure 6: one panel a policy, bars by benchmark and strategy, 95 % intervals.
 
-    A black line marks the untrained policy, a dotted one chance.
+    A black line marks the untrained policy, a dotted one chance as measured on the items asked.
 
     Args:
         bars: from `karma.results.estimates.compute_policies`. method: theirs, for the titles.
@@ -60,12 +83,11 @@ def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
     figure, axes = plt.subplots(
         -(-count // columns), columns, figsize=(width, height), squeeze=False, sharey=True, sharex=True
     )
-    known = load_benchmarks()
     for ax, policy in zip(axes.flat, policies, strict=False):
         rows = bars[bars["policy"] == policy]
         groups = list(dict.fromkeys(rows["benchmark"]))
         _draw_bars(ax, rows.assign(group=rows["benchmark"]), groups, strategies)
-        _draw_levels(ax, rows, groups, known["chance"])
+        _draw_levels(ax, rows, groups)
         titles = rows.set_index("benchmark")["benchmark_title"].to_dict()
         labels = [textwrap.fill(titles[b], 9) for b in groups]
         ax.set_xticks(range(len(groups)), labels)
@@ -80,11 +102,17 @@ def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
     return np.array(list(axes.flat)[:count])
 
 
-def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list[str]) -> None:
+def _draw_bars(
+    ax: Axes,
+    bars: pd.DataFrame,
+    groups: list[str],
+    strategies: list[str],
+    look: Callable[[str], dict[str, str]] = strategy_style,
+) -> None:
     """Draw grouped bars with intervals; `bars` has group, strategy, value, low, high."""
     width, titles = 0.8 / len(strategies), bars.set_index("strategy")["strategy_title"].to_dict()
     for k, strategy in enumerate(strategies):
-        style = strategy_style(strategy)
+        style = look(strategy)
         rows = bars[bars["strategy"] == strategy].set_index("group").reindex(groups)
         x = np.arange(len(groups)) + (k - (len(strategies) - 1) / 2) * width
         ax.bar(
@@ -100,18 +128,18 @@ def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list
     ax.margins(x=0.02)
 
 
-def _draw_levels(ax: Axes, rows: pd.DataFrame, groups: list[str], chance: pd.Series) -> None:
+def _draw_levels(ax: Axes, rows: pd.DataFrame, groups: list[str]) -> None:
     untrained = rows[rows["strategy"] == START].set_index("benchmark")["value"].reindex(groups)
     edges = np.arange(len(groups))
     if untrained.notna().any():
         ax.hlines(untrained, edges - 0.42, edges + 0.42, color="black", lw=1.2, label="untrained")
-    levels = chance.reindex(groups)
+    levels = rows.groupby("benchmark")["chance"].first().reindex(groups)
     ax.hlines(levels, edges - 0.42, edges + 0.42, color="0.2", lw=1.0, linestyles=":", label="chance")
 
 
 def _compute_top(bars: pd.DataFrame) -> float:
-    """Return an axis limit above every interval, and at least .3, so that noise does not fill the figure."""
-    return min(1.0, max(0.3, float(np.nanmax([0.0, *bars["high"]])) * 1.08))
+    """Return an axis limit above every bar and interval, and at least .3, so that noise does not fill the figure."""
+    return min(1.0, max(0.3, float(np.nanmax([0.0, *bars["high"], *bars["value"]])) * 1.08))
 
 
 def plot_square(cells: pd.DataFrame, titles: dict[str, str]) -> np.ndarray:

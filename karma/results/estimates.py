@@ -182,8 +182,9 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     """Return each policy's score by benchmark and strategy, a mean over seeds, the untrained policy included.
 
     Returns:
-        Columns policy, benchmark, strategy, benchmark_title, strategy_title, value, low, high (NaN where a run is
-        missing), n.
+        Columns policy, benchmark, strategy, benchmark_title, strategy_title, chance (measured on the items asked: what
+        a guess among each item's own options gets right; the nominal level where items are unknown; NaN where there is
+        none), value, low, high (NaN where a run is missing), n.
 
     Raises:
         InputError: a method that the study does not train.
@@ -192,6 +193,7 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     """
     if method not in study.methods:
         raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
+    chance = study.results.dropna(subset="chance").groupby("benchmark")["chance"].mean()  # of guesses at these items
     records = []
     for policy in study.policies:
         for benchmark, title in study.title_benchmarks("table2").items():
@@ -201,6 +203,7 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
                 whole = len(rows) == (1 if strategy == START else len(study.seeds))
                 key = {"policy": policy, "benchmark": benchmark, "strategy": strategy}
                 key |= {"benchmark_title": title, "strategy_title": study.title(strategy)}
+                key["chance"] = chance.get(benchmark, np.nan)
                 records.append({**key, **_estimate(study, rows if whole else rows[:0])})
     return pd.DataFrame(records)
 

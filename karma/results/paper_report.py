@@ -32,9 +32,9 @@ FIGURES = {
     2: "the framework.",
     3: "a worked example of S_pref, kinship and the strategies.",
     4: "PCA of the normalised scores, one point an origin model.",
-    5: "mean accuracy by capability. Intervals (95 %) rest on item counts inferred from the fractions (none where no "
-       "count explains them), "
-       "and take runs as failing on the same items; the noise of training is not in them.",
+    5: "mean accuracy by capability: the baseline red, kinship blue. Intervals (95 %) rest on item counts inferred "
+       "from the fractions (none where no count explains them), and take runs as failing on the same items; the noise of "
+       "training is not in them.",
     6: "accuracy by policy, DPO. Intervals as in Figure 5; the dotted line is chance.",
     7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
     9: "a worked example in which the threshold drops a pair.",
@@ -76,7 +76,7 @@ def _save_figures(study: Study, folder: Path) -> None:
     counts = compute_counts(study)
     save_figure(plot_labelling(counts), folder / "figure1")
     save_figure(plot_framework(study, counts), folder / "figure2")
-    save_figure(plot_capabilities(compute_capabilities(study), study.source), folder / "figure5")
+    save_figure(plot_capabilities(compute_capabilities(study), study.source)[0], folder / "figure5")
     save_figure(plot_policies(compute_policies(study, "dpo"), "dpo")[0], folder / "figure6")
     assert study.scores is not None
     save_kinship_figures(study.scores, load_base().kinship, folder)
