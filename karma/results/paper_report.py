@@ -33,8 +33,8 @@ FIGURES = {
     3: "a worked example of S_pref, kinship and the strategies.",
     4: "PCA of the normalised scores, one point an origin model.",
     5: "mean accuracy by capability: the baseline red, kinship blue. Intervals (95 %) rest on item counts inferred "
-       "from the fractions (none where no count explains them), and take runs as failing on the same items; the noise of "
-       "training is not in them.",
+       "from the fractions (none where no count explains them), and take runs as failing on the same items; the noise "
+       "of training is not in them.",
     6: "accuracy by policy, DPO. Intervals as in Figure 5; the dotted line is chance.",
     7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
     9: "a worked example in which the threshold drops a pair.",
