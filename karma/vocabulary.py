@@ -138,6 +138,9 @@ ARMS = {  # of self-play -> title
     "evolve_then_select": "evolve, then select",
     "select_then_evolve": "select, then evolve",
     "fresh": "fresh prompts (control)",
+    "fresh_random": "fresh, kept by lot",
+    "fresh_explicit": "fresh, explicit margin",
+    "fresh_implicit": "fresh, implicit margin",
 }
 
 

@@ -18,7 +18,7 @@ policies: [tiny]
 compute: {dtype: float32}
 training: {per_device_batch_size: 4, gradient_accumulation: 1, devices: 1, warmup_steps: 0, learning_rate: 1.0e-3,
            max_length: 256, gradient_checkpointing: false, lora: {rank: 2, alpha: 4, dropout: 0.0, last_layers: 1}}
-self_play: {rounds: 2, scorer: judge, scorer_model: judge, base_prompts: 8, held_out_prompts: 5, fresh_prompts: 6,
+self_play: {rounds: 2, scorer: judge, scorer_model: judge, base_prompts: 8, held_out_prompts: 5, fresh_prompts: 6, candidate_pairs: 5,
             samples: 3, max_new_tokens: 6, batch_size: 4, base_pairs: 6, added_pairs: 4}
 """
 
@@ -37,7 +37,7 @@ def play_round(this: Round) -> dict:
     """Play one round and return what self_play.json holds."""
     base = rounds.play(this, this.prompts["base"])
     prompts, attempts = rounds.propose_prompts(this, base)
-    more = rounds.play(this, prompts)
+    more = rounds.play_candidates(this, prompts)
     pairs = rounds.build_training_set(this, base, more)
     held_out = rounds.play(this, this.prompts["held_out"], this.start)
     rounds.train_round(this, pairs, held_out)

@@ -38,7 +38,7 @@ from karma.self_play.evolution import (
 from karma.self_play.pairing import build_self_play_pairs, choose_pair, join_books
 from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers, score_by_instructions
-from karma.self_play.selection import add_margins, compute_token_margins, find_best, take_pairs
+from karma.self_play.selection import add_margins, compute_token_margins, draw_places, find_best, take_pairs
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
@@ -361,12 +361,33 @@ def test_arms_train_on_equal_budgets_and_the_same_base_pairs(study):
     assert added[0] != added[2] and added[1] != added[2]
 
 
+def test_arms_select_from_equally_many_candidates_and_as_many_each(study):
+    assert {key: record["n_candidates"] for key, record in study[1].items()} == dict.fromkeys(study[1], 5)
+    this = open_tiny(study[0], "fresh", 1)
+    base, more = rounds.play(this, this.prompts["base"]), rounds.play_candidates(this, this.prompts["fresh"])
+    candidates, kept = more.pairs.table.to_pandas().set_index("row_id"), {}
+    for arm in ("fresh", "fresh_random", "fresh_explicit", "fresh_implicit"):
+        assert rounds.propose_prompts(replace(this, arm=arm), base) == (this.prompts["fresh"], [])
+        pairs = rounds.build_training_set(replace(this, arm=arm), base, more)
+        table = pairs.table.to_pandas()
+        kept[arm] = set(table.loc[table["part"] == "added", "row_id"])
+        assert len(kept[arm]) == 4 and kept[arm] < set(candidates.index)
+        assert pairs.accounting.dropped["not_selected"] == len(base.pairs) - 6 + 1
+        assert pairs.accounting.dropped["not_drawn"] == 1
+    left = {arm: candidates.drop(index=list(ids)).iloc[0] for arm, ids in kept.items()}
+    assert left["fresh"]["potential"] == candidates["potential"].min()
+    assert left["fresh_explicit"]["explicit_margin"] == candidates["explicit_margin"].min()
+    assert left["fresh_implicit"]["implicit_margin"] == candidates["implicit_margin"].max()
+    lots = {tuple(draw_places(list(candidates.index), 4, seed, "selected")) for seed in range(20)}
+    assert len(lots) > 3, "a lot that always falls alike"
+
+
 def test_every_prompt_that_was_asked_is_in_the_books(study):
     for (arm, number), record in study[1].items():
         folder = study[0] / "outputs" / "self_play" / "tiny" / arm / f"round{number}"
         books, evolution = load_json(folder / "accounting.json"), record["evolution"]
         assert books["rows_in"] == books["pairs_out"] + sum(books["dropped"].values())
-        assert books["rows_in"] == 8 + (6 if arm == "fresh" else evolution["kept"])
+        assert books["rows_in"] == 8 + (6 if arm == "fresh" else min(evolution["kept"], 6))
         assert evolution["asked"] == sum(v for k, v in evolution.items() if k != "asked")
         assert len(load_json(folder / "evolution.json")) == evolution["asked"]
         assert evolution["asked"] == {"evolve_then_select": 40, "select_then_evolve": 10, "fresh": 0}[arm]
@@ -421,10 +442,10 @@ def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, t
 
 def test_a_part_below_its_budget_is_said_and_no_pair_at_all_is_an_error(study):
     this = open_tiny(study[0], "fresh", 1)
-    base, more = (rounds.play(this, this.prompts[part]) for part in ("base", "fresh"))
+    base, more = rounds.play(this, this.prompts["base"]), rounds.play_candidates(this, this.prompts["fresh"])
     small = replace(this, settings=change_base("self_play", **{**this.settings.as_dict(), "added_pairs": 50}))
     found = rounds.find_shortfalls(small, rounds.build_training_set(small, base, more))
-    assert found == ["6 added pairs, but self_play.added_pairs is 50: other arms may train on more"]
+    assert found == ["5 added pairs, but self_play.added_pairs is 50: other arms may have more"]
     none = build_self_play_pairs(base.prompts, base.answers, [[1.0] * 3] * 8, "tiny", "test")
     empty = replace(base, pairs=add_margins(none, np.zeros(0), 2.5))
     with pytest.raises(KarmaError, match=r"no prompt gave a pair \(\{'equal_scores': 16\}\): raise self_play.samples"):

@@ -63,7 +63,7 @@ def plot_rounds(rounds: pd.DataFrame) -> np.ndarray:
     axes[1].sharey(axes[0])
     axes[2].axhline(0.5, color="black", lw=1, ls=":")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=len(arms), loc="outside lower center", frameon=False)
+    figure.legend(handles, labels, ncols=min(len(arms), 3), loc="outside lower center", frameon=False)
     return axes
 
 

@@ -28,6 +28,7 @@ DROPPED = {
     "empty_answer": "one of the policy's answers is empty (self-play)",
     "identical_answers": "all of the policy's answers are the same text (self-play)",
     "equal_scores": "all of the policy's answers score the same: no preference (self-play)",
+    "not_drawn": "a pair beyond the number of candidates, by lot (self-play)",
     "not_shared": "another requested strategy dropped the row (match_rows)",
     "held_out": "kept out of training (split)",
     "in_training": "trained on, in the other part of the split",

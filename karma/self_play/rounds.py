@@ -1,9 +1,13 @@
 """One round of self-play, step by step: play, propose prompts, select, train, evaluate.
 
-Every arm of a study trains on base pairs and on as many added ones; only where the added prompts come from differs:
-`evolve_then_select` rewrites all base prompts, `select_then_evolve` those of the base pairs with the largest potential,
-`fresh` (the control) takes further prompts of the file. A round begins with the policy that the same arm's round before
-trained. Whoever calls a step again gets the kept answers, scores and margins; only training and reading are repeated.
+Every arm of a study trains on base pairs and on as many added ones, selected from equally many candidates: of the pairs
+that equally many new prompts gave, the same number by lot. Arms differ in where the new prompts come from, or in what
+selects: `evolve_then_select` rewrites all base prompts, `select_then_evolve` those of the base pairs with the largest
+potential, `fresh` (the control) takes further prompts of the file; these three keep the largest potential.
+`fresh_random`, `fresh_explicit` and `fresh_implicit` keep pairs of `fresh`'s candidates by lot, by the explicit or by
+the implicit margin alone: in their first round they differ from `fresh` in nothing else. A round begins with the policy
+that the same arm's round before trained. Whoever calls a step again gets the kept answers, scores and margins; only
+training and reading are repeated.
 Decision: held-out pairs are made once, of the untrained policy's answers, and serve every round and arm; so their
 numbers can be compared.
 
@@ -28,7 +32,14 @@ from karma.self_play.evolution import Attempt, collect_prompts, count_attempts, 
 from karma.self_play.pairing import build_self_play_pairs, join_books
 from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers
-from karma.self_play.selection import add_margins, compute_summed_margins, compute_token_margins, find_best, take_pairs
+from karma.self_play.selection import (
+    add_margins,
+    compute_summed_margins,
+    compute_token_margins,
+    draw_places,
+    find_best,
+    take_pairs,
+)
 from karma.statistics import compute_mean, compute_wilson
 from karma.study.fingerprint import compute_code
 from karma.study.settings import Compute, SelfPlay, Training
@@ -96,24 +107,36 @@ def answer(this: Round, policy: str, prompts: list[Prompt]) -> tuple[list[list[s
     return answers, score_answers(prompts, answers, s, this.models, this.compute, this.cache)
 
 
-def play(this: Round, prompts: list[Prompt], policy: str = "") -> Played:
+def play(this: Round, prompts: list[Prompt], policy: str = "", most: int | None = None) -> Played:
     """Answer, score and pair prompts, with each pair's margins and alignment potential under the policy.
 
     Args:
         this: the round. prompts: what to ask.
         policy: who answers; the round's own policy where not given.
+        most: so many of the pairs are kept, by lot; None: all.
     """
     name = policy or this.policy
     answers, scores = answer(this, name, prompts)
     source = Path(this.settings.prompts).stem
     pairs = build_self_play_pairs(prompts, answers, scores, this.start, source)
+    if most is not None:
+        ids = pairs.table["row_id"].to_pylist()
+        pairs = take_pairs(pairs, draw_places(ids, most, this.settings.seed, "candidates"), "not_drawn")
     margins = compute_token_margins(pairs.table, this.models, name, this.training.max_length, this.compute, this.cache)
     return Played(prompts, answers, scores, add_margins(pairs, margins, this.settings.weight))
 
 
+def play_candidates(this: Round, prompts: list[Prompt]) -> Played:
+    """Play an arm's new prompts: its candidates, as many pairs as every other arm has."""
+    return play(this, prompts, most=this.settings.candidate_pairs)
+
+
 def propose_prompts(this: Round, base: Played) -> tuple[list[Prompt], list[Attempt]]:
-    """Return the prompts an arm adds to its base prompts, and the rewritings they came from (the control: none)."""
-    if this.arm == "fresh":
+    """Return the prompts an arm adds to its base prompts, and the rewritings they came from (of fresh ones: none).
+
+    Of the usable rewritings as many are drawn by lot as another arm takes fresh prompts.
+    """
+    if this.arm.startswith("fresh"):
         return this.prompts["fresh"], []
     parents = base.prompts if this.arm == "evolve_then_select" else find_promising(base, this.settings.select_ratio)
 
@@ -122,7 +145,9 @@ def propose_prompts(this: Round, base: Played) -> tuple[list[Prompt], list[Attem
         return [answers[0] for answers in drawn]
 
     attempts = evolve_prompts(parents, ask, this.known, this.settings.length_factor)
-    return collect_prompts(attempts), attempts
+    prompts = collect_prompts(attempts)
+    drawn = draw_places([p.text for p in prompts], this.settings.fresh_prompts, this.settings.seed, "evolved")
+    return [prompts[place] for place in drawn], attempts
 
 
 def find_promising(base: Played, ratio: float) -> list[Prompt]:
@@ -133,7 +158,7 @@ def find_promising(base: Played, ratio: float) -> list[Prompt]:
 
 
 def build_training_set(this: Round, base: Played, more: Played) -> PairSet:
-    """Put the first base pairs and the most promising added ones together, as many of each as the budget says.
+    """Put the first base pairs and those of the candidates that the arm selects together, as many as the budget says.
 
     Returns:
         The pairs, with a column `part` ("base" or "added"); their books count every prompt that was asked.
@@ -141,14 +166,22 @@ def build_training_set(this: Round, base: Played, more: Played) -> PairSet:
     Raises:
         KarmaError: no pair came out.
     """
+    n_added, ids = this.settings.added_pairs, more.pairs.table["row_id"].to_pylist()
+    by_lot = this.arm == "fresh_random"
+    added = (
+        draw_places(ids, n_added, this.settings.seed, "selected")
+        if by_lot
+        else find_best(more.pairs, n_added, this.arm)
+    )
     kept = [
         take_pairs(base.pairs, np.arange(min(this.settings.base_pairs, len(base.pairs)))),
-        take_pairs(more.pairs, find_best(more.pairs, this.settings.added_pairs)),
+        take_pairs(more.pairs, added),
     ]
     books = join_books(kept)
     if not books.pairs_out:
         raise KarmaError(f"no prompt gave a pair ({dict(books.dropped)}): raise self_play.samples or temperature")
-    books.settings = {key: this.settings.as_dict()[key] for key in _RECORDED} | {"arm": this.arm, "round": this.number}
+    books.settings = {key: this.settings.as_dict()[key] for key in _RECORDED} | {
+        "arm": this.arm, "round": this.number, "candidates": len(more.pairs)}  # fmt: skip
     tables = [
         part.table.append_column("part", pa.repeat(pa.scalar(name), len(part)))
         for name, part in zip(("base", "added"), kept, strict=True)
@@ -162,9 +195,11 @@ _RECORDED = ("prompts", "scorer", "scorer_model", "samples", "temperature", "top
 def find_shortfalls(this: Round, pairs: PairSet) -> list[str]:
     """Say where a part of the training set is smaller than its budget, so that arms would not be equal."""
     parts = pairs.table["part"].to_pylist()
-    wanted = {"base": this.settings.base_pairs, "added": this.settings.added_pairs}
-    return [f"{parts.count(part)} {part} pairs, but self_play.{part}_pairs is {n}: other arms may train on more"
-            for part, n in wanted.items() if parts.count(part) < n]  # fmt: skip
+    found = {"base": parts.count("base"), "added": parts.count("added"),
+             "candidate": pairs.accounting.settings["candidates"]}  # fmt: skip
+    wanted = {part: getattr(this.settings, f"{part}_pairs") for part in found}
+    return [f"{found[part]} {part} pairs, but self_play.{part}_pairs is {n}: other arms may have more"
+            for part, n in wanted.items() if found[part] < n]  # fmt: skip
 
 
 def train_round(this: Round, pairs: PairSet, held_out: Played) -> dict[str, Any]:
@@ -237,6 +272,7 @@ def save_round(
     record = {
         "policy": this.start, "arm": this.arm, "round": this.number, "scorer": this.settings.scorer,
         "method": this.settings.method, "n_base_pairs": parts.count("base"), "n_added_pairs": parts.count("added"),
+        "n_candidates": pairs.accounting.settings["candidates"],
         "shortfalls": find_shortfalls(this, pairs), "evolution": count_attempts(attempts), "start": start,
         "after": after, "difference": summarise_scores(difference),
     }  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
+from karma.files import compute_digest
 from karma.models.load import Specs
 from karma.pairs.pairs import PairSet
 from karma.potential.logps import measure_logps
@@ -81,15 +82,38 @@ def add_margins(pairs: PairSet, token_margins: np.ndarray, weight: float) -> Pai
     return replace(pairs, table=table)
 
 
-def find_best(pairs: PairSet, k: int) -> np.ndarray:
-    """Return the places of the (at most) k pairs of largest potential, ascending; ties go by row_id."""
-    potential, ids = pairs.table["potential"].to_numpy().round(9), pairs.table["row_id"].to_pylist()
-    order = sorted(range(len(pairs)), key=lambda i: (-potential[i], ids[i]))
+RANKS = {  # arm -> what it ranks candidates by, and whether the largest come first; others rank by potential
+    "fresh_explicit": ("explicit_margin", True),
+    "fresh_implicit": ("implicit_margin", False),
+}
+
+
+def find_best(pairs: PairSet, k: int, arm: str = "") -> np.ndarray:
+    """Return the places of the (at most) k pairs that an arm keeps, ascending; ties go by row_id.
+
+    Args:
+        pairs: with margins. k: how many. arm: fresh_explicit keeps the largest explicit margins, fresh_implicit the
+            smallest implicit ones, all others the largest potential (fresh_random draws instead: `draw_places`).
+    """
+    column, largest = RANKS.get(arm, ("potential", True))
+    values, ids = pairs.table[column].to_numpy().round(9), pairs.table["row_id"].to_pylist()
+    order = sorted(range(len(pairs)), key=lambda i: (-values[i] if largest else values[i], ids[i]))
     return np.array(sorted(order[:k]), dtype=np.int64)
 
 
-def take_pairs(pairs: PairSet, places: np.ndarray) -> PairSet:
-    """Keep the pairs at these places; the books count the others as not selected."""
+def draw_places(keys: list[str], k: int, seed: int, what: str) -> np.ndarray:
+    """Return the places of (at most) k of some texts, ascending, by lot: a draw on (seed, what, text).
+
+    Example:
+        >>> len(draw_places(list("abcdef"), 4, 0, "pairs")), draw_places(["a"], 4, 0, "pairs").tolist()
+        (4, [0])
+    """
+    order = sorted(range(len(keys)), key=lambda i: compute_digest([seed, what, keys[i]]))
+    return np.array(sorted(order[:k]), dtype=np.int64)
+
+
+def take_pairs(pairs: PairSet, places: np.ndarray, reason: str = "not_selected") -> PairSet:
+    """Keep the pairs at these places; the books count the others under a reason."""
     table = pairs.table.take(pa.array(places, pa.int64()))
-    dropped = pairs.accounting.dropped + Counter({"not_selected": len(pairs) - table.num_rows})
+    dropped = pairs.accounting.dropped + Counter({reason: len(pairs) - table.num_rows})
     return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))

@@ -247,6 +247,7 @@ class SelfPlay(_Strict):
     base_prompts: Count
     held_out_prompts: int = Field(ge=2)
     fresh_prompts: Count
+    candidate_pairs: Count
     samples: int = Field(ge=2)
     max_new_tokens: Count
     temperature: float = Field(gt=0, le=5)
