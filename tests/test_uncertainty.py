@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from karma.errors import InputError
 from karma.kinship.clusters import compute_distance
-from karma.kinship.mantel import build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
+from karma.kinship.mantel import _judge, build_factors, compute_kin_agreement, compute_mantel, compute_mantel_table
 from karma.kinship.sensitivity import compute_sensitivity, match_tau, sweep_tau
 from karma.kinship.similarity import compute_choices, compute_kinship
 from karma.kinship.uncertainty import (
@@ -185,6 +185,26 @@ def test_mantel_r_is_pearsons_and_p_counts_permutations():
 def test_permutations_that_give_the_same_table_count_against_it():
     gaps = compute_distance(pd.DataFrame({"x": [0.0, 0.5, 1.0]}))  # reversed, no distance changes
     assert compute_mantel(gaps, gaps, np.random.default_rng(0), 5000)["p"] == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_mantel_shows_what_it_says_it_can_at_the_corrected_level():
+    rng, n_tests = np.random.default_rng(0), 10
+    x = rng.random((30, 1))
+    gaps = compute_distance(pd.DataFrame(x))
+    noise = pd.DataFrame(np.abs(np.subtract.outer(*[rng.random(30)] * 2)))
+    alone, family = (compute_mantel(gaps, noise, np.random.default_rng(1), 9999, n) for n in (1, n_tests))
+    assert family["detectable"] > alone["detectable"] and family["high"] > alone["high"]
+    shown, level = 0, 0.05 / n_tests
+    for _ in range(300):  # factors whose true r is what would show: 8 in 10 are
+        other = np.abs(np.subtract.outer(*[rng.random(30)] * 2))
+        r = family["detectable"]
+        standard = [(part - part.mean()) / part.std() for part in (gaps.to_numpy(), other)]
+        mixed = pd.DataFrame(r * standard[0] + np.sqrt(1 - r**2) * standard[1])
+        shown += compute_mantel(gaps, mixed, rng, 999)["p"] <= level
+    assert 0.7 <= shown / 300 <= 0.95, shown / 300
+    close = _judge({"r": 0.01, "p": 0.9, "p_holm": 1.0, "low": -0.2, "high": 0.22, "detectable": 0.3,
+                    "factor": "size difference"})  # fmt: skip
+    assert close == "no effect larger than 0.3"
 
 
 def test_unknown_developer_is_neither_alike_nor_unlike():

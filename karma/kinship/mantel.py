@@ -2,9 +2,11 @@
 
 Mantel's r is Pearson's correlation of two distance tables over pairs of models; its null distribution comes
 from permuting the models' labels, because the pairs are not independent. Effect size: for groups, how much
-farther apart the unlike are than the alike, in standard deviations of the distances; for size, r. A verdict
-is "no" only where a medium effect would have shown; else, and where p is small alone but not among all
-tests, it is "cannot tell". Limit: 16 models, of which few share a developer.
+farther apart the unlike are than the alike, in standard deviations of the distances; for size, r. All at the
+level corrected for the tests of the table: its interval is the effect plus or minus what the null exceeds at
+that level (a shift of the null, as for a location), "no effect larger than a medium one" is said only where the
+interval lies within it, and what would show does so with 80 % power. Else, and where p is small alone but not
+among all tests, it is "cannot tell". Limit: 16 models, of which few share a developer.
 """
 
 from collections.abc import Mapping
@@ -13,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
-from karma.statistics import ALPHA, adjust_holm
+from karma.statistics import ALPHA, POWER, adjust_holm
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
 MAX_CELLS = 50_000_000  # permutations x pairs of models in one test
@@ -47,7 +50,11 @@ def build_factors(facts: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def compute_mantel(
-    distance: pd.DataFrame, factor: pd.DataFrame, rng: np.random.Generator, n_permutations: int = 19_999
+    distance: pd.DataFrame,
+    factor: pd.DataFrame,
+    rng: np.random.Generator,
+    n_permutations: int = 19_999,
+    n_tests: int = 1,
 ) -> dict[str, float]:
     """Test whether models alike in `factor` are close in `distance`.
 
@@ -57,11 +64,13 @@ def compute_mantel(
         rng: draws the permutations.
         n_permutations: how many at most; p is at least 1 / (n_permutations + 1). Above 70 models fewer are
             drawn (999 or more), to bound the time.
+        n_tests: tests in the family; the level is shared out among them (Bonferroni).
 
     Returns:
         n_models, n_alike (pairs with factor 0), r in [-1, 1] (positive: the alike are close), effect (r over
-        the standard deviation of a 0/1 factor, else r), p (two-sided), detectable (the |effect| that 5 % of
-        permutations exceed). All but the counts are NaN where the factor does not vary.
+        the standard deviation of a 0/1 factor, else r), p (two-sided), low and high (of the effect: 95 % for all
+        tests at once), detectable (the true |effect| that is shown with 80 % power at that level). All but the
+        counts are NaN where the factor does not vary.
 
     Example:
         >>> points = pd.DataFrame({"x": [0.0, 0.1, 0.9, 1.0, 0.05, 0.95]})
@@ -76,15 +85,17 @@ def compute_mantel(
     y, x = unlike[first, second], gaps[first, second]
     result = {"n_models": int(known.sum()), "n_alike": int((y == 0).sum())}
     if len(y) < 3 or np.ptp(y) == 0 or np.ptp(x) == 0:
-        return result | dict.fromkeys(("r", "effect", "p", "detectable"), np.nan)
+        return result | dict.fromkeys(("r", "effect", "p", "low", "high", "detectable"), np.nan)
     scale = y.std() if set(y) <= {0, 1} else 1.0
     y = (y - y.mean()) / y.std()
     n_permutations = min(n_permutations, max(999, MAX_CELLS // len(y)))
     null = np.abs(_permute(gaps, y, rng, n_permutations))
     r = float(_correlate(x[None], y)[0])
     p = float((1 + (null >= abs(r) - 1e-12).sum()) / (1 + n_permutations))
-    detectable = float(np.quantile(null, 1 - ALPHA)) / scale
-    return result | {"r": r, "effect": r / scale, "p": p, "detectable": detectable}
+    critical = float(np.quantile(null, 1 - ALPHA / n_tests, method="higher"))
+    detectable = critical + float(ndtri(POWER) * np.sqrt((null**2).mean()))
+    values = {"effect": r, "low": r - critical, "high": r + critical, "detectable": detectable}
+    return result | {"r": r, "p": p} | {name: value / scale for name, value in values.items()}
 
 
 def _permute(gaps: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_permutations: int) -> np.ndarray:
@@ -123,19 +134,20 @@ def compute_mantel_table(
         n_permutations: how many a test.
 
     Returns:
-        One row a test: distance, group, factor, n_models, n_alike, r, effect, p, detectable, mean_alike and
-        mean_unlike (mean distance; NaN for size), p_holm (for all rows together), verdict.
+        One row a test: distance, group, factor, n_models, n_alike, r, effect, p, low, high, detectable, mean_alike
+        and mean_unlike (mean distance; NaN for size), p_holm (for all rows together), verdict.
 
     Paper: RQ1 and RQ4, which the paper answers by eye (Figures 4 and 7).
     """
     normalized, factors = compute_normalized(table), build_factors(table.facts.reindex(table.scores.index))
     distances, rows = (distances,) if isinstance(distances, str) else distances, []
-    for distance, (group, names) in product(distances, group_benchmarks(table).items()):
-        if distance == "cosine" and len(names) == 1:
-            continue
+    both = product(distances, group_benchmarks(table).items())
+    asked = [(distance, *group) for distance, group in both if distance != "cosine" or len(group[1]) > 1]
+    varying = sum(factors[name].stack().nunique() > 1 for name in FACTORS)  # the others are no tests
+    for distance, group, names in asked:
         gaps = compute_distance(normalized[names], distance)
         for name in FACTORS:
-            test = compute_mantel(gaps, factors[name], rng, n_permutations)
+            test = compute_mantel(gaps, factors[name], rng, n_permutations, max(len(asked) * varying, 1))
             means = _compute_means(gaps, factors[name], name)
             rows.append({"distance": distance, "group": group, "factor": name, **test, **means})
     result = pd.DataFrame(rows)
@@ -199,6 +211,7 @@ def _judge(test: Mapping[str, Any]) -> str:
         return "yes" if test["r"] > 0 else "no: the alike are farther apart"
     if test["p"] < ALPHA:
         return f"cannot tell: p = {test['p']:.3f} alone, {test['p_holm']:.2f} among all tests"
-    if test["detectable"] > MEDIUM_EFFECT[test["factor"]]:
-        return f"cannot tell: only an effect above {test['detectable']:.2f} would show"
-    return f"no: an effect of {MEDIUM_EFFECT[test['factor']]} would show"
+    medium = MEDIUM_EFFECT[test["factor"]]
+    if -medium <= test["low"] and test["high"] <= medium:
+        return f"no effect larger than {medium}"
+    return f"cannot tell: only an effect of {test['detectable']:.2f} would show with 80 % power"
