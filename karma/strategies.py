@@ -315,6 +315,3 @@ def _mark(rows: np.ndarray, n_rows: int) -> np.ndarray:
 
 def _find_starts(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(rows, prepend=-1))
-
-
-MAX_SETS = 5000
