@@ -112,19 +112,19 @@ def read_sentences() -> list[tuple[str, str]]:
 
 
 def test_remedies_name_commands_options_and_settings_that_exist():
-    commands = {name: _build(name, getattr(import_module(f"karma.commands.{file}"), name))
+    commands = {name: _build(name, getattr(import_module(f"karma.commands.{file}"), name.replace("-", "_")))
                 for name, file in COMMANDS.items()}  # fmt: skip
     options = {option for command in commands.values() for param in command.params for option in param.opts}
     options |= {"--debug", "--help", "--no-deps"}  # the last one is pip's
     settings = load_base().as_dict()
     n_named = 0
     for module, text in read_sentences():
-        for name in re.findall(r"`karma ([a-z_]+)", text):
+        for name in re.findall(r"`karma ([a-z_-]+)", text):
             assert name in commands, (module, text)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
             assert option in options, (module, text)
             n_named += 1
-        for name, option in re.findall(r"`karma ([a-z_]+) (--[a-z-]+)", text):
+        for name, option in re.findall(r"`karma ([a-z_-]+) (--[a-z-]+)", text):
             assert option in {o for param in commands[name].params for o in param.opts}, (module, text)
         for section, key in re.findall(r"\b([a-z_]+)\.([a-z_]+)\b(?!\()", text):
             if isinstance(settings.get(section), dict) and key not in ("csv", "json", "parquet"):

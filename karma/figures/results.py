@@ -50,8 +50,8 @@ def caption_style(strategy: str) -> dict[str, str]:
     """Return a strategy's look in Figure 5: the baseline red, kinship blue, lighter from one to the next; others grey.
 
     Example:
-        >>> [caption_style(name)["color"] for name in ("rlaif", "k_score", "random")]
-        ['#C62828', '#0D47A1', '#616161']
+        >>> [caption_style(name)["color"] for name in ("rlaif", "k_score")]
+        ['#C62828', '#0D47A1']
     """
     tones = {"baseline": ["#C62828"], "kinship": ["#0D47A1", "#1E88E5", "#90CAF9"]}
     groups = {name: row.role if row.role in tones else "other" for name, row in STRATEGIES.items()}
