@@ -18,10 +18,17 @@ from karma.figures.style import set_style
 from karma.kinship.clusters import compute_distance
 from karma.results.claims import SMALLEST, _judge, compute_family, test_claims
 from karma.results.comparison import build_comparison, compare_studies, compare_with_paper
-from karma.results.estimates import Estimate, compute_capabilities, compute_difference, compute_policies
+from karma.results.estimates import (
+    Estimate,
+    compute_capabilities,
+    compute_difference,
+    compute_policies,
+    describe_chance,
+)
 from karma.results.ledger import build_ledger, compute_break_even, compute_counts
 from karma.results.published import load_published
 from karma.results.study import collect_results, find_prompt
+from karma.results.tables import build_table1
 from karma.scores.normalise import compute_normalized
 from karma.statistics import adjust_holm, compute_needed_n
 from karma.study.experiment import load_experiment
@@ -284,6 +291,12 @@ def test_chance_lines_lie_at_the_level_of_the_items_asked(study):
     dotted = next(c for c in ax.collections if c.get_label() == "chance")
     levels = {float(segment[0, 1]) for segment in dotted.get_segments() if len(segment)}
     assert levels == set(results["chance"].dropna()) and 0.262 in levels
+    own = replace(study, results=results)
+    said = describe_chance(own)
+    assert "ARC-Easy .262" in said.partition("nominal")[0], "the caption gives the level of these items"
+    table = build_table1(own).frame.xs("ARC-Easy", level="benchmark")
+    assert table["chance"].tolist() == ["0.262"]
+    assert build_table1(load_published()).frame.xs("ARC-Easy", level="benchmark")["chance"].tolist() == ["0.250"]
 
 
 def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):

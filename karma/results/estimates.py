@@ -178,6 +178,51 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def compute_chance(study: Study) -> pd.DataFrame:
+    """Return the chance level of each benchmark that has one: measured where the items asked are known.
+
+    Measured is what a guess among each item's own options gets right, a mean over the policies' runs, or else over the
+    origin models; nominal is the level of the benchmark's usual number of options.
+
+    Returns:
+        benchmark -> chance (share), measured (bool), in the paper's order of benchmarks.
+
+    Example:
+        >>> from karma.results.published import load_published
+        >>> found = compute_chance(load_published())
+        >>> float(found.loc["mmlu_pro", "chance"]), bool(found["measured"].any())
+        (0.1, False)
+    """
+    nominal = load_benchmarks()["chance"].astype(float).dropna()
+    asked = [] if study.is_published else [study.origins, study.results]
+    found = pd.Series(dtype=float)
+    for scores in (part for part in asked if len(part)):
+        levels = scores.dropna(subset="chance").astype({"chance": float}).groupby("benchmark")["chance"].mean()
+        found = levels.combine_first(found)
+    order = [name for name in load_benchmarks().index if name in found.index or name in nominal.index]
+    order += [str(name) for name in found.index if name not in order]
+    level = found.combine_first(nominal).reindex(order)
+    return pd.DataFrame({"chance": level, "measured": level.index.isin(found.index)})
+
+
+def describe_chance(study: Study) -> str:
+    """Say at which level chance lies on the policies' benchmarks, and which of these levels are measured.
+
+    Example:
+        >>> from karma.results.published import load_published
+        >>> describe_chance(load_published())
+        'chance, nominal: MMLU .250, MMLU-Pro .100, ARC-Easy .250, ARC-Challenge .250'
+    """
+    levels, titles = compute_chance(study), study.title_benchmarks("table2")
+    said = []
+    for kind, measured in (("measured on the items asked", True), ("nominal", False)):
+        rows = levels[levels["measured"] == measured]
+        shown = {name: f"{level:.3f}".lstrip("0") for name, level in rows["chance"].items()}
+        own = [f"{title} {shown[name]}" for name, title in titles.items() if name in shown]
+        said += [f"{kind}: {', '.join(own)}"] if own else []
+    return "chance, " + "; ".join(said) if said else "no benchmark here has a chance level"
+
+
 def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     """Return each policy's score by benchmark and strategy, a mean over seeds, the untrained policy included.
 
@@ -193,7 +238,7 @@ def compute_policies(study: Study, method: str = "dpo") -> pd.DataFrame:
     """
     if method not in study.methods:
         raise InputError(f"method '{method}' is not trained in {study.name}: choose from {', '.join(study.methods)}")
-    chance = study.results.dropna(subset="chance").groupby("benchmark")["chance"].mean()  # of guesses at these items
+    chance = compute_chance(study)["chance"]
     records = []
     for policy in study.policies:
         for benchmark, title in study.title_benchmarks("table2").items():

@@ -18,7 +18,7 @@ from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import save_figure, set_style
 from karma.files import atomic_path
 from karma.results.audit import audit_paper, build_printed_table2
-from karma.results.estimates import compute_capabilities, compute_policies
+from karma.results.estimates import compute_capabilities, compute_policies, describe_chance
 from karma.results.ledger import compute_counts
 from karma.results.means import build_means
 from karma.results.page import render_page
@@ -35,7 +35,7 @@ FIGURES = {
     5: "mean accuracy by capability: the baseline red, kinship blue. Intervals (95 %) rest on item counts inferred "
        "from the fractions (none where no count explains them), and take runs as failing on the same items; the noise "
        "of training is not in them.",
-    6: "accuracy by policy, DPO. Intervals as in Figure 5; the dotted line is chance.",
+    6: "accuracy by policy, DPO. Intervals as in Figure 5; dotted: {chance}.",
     7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
     9: "a worked example in which the threshold drops a pair.",
 }  # fmt: skip
@@ -60,7 +60,7 @@ def report_paper(out: Path) -> Path:
     save_frame(audit, out / "tables" / "audit.csv")
     save_frame(compute_intervals(study), out / "tables" / "intervals.csv")
     _save_figures(study, out / "figures")
-    page = render_page(_assemble(tables, audit, out / "figures"))
+    page = render_page(_assemble(tables, audit, out / "figures", describe_chance(study)))
     with atomic_path(out / "report.html") as temporary:
         temporary.write_text(page, "utf-8")
     return out / "report.html"
@@ -83,7 +83,7 @@ def _save_figures(study: Study, folder: Path) -> None:
     plt.close("all")
 
 
-def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
+def _assemble(tables: list, audit: pd.DataFrame, figures: Path, chance: str) -> Any:
     """Put tables, audit and figures into a notebook that counts as executed."""
     import base64
 
@@ -101,7 +101,7 @@ def _assemble(tables: list, audit: pd.DataFrame, figures: Path) -> Any:
         cells.append(_output({"text/html": table.to_html()}))
     for number, text in FIGURES.items():
         picture = base64.b64encode((figures / f"figure{number}.png").read_bytes()).decode()
-        cells += [nbformat.v4.new_markdown_cell(f"## Figure {number}\n\nFigure {number}: {text}")]
+        cells += [nbformat.v4.new_markdown_cell(f"## Figure {number}\n\nFigure {number}: {text.format(chance=chance)}")]
         cells.append(_output({"image/png": picture}))
     return nbformat.v4.new_notebook(cells=cells)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path
+from karma.results.estimates import compute_chance
 from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import load_benchmarks
@@ -95,7 +96,9 @@ def build_tables(study: Study) -> list[Table]:
 
 
 def build_table1(study: Study) -> Table:
-    """Return the benchmarks by capability and answer form, with the items asked in this study.
+    """Return the benchmarks by capability and answer form, with the items asked in this study and what guesses get.
+
+    Chance is measured on the items asked where they are known (`karma.results.estimates.compute_chance`).
 
     Paper: Table 1.
     """
@@ -104,16 +107,20 @@ def build_table1(study: Study) -> Table:
     asked = study.results.groupby("benchmark")["n"].max()
     origins = study.origins.groupby("benchmark")["n"].max() if len(study.origins) else pd.Series(dtype=int)
     used = [b for b in known.index if b in study.benchmarks or b in origins.index or study.is_published]
-    frame = known.loc[used, ["answer_form", "capability", "title", "chance"]]
+    frame, levels = known.loc[used, ["answer_form", "capability", "title"]], compute_chance(study)
+    frame["chance"] = [f"{levels.loc[b, 'chance']:.3f}" if b in levels.index else "none" for b in used]
     frame["of policies"] = [str(int(asked[b])) if b in asked.index else "n/a" for b in used]
     frame["of origin models"] = [str(int(origins[b])) if b in origins.index else "n/a" for b in used]
-    frame["chance"] = ["none" if np.isnan(c) else f"{c:.2f}" for c in frame["chance"]]
     frame = frame.rename(columns={"title": "benchmark", "answer_form": "answer form"})
     frame = frame.set_index(["answer form", "capability", "benchmark"]).sort_index(level=[0, 1], sort_remaining=False)
     caption = "Table 1. Benchmarks by answer form and capability, with chance level and items asked."
     inferred = ("Items of policies are inferred from the printed fractions, by method (shown: the larger; some are "
                 "unknown); those of origin models are not known.")  # fmt: skip
-    return _build(study, "table1", caption, frame, bold=False, notes=[inferred] if study.is_published else [])
+    nominal = [known.loc[b, "title"] for b in used if b in levels.index and not levels.loc[b, "measured"]]
+    notes = [inferred] if study.is_published else ["chance: what guesses at the items asked get right"]
+    if nominal:
+        notes.append(f"nominal chance, by the usual number of options: {', '.join(nominal)}")
+    return _build(study, "table1", caption, frame, bold=False, notes=notes)
 
 
 def build_table2(study: Study) -> Table:
