@@ -18,7 +18,18 @@ import pytest
 from matplotlib.figure import Figure
 
 import karma.figures
-from karma.figures import diagrams, evaluation, kinship, kinship_map, kinship_trust, labels, pairs, potential, results
+from karma.figures import (
+    diagrams,
+    evaluation,
+    kinship,
+    kinship_calculation,
+    kinship_map,
+    kinship_trust,
+    labels,
+    pairs,
+    potential,
+    results,
+)
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
@@ -39,6 +50,7 @@ from karma.results.ledger import compute_counts
 from karma.results.published import load_published
 from karma.results.study import Study, collect_results
 from karma.scores.read import load_score_table
+from karma.scores.table import ScoreTable, load_benchmarks
 from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES, title_strategy
 from tests.boxes import check_boxes, find_problems
 from tests.study_files import make_experiment, write_study
@@ -213,6 +225,11 @@ def worked(n_models: int, dropped: bool):
     return kinship.plot_worked_example(table, kinship.find_worked_set(table, TAU, dropped), TAU)
 
 
+def calculation(n_models: int, dropped: bool):
+    table = kin(n_models).table
+    return kinship_calculation.plot_calculation(table, kinship.find_worked_set(table, TAU, dropped), TAU)
+
+
 PLOTS: dict[str, Callable] = {
     "plot_labelling: demo": lambda s: diagrams.plot_labelling(compute_counts(s["demo"])),
     "plot_labelling: published": lambda s: diagrams.plot_labelling(compute_counts(s["published"])),
@@ -231,7 +248,8 @@ PLOTS: dict[str, Callable] = {
     "plot_scores: high": lambda s: evaluation.plot_scores(score_frame(0.85), "smollm2-135m"),
     "plot_differences": lambda s: evaluation.plot_differences(difference_frame(), "k_score_sim, dpo, seed 0"),
     "plot_worked_example: figure 3": lambda s: worked(16, False),
-    "plot_worked_example: figure 9": lambda s: worked(16, True),
+    "plot_calculation: figure 9": lambda s: calculation(16, True),
+    "plot_calculation: six models": lambda s: calculation(6, False),
     "plot_worked_example: six models": lambda s: worked(6, False),
     "plot_dendrograms: paper": lambda s: kinship.plot_dendrograms(kin().trees, CUT, kin().table),
     "plot_dendrograms: six models": lambda s: kinship.plot_dendrograms(kin(6).trees, CUT, kin(6).table),
@@ -291,6 +309,22 @@ def test_every_plot_function_has_a_case():
     there = {name for module in modules for name in vars(module) if name.startswith("plot_")}
     assert there == {case.split(":")[0] for case in PLOTS}
     assert Path(karma.figures.__file__).parent.name == "figures"
+
+
+def test_figure9_is_the_calculation_by_hand():
+    """A (1, 1), B (1, .4), C (.5, .5), D (0, 0): the highest means are A's and B's, the highest cosine A's and C's."""
+    scores = pd.DataFrame({"arc_easy": [0.5, 0.9, 0.1, 0.9], "ifeval": [0.5, 0.42, 0.1, 0.9]}, index=list("cbda"))
+    table = ScoreTable(scores.rename_axis("origin_model"), load_benchmarks().loc[["arc_easy", "ifeval"]])
+    means, cosines = kinship_calculation.plot_calculation(table, list("cbda"), TAU)
+    texts = [[t.get_text() for t in ax.texts] for ax in (means, cosines)]
+    a_with_c, a_with_b = ["1.000", "1.414", "0.707", "1.000"], ["1.400", "1.414", "1.077", "0.919"]
+    assert texts[0] == ["1.00"] * 4 + ["0.40", "0.70"] + ["0.50"] * 3 + ["0.00"] * 3 + ["chosen", "rejected"]
+    assert texts[1][:8] == a_with_c + a_with_b
+    assert [t.get_text() for t in cosines.get_yticklabels()][:2] == ["x = A, y = C", "x = A, y = B"]
+    frames = [[(round(p.get_x()), round(p.get_y() + 0.45)) for p in ax.patches] for ax in (means, cosines)]
+    assert frames == [[(2, 0), (2, 1)], [(3, 0)]], "K_score takes A and B, K_sim A and C"
+    struck = [c for c in cosines.collections if len(c.get_segments())]
+    assert len(struck[0].get_segments()) == 3, "D is kin to nobody"
 
 
 # --- each kind of problem is found -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Stage 2's figures: the worked calculation (3, 9), dendrograms (7), kinship as a heat map.
+"""Stage 2's figures: the worked example (3), dendrograms (7), kinship as a heat map.
 
 Cells at or below chance carry a dagger wherever single scores are shown, because they make kin of unlike
 models. Limit: names of models are readable up to about 60 models; above, the heat map and the trees go
@@ -36,7 +36,7 @@ def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -
     Args:
         table: origin models x benchmarks.
         tau: lowest kinship of an eligible pair.
-        with_dropped: ask for a set in which tau drops a pair (Figure 9) rather than none (Figure 3).
+        with_dropped: ask for a set in which tau drops a pair (for Figure 9) rather than none (Figure 3).
 
     Returns:
         The first set of four, in the table's order, in which the strategies' picks differ most.
@@ -62,7 +62,7 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     Returns:
         Three axes: scores, normalised scores, kinship.
 
-    Paper: Figures 3 and 9.
+    Paper: Figure 3.
     """
     n = len(models)
     widths = [table.scores.shape[1] + 0.5, table.scores.shape[1] + 1, n + 0.8]
@@ -72,12 +72,12 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     marks = np.where(below, DAGGER, "")
     normalized, s_pref = compute_normalized(table).loc[models], compute_s_pref(table)[models]
     kinship = compute_kinship(table).loc[models, models]
-    _draw_cells(axes[0], raw, models, titles, raw.mul(100).map("{:.1f}".format).to_numpy() + marks)
+    draw_cells(axes[0], raw, models, titles, raw.mul(100).map("{:.1f}".format).to_numpy() + marks)
     axes[0].set_title("a  Scores (%)", loc="left", fontweight="bold")
-    _draw_cells(axes[1], normalized.assign(s_pref=s_pref), [""] * n, [*titles, "S$_{pref}$"])
+    draw_cells(axes[1], normalized.assign(s_pref=s_pref), [""] * n, [*titles, "S$_{pref}$"])
     axes[1].axvline(len(titles) - 0.5, color="white", linewidth=5)
     axes[1].set_title("b  Min-max and mean", loc="left", fontweight="bold")
-    _draw_cells(axes[2], kinship, [""] * n, models, kinship.map(_shorten).to_numpy())
+    draw_cells(axes[2], kinship, [""] * n, models, kinship.map(_shorten).to_numpy())
     axes[2].set_title("c  Kinship", loc="left", fontweight="bold")
     handles = _draw_picks(axes[2], s_pref.to_numpy(), kinship.to_numpy(), tau)
     if below.to_numpy().any():
@@ -91,7 +91,7 @@ def _shorten(value: float) -> str:
     return "1" if value == 1 else f"{value:.3f}".lstrip("0")
 
 
-def _draw_cells(
+def draw_cells(
     axes: Axes, frame: pd.DataFrame, rows: list[str], columns: list[str], text: np.ndarray | None = None
 ) -> None:
     """Draw a table as shaded cells, with the numbers in them."""

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_kinship, plot_worked_example
+from karma.figures.kinship_calculation import plot_calculation
 from karma.figures.kinship_map import plot_pca
 from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
 from karma.figures.style import save_figure
@@ -15,15 +16,19 @@ from karma.kinship.study import KinshipStudy
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
 
+WORKED: dict[str, tuple[Any, bool]] = {
+    "figure3_worked_example": (plot_worked_example, False),
+    "figure9_worked_example": (plot_calculation, True),
+}  # file -> how it is drawn, and whether of models of which tau drops a pair
+
 
 def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
     """Draw and save every figure of a study; above 500 models only the PCA."""
     table = study.table
     figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
     if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
-        for name, dropped in (("figure3_worked_example", False), ("figure9_worked_example", True)):
-            axes = plot_worked_example(table, find_worked_set(table, study.tau, dropped), study.tau)
-            figures[name] = axes[0].figure
+        for name, (plot, dropped) in WORKED.items():
+            figures[name] = plot(table, find_worked_set(table, study.tau, dropped), study.tau)[0].figure
         figures["figure7_dendrograms"] = plot_dendrograms(study.trees, study.cut, table)[0].figure
         figures["kinship"] = plot_kinship(study.kinship, study.trees["total"][1], study.tau, study.cut, table).figure
         figures["sensitivity"] = plot_sensitivity(study)[0].figure
@@ -49,11 +54,11 @@ def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -
     if table is None:
         return []
     tau = kinship.tau
-    worked = {n: find_worked_set(table, tau, with_dropped=n == 9) for n in (3, 9)}
-    drawn = {3: plot_worked_example(table, worked[3], tau)[0]}
+    three, nine = (plot(table, find_worked_set(table, tau, dropped), tau)[0] for plot, dropped in WORKED.values())
+    drawn = {3: three}
     drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table)[0]
     drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut, table)[0]
-    drawn[9] = plot_worked_example(table, worked[9], tau)[0]
+    drawn[9] = nine
     for number, ax in drawn.items():
         save_figure(ax, folder / f"figure{number}")
     return list(drawn.values())

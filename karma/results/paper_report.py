@@ -37,7 +37,7 @@ FIGURES = {
        "of training is not in them.",
     6: "accuracy by policy, DPO. Intervals as in Figure 5; dotted: {chance}.",
     7: "dendrograms. The paper does not name its distance; here it is the root mean square difference.",
-    9: "a worked example in which the threshold drops a pair.",
+    9: "how K_score and K_sim are computed, of four models of which the threshold drops a pair.",
 }  # fmt: skip
 
 
