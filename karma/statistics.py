@@ -8,7 +8,7 @@ seed the noise of training is in no interval, and whoever shows one says so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,7 @@ from karma.errors import InputError
 LEVEL = 0.95  # confidence of every interval
 ALPHA = round(1 - LEVEL, 12)  # of every test
 POWER = 0.8  # of the test whose size `compute_needed_n` asks for
+SMALLEST = 0.02  # share; the smallest difference in accuracy worth claiming; ours
 
 
 def compute_wilson(
@@ -268,6 +269,59 @@ def adjust_holm(p: ArrayLike) -> np.ndarray:
     scaled = values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else []
     return adjusted
+
+
+def judge(value: float, p_holm: float, bounds: tuple[float, float], smallest: float, n: str, more: str = "") -> str:
+    """Put a test of "above 0" in one of four verdicts.
+
+    Args:
+        value: the estimate. p_holm: corrected for its family. bounds: its interval, corrected for the family.
+        smallest: a difference below it does not count. n: how many of what. more: what would show `smallest`.
+
+    Example:
+        >>> [judge(sign * 0.1, 0.01, (0.02, 0.18), 0.02, "n = 40 pairs") for sign in (1, -1)]
+        ['supported (n = 40 pairs)', 'contradicted (n = 40 pairs)']
+        >>> judge(0.0, 1.0, (-0.01, 0.01), 0.02, "n = 40 pairs")
+        'no difference larger than 0.02 (n = 40 pairs)'
+        >>> judge(0.1, 0.2, (-0.05, 0.25), 0.02, "n = 40 pairs", "9,000 would show 0.02")
+        'cannot tell with n = 40 pairs; 9,000 would show 0.02'
+    """
+    if p_holm < ALPHA:
+        return f"{'supported' if value > 0 else 'contradicted'} ({n})"
+    low, high = bounds
+    if -smallest < low <= high < smallest:
+        return f"no difference larger than {smallest} ({n})"
+    return f"cannot tell with {n}" + (f"; {more}" if more else "")
+
+
+def judge_family(
+    found: Sequence[Mapping[str, float]], n: Sequence[int], unit: str, smallest: float = SMALLEST
+) -> list[dict[str, float | str]]:
+    """Test each estimate of a family against 0, corrected for the family (Holm), and say what follows.
+
+    Args:
+        found: value, standard_error and df of each, as `compute_mean` returns them. n: units behind each.
+        unit: what they are. smallest: a difference below it does not count.
+
+    Returns:
+        p, p_holm and verdict of each.
+
+    Example:
+        >>> judge_family([{"value": 0.5, "standard_error": 0.1, "df": 39}], [40], "pairs")[0]["verdict"]
+        'supported (n = 40 pairs)'
+        >>> judge_family([{"value": 0.5, "standard_error": 0.3, "df": 39}] * 2, [40, 40], "pairs")[0]["verdict"]
+        'cannot tell with n = 40 pairs; 85,546 would show 0.02'
+    """
+    p = [compute_p_value(each["value"], each["standard_error"], each["df"]) for each in found]
+    n_tests, corrected = sum(not math.isnan(own) for own in p), adjust_holm(p)
+    judged: list[dict[str, float | str]] = []
+    for each, units, own, p_holm in zip(found, n, p, corrected, strict=True):
+        value, error, size = each["value"], each["standard_error"], f"n = {units:,} {unit}"
+        bounds = compute_interval(value, error, each["df"], max(n_tests, 1)) if error else (value, value)
+        needed = compute_needed_n(units, error, smallest, n_tests) if error and not math.isnan(own) else None
+        more = f"{needed:,} would show {smallest}" if needed else ""
+        judged.append({"p": own, "p_holm": p_holm, "verdict": judge(value, p_holm, bounds, smallest, size, more)})
+    return judged
 
 
 def compute_needed_n(n: int, standard_error: float, effect: float, n_tests: int = 1) -> int | None:

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy.stats import t
 
 from karma.errors import InputError
 from karma.figures.potential import plot_choices
 from karma.potential.margins import build_candidates
+from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import (
     CELL,
     choose,
@@ -146,6 +148,43 @@ def test_two_metrics_are_compared_on_the_same_pairs():
     assert build_union_table(parts[0][0]) is None
 
 
+def test_m_ap_is_compared_with_each_rival_and_corrected_for_all():
+    """M_AP is right on 7 of 8, `random` on 1 and `explicit_large` on 6, whose pairs are among M_AP's."""
+    parts = [margins_of("random", [1] + [0] * 7), margins_of("m_ap", [1] * 7 + [0]),
+             margins_of("explicit_large", [1] * 6 + [0] * 2)]  # fmt: skip
+    everything = [m.assign(ratio=1.0) for m, _ in parts]  # all of the pairs: no selection, no test
+    found = compare_rivals(pd.concat([m for m, _ in parts] + everything)).set_index("rival")
+    assert list(found.index) == ["random", "explicit_large"]
+    assert found["value"].tolist() == [0.75, 0.125] and (found["n"] == 8).all()
+    p = [2 * t.sf(0.75 / 0.16366342, 7), 2 * t.sf(1.0, 7)]  # the second: one pair of eight differs
+    assert found["p_holm"].tolist() == pytest.approx([2 * p[0], p[1]], rel=1e-5)
+    assert found.loc["random", "verdict"] == "supported (n = 8 pairs)"
+    assert found.loc["explicit_large", "verdict"].startswith("cannot tell with n = 8 pairs; ")
+
+
+def test_a_lead_that_shrinks_with_the_data_is_a_trend():
+    """At .1 of the pairs M_AP leads on six of eight pairs, at .2 on three, at .4 on none: -.375 a doubling."""
+    right = {0.1: [1] * 6 + [0] * 2, 0.2: [1] * 3 + [0] * 5, 0.4: [0] * 8, 1.0: [1] * 8}
+    parts = [m.assign(ratio=ratio) for ratio, own in right.items()
+             for m in (margins_of("m_ap", own)[0], margins_of("random", [0] * 8)[0])]  # fmt: skip
+    (row,) = compute_trends(pd.concat(parts)).to_dict("records")
+    slopes = np.array([-0.5] * 6 + [0] * 2)  # of each pair: (lead at .4 - lead at .1) / 2 doublings
+    half = 2.364624 * slopes.std(ddof=1) / np.sqrt(8)
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((-0.375, -0.375 - half, -0.375 + half), abs=1e-5)
+    assert (row["metric"], row["ratios"]) == ("m_ap", "0.1, 0.2, 0.4")
+    assert row["verdict"] == "contradicted (n = 8 pairs)", "the lead shrinks"
+    assert compute_trends(pd.concat(parts[:2])).empty, "one size is no trend"
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """Two seeds, M_AP ahead of `random` by all pairs in one and by none in the other: nothing is known of a third."""
+    parts = [margins_of(metric, [right] * 7 + [0], seed)[0] for metric, seed, right in
+             [("random", 0, 0), ("random", 1, 0), ("m_ap", 0, 1), ("m_ap", 1, 0)]]  # fmt: skip
+    (row,) = compare_rivals(pd.concat(parts)).to_dict("records")
+    assert row["value"] == 0.4375 and row["low"] < -1 and row["high"] > 1
+    assert row["verdict"].startswith("cannot tell")
+
+
 def test_a_finished_study_is_collected_and_shown(tmp_path):
     experiment = make_experiment(tmp_path)
     write_study(experiment)
@@ -153,7 +192,8 @@ def test_a_finished_study_is_collected_and_shown(tmp_path):
     assert found.loc["m_ap", "accuracy"] == 0.75 and found.loc["m_ap", "difference"] == 0.25
     assert found.loc["m_ap", "difference_low"] > 0
     shown = show_selections(experiment, tmp_path / "tables", tmp_path / "figures")
-    assert len(shown) == 4 and "## The selection study" in shown[0].data
+    assert len(shown) == 5 and "## The selection study" in shown[0].data
+    assert "supported (n = 20 pairs)" in (tmp_path / "tables" / "selection_rivals.md").read_text()
     assert "0.600" in (tmp_path / "tables" / "selection_agreement.md").read_text()
     assert all((tmp_path / "figures" / f"selections.{kind}").is_file() for kind in ("png", "svg"))
 

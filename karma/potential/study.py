@@ -2,8 +2,8 @@
 
 Held-out pairs are the same for all selections of a pair set, so two trainings are compared pair by pair: the share of
 held-out pairs whose chosen response training moved the policy towards, and its difference from `random` at the same
-ratio, method and seed. Decision: intervals are over the held-out pairs, each pair's outcome averaged over the seeds.
-Limit: with one seed the noise of training itself is in none of them.
+ratio, method and seed. Decision: intervals are over the held-out pairs and, where several were trained, over the seeds
+(`karma.statistics.compute_two_way`). Limit: with one seed the noise of training itself is in none of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from karma.errors import InputError
 from karma.files import load_json
 from karma.potential.margins import POOLS, RANKED_AS, Candidates, select
 from karma.potential.selection import gather_candidates
-from karma.statistics import compute_mean, compute_spearman, compute_wilson
+from karma.statistics import compute_spearman, compute_two_way, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import METRICS
@@ -218,18 +218,22 @@ def compare_selections(runs: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFram
         runs, margins: from `collect_selections`.
 
     Returns:
-        One row a CELL: COLUMNS; accuracy in [0, 1] with its 95 % interval (Wilson, over n held-out pairs), the paired
-        difference from `random` with its 95 % interval (t), NaN where there is no `random` to compare with.
+        One row a CELL: COLUMNS; accuracy in [0, 1] with its 95 % interval (Wilson, over n held-out pairs and the
+        seeds), the paired difference from `random` with its 95 % interval (t), NaN where there is no `random` to
+        compare with.
     """
     rows: list[dict[str, Any]] = []
     for cell, part in margins.groupby(CELL, sort=False):
         key = dict(zip(CELL, cell, strict=True))
         right = compute_outcomes(part)
         same = (runs[CELL] == pd.Series(key)).all(axis=1)
-        low, high = compute_wilson(float(right.mean()), len(right))
+        found = compute_two_way(right.T)
+        several = (found["standard_error"], 1, found["df"]) if right.shape[1] > 1 else ()
+        low, high = compute_wilson(found["value"], len(right), *several)
+        lot = find_outcomes(margins, {**key, "metric": "random"}, part)
         rows.append({**key, "n_pairs": int(runs.loc[same, "n_pairs"].iloc[0]), "n_seeds": int(same.sum()),
-                     "accuracy": float(right.mean()), "low": low, "high": high, "n": len(right),
-                     **_compare(right, _find_outcomes(margins, {**key, "metric": "random"}, part))})  # fmt: skip
+                     "accuracy": found["value"], "low": low, "high": high, "n": len(right),
+                     **_name(compute_difference(right, lot))})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -246,20 +250,21 @@ def compare_metrics(margins: pd.DataFrame, first: str, second: str) -> pd.DataFr
     rows: list[dict[str, Any]] = []
     for cell, part in margins[margins["metric"] == first].groupby(CELL, sort=False):
         key = dict(zip(CELL, cell, strict=True))
-        right, other = compute_outcomes(part), _find_outcomes(margins, {**key, "metric": second}, part)
+        right, other = compute_outcomes(part), find_outcomes(margins, {**key, "metric": second}, part)
         if other is not None:
-            rows.append({**{k: v for k, v in key.items() if k != "metric"}, first: float(right.mean()),
-                         second: float(other.mean()), "n": len(right), **_compare(right, other)})  # fmt: skip
+            rows.append({**{k: v for k, v in key.items() if k != "metric"}, first: float(right.to_numpy().mean()),
+                         second: float(other.to_numpy().mean()), "n": len(right),
+                         **_name(compute_difference(right, other))})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def compute_outcomes(part: pd.DataFrame) -> pd.Series:
-    """Return each held-out pair's outcome averaged over the seeds: 1 right, 0 wrong, 1/2 where nothing moved."""
+def compute_outcomes(part: pd.DataFrame) -> pd.DataFrame:
+    """Return each held-out pair's outcome by seed (pairs x seeds): 1 right, 0 wrong, 1/2 where nothing moved."""
     right = (part["margin"] > 0) + 0.5 * (part["margin"] == 0)
-    return right.groupby(part["row_id"]).mean()
+    return right.groupby([part["row_id"], part["seed"]]).mean().unstack("seed")
 
 
-def _find_outcomes(margins: pd.DataFrame, key: dict[str, Any], part: pd.DataFrame) -> pd.Series | None:
+def find_outcomes(margins: pd.DataFrame, key: Mapping[str, Any], part: pd.DataFrame) -> pd.DataFrame | None:
     """Return the outcomes of another cell in the same seeds; None for the cell itself, or where seeds are missing."""
     if key["metric"] == part["metric"].iloc[0]:
         return None
@@ -267,9 +272,16 @@ def _find_outcomes(margins: pd.DataFrame, key: dict[str, Any], part: pd.DataFram
     return compute_outcomes(others) if set(others["seed"]) == set(part["seed"]) else None
 
 
-def _compare(right: pd.Series, baseline: pd.Series | None) -> dict[str, float]:
-    names = ("difference", "difference_low", "difference_high")
+def compute_difference(right: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, float]:
+    """Return the mean of right minus baseline, paired by held-out pair and seed, as `karma.statistics.compute_two_way`.
+
+    Args:
+        right, baseline: pairs x seeds, from `compute_outcomes`; without a baseline everything is NaN.
+    """
     if baseline is None:
-        return dict.fromkeys(names, float("nan"))
-    found = compute_mean((right - baseline).dropna())
-    return dict(zip(names, (found["value"], found["low"], found["high"]), strict=True))
+        return dict.fromkeys(("value", "standard_error", "low", "high", "df"), float("nan"))
+    return compute_two_way((right - baseline).dropna().T)
+
+
+def _name(found: Mapping[str, float]) -> dict[str, float]:
+    return {"difference": found["value"], "difference_low": found["low"], "difference_high": found["high"]}

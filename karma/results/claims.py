@@ -27,10 +27,9 @@ from karma.results.published import compute_size
 from karma.results.study import Study
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
-from karma.statistics import ALPHA, adjust_holm, compute_needed_n, compute_wilson, quantiles
+from karma.statistics import SMALLEST, adjust_holm, compute_needed_n, compute_wilson, judge, quantiles
 from karma.vocabulary import BASELINE, CONTROLS, KINSHIP_STRATEGIES, RIVALS, START, title_of
 
-SMALLEST = 0.02  # share; the smallest gain in accuracy worth claiming; ours
 N_DRAWS = 500  # redrawn score tables behind an interval of RQ1 and RQ4
 COLUMNS = ["question", "claim", "effect", "low", "high", "p_holm", "n", "needed_n", "verdict", "basis"]
 
@@ -71,14 +70,9 @@ test_claims.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 def _judge(row: dict, n_tests: int) -> str:
     """Put a test in words, at a level that holds for all of the question's tests at once (Holm, Bonferroni)."""
-    n, smallest = f"n = {row['n']:,} {row['unit']}", row["smallest"]
-    if row["p_holm"] < ALPHA:
-        return f"{'supported' if row['effect'] > 0 else 'contradicted'} ({n})"
-    low, high = row["bounds"](n_tests)
-    if -smallest < low <= high < smallest:
-        return f"no difference larger than {smallest} ({n})"
-    more = f"; {row['needed_n']:,} would show {smallest}" if row["needed_n"] else ""
-    return f"cannot tell with {n}{more}"
+    more = f"{row['needed_n']:,} would show {row['smallest']}" if row["needed_n"] else ""
+    size = f"n = {row['n']:,} {row['unit']}"
+    return judge(row["effect"], row["p_holm"], row["bounds"](n_tests), row["smallest"], size, more)
 
 
 def _record(claim: str, found: Estimate | None) -> dict:

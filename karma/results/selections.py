@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from karma.files import load_json
+from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import collect_selections, compare_metrics, compare_selections
 from karma.results.tables import Table, build_plain
 from karma.study.experiment import Experiment
@@ -19,8 +20,12 @@ TEXT = """## The selection study: alignment potential against the lot
 
 Held-out preference accuracy after training on a part of a pair set, over the part's size: one line a metric, 95 %
 intervals over the held-out pairs, the same for all; the dotted line is a coin. A metric earns its keep where its
-difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell."""
-NOTE = "the noise of training is in none of these intervals"
+difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell. Then M_AP
+against each rival metric, and whether a metric's lead over `random` changes with the data: all corrected (Holm)."""
+NOTES = {
+    False: "one seed: the noise of training is in none of these intervals",
+    True: "intervals hold held-out pairs and seeds",
+}
 
 
 def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
@@ -44,6 +49,7 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
     made = [
         build_selection_table(compared),
+        *build_test_tables(margins),
         *filter(None, [build_agreement_table(experiment), build_union_table(margins)]),
     ]
     for table in made:
@@ -62,8 +68,29 @@ def build_selection_table(compared: pd.DataFrame) -> Table:
                "95 % of it": _join(rows["difference_low"], rows["difference_high"])}  # fmt: skip
     frame = pd.DataFrame(columns).set_index(["policy", "selection", "method"])
     caption = "Held-out accuracy (share of n pairs) after training on each selection, and its difference from `random`."
-    seeds = "one seed" if (compared["n_seeds"] == 1).all() else "seeds are averaged"
-    return build_plain("selections", caption, frame, notes=(f"{seeds}: {NOTE}",))
+    return build_plain("selections", caption, frame, notes=(NOTES[bool((compared["n_seeds"] > 1).any())],))
+
+
+def build_test_tables(margins: pd.DataFrame) -> list[Table]:
+    """Return M_AP against each rival, and each metric's lead over the data size; only what can be tested."""
+    asked = {
+        "selection_rivals": (compare_rivals(margins), ["policy", "method", "selection", "rival"],
+                             "Held-out accuracy after training on M_AP's selection less that after a rival's."),
+        "selection_trends": (compute_trends(margins), ["policy", "method", "strategy", "metric"],
+                             "Does a metric's lead over `random` change with the pairs kept? Its change a doubling."),
+    }  # fmt: skip
+    tables = []
+    for name, (rows, index, caption) in asked.items():
+        if rows.empty:
+            continue
+        if "ratio" in rows:
+            selection = [f"{r.strategy}+{r.metric}-{r.ratio:g}" for r in rows.itertuples()]
+            rows = rows.assign(selection=selection).drop(columns=["strategy", "metric", "ratio"])
+        low, high = rows.pop("low"), rows.pop("high")
+        rows.insert(list(rows).index("value") + 1, "95 %", _join(low, high))
+        notes = ("p_holm: corrected for all rows of this table", NOTES[margins["seed"].nunique() > 1])
+        tables.append(build_plain(name, caption, rows.set_index(index), notes=notes))
+    return tables
 
 
 def _join(low: pd.Series, high: pd.Series) -> list[str]:
