@@ -124,6 +124,20 @@ def compute_p_value(value: float, standard_error: float, df: float) -> float:
     return float(2 * stdtr(df, -abs(value / standard_error)))
 
 
+def compute_slopes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the least-squares slope over places, of each unit on its own; their mean is a trend, paired over units.
+
+    Args:
+        values: (places, ...). places: where they were measured, two or more different ones.
+
+    Example:
+        >>> compute_slopes(np.array([[0.0, 1.0], [0.5, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 3.0])).tolist()
+        [0.5, 0.0]
+    """
+    around = places - places.mean()
+    return np.tensordot(around / (around**2).sum(), values, axes=1)
+
+
 def compute_two_way(values: ArrayLike, units: ArrayLike | None = None) -> dict[str, float]:
     """Return a mean over trainings and prompts, the same prompts asked of each, that is to hold for others of both.
 

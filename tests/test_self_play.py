@@ -25,7 +25,7 @@ from karma.pairs.pairs import load_pairs
 from karma.potential.margins import compute_potential
 from karma.self_play import rounds
 from karma.self_play.answers import sample_answers
-from karma.self_play.curves import find_missing, load_rounds
+from karma.self_play.curves import compute_trends, find_missing, list_rounds, load_rounds
 from karma.self_play.evolution import (
     REFUSED,
     STRATEGIES,
@@ -477,6 +477,27 @@ def test_curves_hold_round_0_every_finished_round_and_name_the_others(study):
     record = study[1]["evolve_then_select", 2]
     gain = np.mean(record["after"]["by_prompt"]) - np.mean(record["start"]["by_prompt"])
     assert own["gain"].iloc[2] == pytest.approx(gain, abs=1e-5)
+
+
+def test_a_trend_over_rounds_is_each_prompt_s_slope(tmp_path):
+    """Six prompts: all rise by .2 at the first round, and by .1 more, or not, at the second."""
+    experiment = load_experiment("self_play")
+    experiment.outputs = tmp_path
+    start, first = np.full(6, 0.3), np.full(6, 0.5)
+    second = first + np.array([0.1, 0.1, 0.1, 0, 0, 0])
+    for job in (j for j in list_rounds(experiment) if j.params["arm"] == "fresh"):
+        number = int(job.params["round"])
+        record = {"policy": "p", "arm": "fresh", "round": number, "start": {"by_prompt": start.tolist()},
+                  "after": {"by_prompt": [first, second][number - 1].tolist()}}  # fmt: skip
+        job.folder.mkdir(parents=True)
+        (job.folder / "self_play.json").write_text(json.dumps(record))
+    found = compute_trends(experiment).set_index("rounds")
+    assert list(found.index) == ["0 to 2", "1 to 2"]
+    assert found["change"].tolist() == pytest.approx([0.125, 0.05])  # (second - start) / 2, and second - first
+    half = 2.570582 * (second - first).std(ddof=1) / np.sqrt(6)
+    assert found.loc["1 to 2", ["low", "high"]].tolist() == pytest.approx([0.05 - half, 0.05 + half], abs=1e-6)
+    assert found.loc["0 to 2", "verdict"] == "supported (n = 6 prompts)"
+    assert found.loc["1 to 2", "verdict"].startswith("cannot tell with n = 6 prompts; ")
 
 
 def test_the_figures_are_pictures(study, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from karma.potential.study import CELL, compute_difference, compute_outcomes, find_outcomes
-from karma.statistics import compute_two_way, judge_family
+from karma.statistics import compute_slopes, compute_two_way, judge_family
 
 PLACE = ["policy", "strategy", "method"]
 TESTED = ["value", "low", "high", "n", "p_holm", "verdict"]
@@ -46,20 +46,6 @@ def compute_trends(margins: pd.DataFrame) -> pd.DataFrame:
         (Holm), and the verdict on "the lead grows".
     """
     return _judge(list(_iterate_trends(margins)), TRENDS)
-
-
-def compute_slopes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return the least-squares slope over places, of each unit on its own.
-
-    Args:
-        values: (places, ...). places: where they were measured, two or more different ones.
-
-    Example:
-        >>> compute_slopes(np.array([[0.0, 1.0], [0.5, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 3.0])).tolist()
-        [0.5, 0.0]
-    """
-    around = places - places.mean()
-    return np.tensordot(around / (around**2).sum(), values, axes=1)
 
 
 def _iterate_rivals(margins: pd.DataFrame, metric: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from karma.figures.self_play import plot_rounds
 from karma.figures.style import save_figure
 from karma.results.tables import build_plain
-from karma.self_play.curves import find_missing, list_rounds, load_rounds
+from karma.self_play.curves import compute_trends, find_missing, list_rounds, load_rounds
 from karma.study.experiment import Experiment
 
 TEXT = """## Self-play: what the policy learnt from its own answers
@@ -40,5 +40,9 @@ def show_self_play(experiment: Experiment, folder: Path) -> None:
     frame = rounds.drop(columns=["scorer", "shortfalls"]).set_index(["policy", "arm", "round"])
     caption = "Self-play: held-out score, gain over the untrained policy and held-out preference, with 95 % intervals."
     table = build_plain("self_play", caption, frame, decimals=3, notes=notes)
-    table.save(folder / "tables")
-    display(table)
+    trends = compute_trends(experiment).set_index(["policy", "arm", "rounds"])
+    caption = "Self-play: does the score of held-out prompts grow? Its change a round, paired over the prompts."
+    corrected = "p_holm: corrected for all rows; one training a round, so without the noise of training"
+    for made in (table, build_plain("self_play_trends", caption, trends, notes=(corrected,))):
+        made.save(folder / "tables")
+        display(made)

@@ -7,10 +7,12 @@ yet is left out of the table and named by `find_missing`, never filled in.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
 from karma.files import load_json
+from karma.statistics import SMALLEST, compute_mean, compute_slopes, judge_family
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 
@@ -18,6 +20,7 @@ COLUMNS = [
     "policy", "arm", "round", "scorer", "n_pairs", "score", "score_low", "score_high", "n_prompts", "gain", "gain_low",
     "gain_high", "preference", "preference_low", "preference_high", "n_held_out", "shortfalls",
 ]  # fmt: skip
+TRENDS = ["policy", "arm", "rounds", "change", "low", "high", "n_prompts", "p_holm", "verdict"]
 
 
 def list_rounds(experiment: Experiment) -> list[Job]:
@@ -37,6 +40,36 @@ def load_rounds(experiment: Experiment) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(["policy", "arm", "round"], kind="stable")
     frame["n_pairs"] = frame.groupby(["policy", "arm"])["n_pairs"].cumsum()
     return frame.reset_index(drop=True)
+
+
+def compute_trends(experiment: Experiment) -> pd.DataFrame:
+    """Return whether the score of held-out prompts grows over the rounds: the share followed, or the scorer's unit.
+
+    Each arm is asked twice: from the untrained policy (round 0) on, and over its trained rounds alone, where more than
+    the first training must have gained something.
+
+    Returns:
+        TRENDS, one row an arm and span of finished rounds: the change of the score a round (each prompt's own slope,
+        averaged) with its 95 % interval over prompts (t), p corrected for all rows (Holm), and the verdict on "it
+        grows". The interval holds no noise of training: there is one training a round.
+    """
+    scores: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for job in list_rounds(experiment):
+        if (job.folder / "self_play.json").is_file():
+            record = load_json(job.folder / "self_play.json")
+            own = scores.setdefault((record["policy"], record["arm"]), {0: record["start"]["by_prompt"]})
+            own[record["round"]] = record["after"]["by_prompt"]
+    rows: list[dict[str, Any]] = []
+    for (policy, arm), by_round in scores.items():
+        for span in (sorted(by_round), sorted(set(by_round) - {0})):
+            if len(span) > 1:
+                slopes = compute_slopes(np.array([by_round[r] for r in span]), np.array(span, float))
+                rows.append({"policy": policy, "arm": arm, "rounds": f"{span[0]} to {span[-1]}",
+                             "n_prompts": len(slopes), **compute_mean(slopes)})  # fmt: skip
+    is_share = experiment.settings.self_play.scorer == "instructions"  # of others no difference is too small to count
+    judged = judge_family(rows, [row["n_prompts"] for row in rows], "prompts", SMALLEST if is_share else 0.0)
+    found = [{**row, **more, "change": row["value"]} for row, more in zip(rows, judged, strict=True)]
+    return pd.DataFrame(found, columns=TRENDS)
 
 
 def find_missing(experiment: Experiment) -> list[str]:
