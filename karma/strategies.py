@@ -121,7 +121,7 @@ def choose_by_kinship(
     eligible = (kinship[model[first], model[second]] >= tau) | (strategy in WITHOUT_TAU)
     first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
     first, second = _keep_alike(candidates, dropped, first, second, max_length_ratio)
-    high, low = _orient(candidates, s_pref, first, second)
+    high, low = orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]
     criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
     ties = [score[high], score[low], kin, draw[high], draw[low]]
@@ -264,7 +264,7 @@ def mix_draws(values: np.ndarray) -> np.ndarray:
     return mix(mix(values))
 
 
-def _orient(
+def orient(
     candidates: Candidates, s_pref: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put the response of the higher S_pref first; of equal ones the larger draw."""

@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from karma.errors import InputError
 from karma.pairs.build import build_pairs
 from karma.pairs.pairs import load_pairs
+from karma.pairs.premise import PARTS
 from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.scores.read import load_score_table
@@ -98,9 +100,13 @@ def test_pairs_are_those_of_the_library(executed):
 
 def test_figures_table_and_card(executed):
     names = {p.name for p in (executed.folder / "figures").glob("*.png")}
-    assert names == {"overlap.png", "model_pairs.png", "quality_gap.png", "agreement.png", "curriculum.png"}
+    shown = ("overlap", "model_pairs", "quality_gap", "premise", "agreement", "curriculum")
+    assert names == {f"{name}.png" for name in shown}
     assert "k_sim: 58 preference pairs" in (executed.folder / "README.md").read_text("utf-8")
     assert (executed.folder / "quality_gap.csv").read_text().startswith("measure,strategy,baseline,n,mean")
+    tests, curve, models = (pd.read_csv(executed.folder / "premise" / f"{part}.csv") for part in PARTS)
+    assert set(tests["relation"]) == {"kinship", "s_pref"} and {"length", "judge"} <= set(tests["measure"])
+    assert len(models) == 15 and models["n"].sum() == curve["n_pairs"].max() == 58 * 6, "six pairs a usable prompt"
 
 
 def test_no_path_of_this_machine_in_the_saved_files(executed):

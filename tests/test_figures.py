@@ -39,6 +39,7 @@ from karma.labels.recorded import audit_recorded
 from karma.pairs.agreement import compute_agreement, compute_overlap
 from karma.pairs.build import build_pair_sets
 from karma.pairs.curriculum import order_pairs
+from karma.pairs.premise import MEASURES, average_models, relate_gaps, trace_gaps
 from karma.pairs.quality_gap import compare_gaps, compute_gaps
 from karma.pool.annotations import collect_annotations
 from karma.pool.pool import load_pool
@@ -128,6 +129,19 @@ def draw_overlap():
 def draw_gaps():
     gaps = {name: compute_gaps(one.table) for name, one in pair_sets().items()}
     return pairs.plot_gaps(gaps, compare_gaps(gaps, "random"))
+
+
+def draw_premise(n_models: int, measures):
+    """Gaps that grow with distance, of sixty prompts answered by all of the paper's first models."""
+    square, dice = kin(n_models).kinship, np.random.default_rng(0)
+    one, other = np.triu_indices(n_models, 1)
+    frame = pd.DataFrame({"one": square.index[one], "other": square.index[other], "s_pref": 0.1,
+                          "kinship": square.to_numpy()[one, other]})  # fmt: skip
+    gaps = pd.concat([frame.assign(row_id=str(i)) for i in range(60)], ignore_index=True)
+    for place, name in enumerate(measures):
+        gaps[name] = (1.5 - gaps["kinship"] + dice.uniform(0, 0.4, len(gaps))) * 2**place
+    models = average_models(gaps)
+    return pairs.plot_premise(relate_gaps(models, 0, 99), trace_gaps(gaps), models, tau=TAU)
 
 
 def draw_agreement():
@@ -264,6 +278,8 @@ PLOTS: dict[str, Callable] = {
     "plot_overlap": lambda s: draw_overlap(),
     "plot_model_pairs": lambda s: pairs.plot_model_pairs(pair_sets()["k_score"].table, "k_score"),
     "plot_gaps": lambda s: draw_gaps(),
+    "plot_premise: two measures": lambda s: draw_premise(3, ["length", "lexical"]),
+    "plot_premise: all measures": lambda s: draw_premise(16, MEASURES),
     "plot_curriculum": lambda s: pairs.plot_curriculum(order_pairs(pair_sets()["k_sim"], 3).table, "k_sim"),
     "plot_agreement": lambda s: draw_agreement(),
     "plot_choices": lambda s: draw_choices(),

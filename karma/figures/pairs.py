@@ -1,4 +1,4 @@
-"""Figures of the binarization: overlap of strategies, model pairs, Response Quality Gap, curriculum."""
+"""Figures of the binarization: overlap of strategies, model pairs, Response Quality Gap, the premise, curriculum."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,8 @@ import pyarrow as pa
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
+from karma.figures.style import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE, strategy_style
+from karma.pairs.premise import MEASURES
 from karma.pairs.quality_gap import UNITS
 
 AXIS_TITLES = {
@@ -18,6 +19,7 @@ AXIS_TITLES = {
     "complexity": "complexity gap",
     "judge": "judge's gap",
     "embedding": "embedding gap",
+    "truth": "truth gap",
 }
 
 
@@ -140,6 +142,44 @@ def plot_gaps(gaps: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> np.
         f"Above: gap of each pair (box: quartiles, diamond: mean). Below: mean minus {baseline}, same prompts, 95 %",
         fontsize=9,
     )
+    return axes
+
+
+def plot_premise(tests: pd.DataFrame, curve: pd.DataFrame, models: pd.DataFrame, tau: float) -> np.ndarray:
+    """Draw, a panel a measure, the mean gap of each two models against their kinship, and what a threshold leaves.
+
+    Args:
+        tests, curve, models: from `karma.pairs.premise`: `relate_gaps`, `trace_gaps`, `average_models`.
+        tau: of the study.
+
+    Returns:
+        Axes, shape (rows, columns), three columns at most.
+    """
+    names = list(dict.fromkeys(curve["measure"]))
+    n_columns = min(max(len(names), 1), 3)
+    n_rows = max(-(-len(names) // n_columns), 1)
+    size = (PAGE_WIDTH_IN, 0.9 + 2.1 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, sharex=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        line, test = curve[curve["measure"] == name], tests[tests["measure"] == name].set_index("relation")
+        start = line["tau"].min() - 0.05 * float(np.ptp(line["tau"]))  # below the lowest kinship all pairs are left
+        line = pd.concat([line.head(1).assign(tau=start), line])
+        ax.fill_between(line["tau"], line["low"], line["high"], step="pre", color=PALETTE[3], alpha=0.25, linewidth=0)
+        ax.plot(line["tau"], line["value"], drawstyle="steps-pre", color=PALETTE[3], label="all pairs of kinship ≥ τ")
+        ax.plot(models["kinship"], models[name], MARKERS[0], color=PALETTE[0], markersize=4, markeredgecolor="white",
+                markeredgewidth=0.5, label="two origin models")  # fmt: skip
+        if line["tau"].min() < tau:
+            ax.axvline(tau, color="black", linewidth=0.8, linestyle=":")
+        found = test.loc["kinship", ["r", "p_holm"]]
+        said = "no r" if found.isna().any() else f"r = {found['r']:+.2f}, p = {found['p_holm']:.2f}"
+        ax.set(title=f"{AXIS_TITLES[name]}\n{said}", xlabel="kinship, or τ", ylabel=MEASURES[name])
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    if names:
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    told = "Mean gap of two responses (band: 95 %, by prompt; r: Mantel's, of the gap with 1 - kinship)"
+    figure.suptitle(told, fontsize=9)
     return axes
 
 

@@ -24,7 +24,7 @@ from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
-from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship
+from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship, list_pairs, orient
 from karma.vocabulary import STRATEGIES
 
 
@@ -67,17 +67,7 @@ class Binarizer:
         """Decide one batch, and enter it in the books."""
         unused, models = self._sort_out(batch)
         usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())))
-        row_keys = compute_keys(batch.row_digest)
-        candidates = Candidates(
-            n_rows=batch.n_rows,
-            row=batch.row[usable],
-            model=models[usable],
-            draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
-                               compute_keys(batch.response_digest[usable])),
-            annotation=self._annotate(batch, usable),
-            length=None if self.rules.max_length_ratio is None
-            else count_characters(batch.response.take(pa.array(usable))),
-        )  # fmt: skip
+        candidates = self._list_candidates(batch, usable, models[usable])
         barred = self._bar_rows(batch)
         choices = {s: self._filter(batch, usable, self._choose(s, candidates)) for s in self.strategies}
         choices = {s: _bar(choice, barred, batch.n_rows) for s, choice in choices.items()}
@@ -86,6 +76,35 @@ class Binarizer:
         for strategy, choice in choices.items():
             self._enter(strategy, batch, unused, candidates, choice)
         return {s: self._build_table(s, batch, usable, candidates, choice) for s, choice in choices.items()}
+
+    def pair_all(self, batch: ResponseBatch, rows: np.ndarray) -> pa.Table:
+        """Return every pair of usable responses by two origin models, whatever their kinship, higher S_pref first.
+
+        Args:
+            batch: of the pool.
+            rows: boolean mask of the rows asked for; those without a prompt, or barred by a rule, are left out.
+        """
+        unused, models = self._sort_out(batch)
+        taken = rows & ~np.logical_or.reduce(list(self._bar_rows(batch).values()))
+        usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())) & taken[batch.row])
+        candidates = self._list_candidates(batch, usable, models[usable])
+        first, second = list_pairs(candidates.row, batch.n_rows)
+        two = candidates.model[first] != candidates.model[second]
+        high, low = orient(candidates, self.origins.s_pref, first[two], second[two])
+        return self._build_table("all", batch, usable, candidates, Choice(candidates.row[high], high, low, {}))
+
+    def _list_candidates(self, batch: ResponseBatch, usable: np.ndarray, models: np.ndarray) -> Candidates:
+        row_keys = compute_keys(batch.row_digest)
+        return Candidates(
+            n_rows=batch.n_rows,
+            row=batch.row[usable],
+            model=models,
+            draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
+                               compute_keys(batch.response_digest[usable])),
+            annotation=self._annotate(batch, usable),
+            length=None if self.rules.max_length_ratio is None
+            else count_characters(batch.response.take(pa.array(usable))),
+        )  # fmt: skip
 
     def _sort_out(self, batch: ResponseBatch) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return why responses are unused (disjoint masks), and each response's row in the score table."""
