@@ -1,10 +1,14 @@
 """Labels against recorded judgments: an independent loop, a pool of known truth, coverage, layouts, and bad sources."""
 
+import importlib.util
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,13 +21,15 @@ from karma.labels.comparisons import COLUMNS, build_comparisons, cut_pairs, meas
 from karma.labels.judgments import build_values
 from karma.labels.layouts import load_judgments, read_rows
 from karma.labels.matching import match_models
-from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
+from karma.labels.recorded import BY_CONSTRUCTION, audit_recorded, describe_recorded, save_recorded
 from karma.labels.sets import list_sets, measure_strategies, pick_all
 from karma.pairs.build import save_pair_sets
 from karma.pool.pool import load_pool
+from karma.results.labels import show_labels
 from karma.scores.read import load_score_table
 from karma.statistics import compute_comparison_share
 
+ROOT = Path(__file__).parent.parent
 BY = "weighted_alpaca_eval_gpt4_turbo"
 
 
@@ -319,6 +325,9 @@ def test_pools_studies_and_pair_folders(tmp_path):
     assert audit.accuracy.loc[0, "label_accuracy"] == 0.5
     rlaif = audit.strategies.set_index("strategy").loc["rlaif"]
     assert (rlaif["label_accuracy"], rlaif["judge_calls"]) == (1.0, 8)  # these judgments label it
+    assert audit.books["rlaif_by_construction"] and f"note: {BY_CONSTRUCTION}" in describe_recorded(audit)
+    other = replace(rated, annotations=-rated.values)
+    assert not audit_recorded(other, table).books["rlaif_by_construction"]
     pool = load_pool(rows)
     save_pair_sets(pool, table, {s: tmp_path / "pairs" / s for s in ("delta", "k_score")}, tau=-1.0, seed=0)
     for name, truth in (("delta", [0.5, -0.5, None]), ("k_score", [True, None, False])):
@@ -327,6 +336,37 @@ def test_pools_studies_and_pair_folders(tmp_path):
     audit = audit_recorded(load_judgments(tmp_path / "pairs"), table)
     assert audit.strategies.set_index("strategy")["label_accuracy"].to_dict() == {"delta": 0.5, "k_score": 0.5}
     assert audit.books["layout"] == "pairs" and audit.accuracy.loc[0, "n_decided"] == 4
+
+
+def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):
+    table = load_score_table(write_table(tmp_path / "t.csv", THREE))
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"q{n}", model, value, 10.0, value)
+        for n in range(6)
+        for model, value in zip(THREE, rng.random(3), strict=True)
+    ]
+    judged = pd.DataFrame(rows, columns=["prompt", "model", "value", "length", "annotation"])
+    audit = audit_recorded(build_values(judged, "six.json", "own", "share"), table)
+    study = SimpleNamespace(outputs=tmp_path, settings=SimpleNamespace(
+        labels=SimpleNamespace(audit=True), annotation=SimpleNamespace(source="recorded")))  # fmt: skip
+    folder, written = tmp_path / "labels" / "recorded", tmp_path / "report"
+    save_recorded(audit, folder)
+    audit.strategies.to_csv(folder.parent / "strategies.csv", index=False)
+    _, shown = show_labels(study, written, written)
+    assert (written / "recorded_label_accuracy.png").is_file() and (written / "recorded_labels.csv").is_file()
+    for part in ("six.json", "sets of 3 of 3 models on 6 prompts", BY_CONSTRUCTION):
+        assert part in shown.caption
+    spec = importlib.util.spec_from_file_location("make_readme", ROOT / "docs" / "make_readme.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    said = made.build_recorded(folder)
+    every = audit.accuracy.iloc[0]
+    assert f"{audit.books['n_comparisons']} comparisons {audit.books['decided']} are decided" in said
+    assert f"Over all pairs {every['label_accuracy']:.2f} of the labels are right" in said
+    audit.strategies.query("strategy != 'rlaif'").to_csv(folder.parent / "strategies.csv", index=False)
+    (folder / "strategies.csv").unlink()
+    assert [table.name for table in show_labels(study, written, written)] == ["labels"]
 
 
 GOOD = {"low-1": [("a", 1.2), ("b", 1.4)], "mid-2": [("a", 1.6), ("b", 1.3)]}

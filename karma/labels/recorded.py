@@ -32,6 +32,7 @@ from karma.study.settings import Labels as LabelSettings
 TIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models
 FEW_MODELS = 30
+BY_CONSTRUCTION = "rlaif is labelled by these very judgments: its accuracy is 1 by construction, and no evidence"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +163,14 @@ def _keep_books(judgments: Judgments, comparisons: Comparisons, tie: float) -> d
         "source": judgments.source, "layout": judgments.layout, "unit": judgments.unit, **judgments.counts,
         "n_models": len(judgments.models), "n_prompts": len(judgments.prompts), "n_comparisons": int(judged.sum()),
         "decided": n_decided, "judged_tie": int(judged.sum()) - n_equal - n_decided, "equal_s_pref": n_equal,
+        "rlaif_by_construction": _is_own_judge(judgments),
     }  # fmt: skip
+
+
+def _is_own_judge(judgments: Judgments) -> bool:
+    """Tell whether the annotations that label `rlaif` are the judgments that it is held against."""
+    given, values = judgments.annotations, judgments.values
+    return given is not None and values is not None and np.array_equal(given, values, equal_nan=True)
 
 
 def save_recorded(audit: RecordedAudit, folder: Path) -> None:
@@ -190,6 +198,8 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
                  f"judged equal (within {books['tie']:g}), {books['equal_s_pref']:,} with equal S_pref")  # fmt: skip
     lines.append(f"label accuracy, all pairs: {_show(every)}")
     lines += [f"{row['strategy']}: {_show(row)}" for _, row in audit.strategies.iterrows()]
+    if books["rlaif_by_construction"]:
+        lines.append(f"note: {BY_CONSTRUCTION}")
     whole = audit.sensitivity.query("setting == 'normalised by' and value == 'whole table'")
     own = audit.sensitivity.query("setting == 'normalised by' and value == 'judged models'")
     moved = zip(own["strategy"], own["label_accuracy"], whole["label_accuracy"], strict=True)

@@ -8,6 +8,7 @@ import pandas as pd
 from karma.figures.labels import plot_label_accuracy, title_labels
 from karma.figures.style import save_figure
 from karma.files import load_json
+from karma.labels.recorded import BY_CONSTRUCTION
 from karma.results.tables import Table, build_plain
 from karma.study.experiment import Experiment
 
@@ -49,7 +50,7 @@ def _show_recorded(folder: Path, written: Path, figures: Path) -> Iterator[Table
     strategies, books = pd.read_csv(folder / "strategies.csv"), load_json(folder / "accounting.json")
     save_figure(plot_label_accuracy(strategies, "recorded", "the judge"), figures / "recorded_label_accuracy")
     names = strategies["strategy"].map(lambda name: title_labels(name, "recorded"))
-    caption = RECORDED.format(**books)
+    caption = RECORDED.format(**books) + (f" Note: {BY_CONSTRUCTION}." if books.get("rlaif_by_construction") else "")
     table = build_plain("recorded_labels", caption, strategies.assign(strategy=names).set_index("strategy"))
     table.save(written)
     yield table
