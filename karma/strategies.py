@@ -4,13 +4,15 @@ Every row's candidates become all their unordered pairs, flat. A strategy is the
 keeps, in every row, the pairs that reach the row's best value, until one is left. Eligible pairs (kinship >= tau) come
 first, the strategy picks among them (to those of `WITHOUT_TAU` every pair is eligible); a pick with equal S_pref is no
 preference and is dropped. Where lengths are to match, only pairs whose longer response has at most so many times the
-characters of the shorter one are eligible, to every strategy. Ties go to the higher S_pref, then the higher kinship;
+characters of the shorter one are eligible, to every strategy; to those of `SURE_ONLY` only pairs that are surely
+labelled. Ties go to the higher S_pref, then the higher kinship;
 what is still equal is decided by a draw keyed by (seed, row, response) and never by the order of models, completions or
 rows (among the origin models of a score table, which have no responses to draw from, by the order given).
 
     k_score      the higher S_pref of the pair, then the lower one        (the two best models)
     k_score_sim  the higher S_pref of the pair, then the kinship          (the best model and its nearest kin)
     k_sim        the kinship                                             (the two nearest kin)
+    k_sure       the kinship, of pairs whose label is at least .95 sure    (ours)
     delta        the higher S_pref of the pair, then the lower one, lowest first; no tau    (rival: delta learning)
     least_kin    the kinship, lowest first                                (control: ours)
     random       a draw                                                   (control: ours)
@@ -29,6 +31,7 @@ from math import comb
 
 import numpy as np
 
+from karma.errors import InputError
 from karma.pool.draws import mix
 
 MAX_SETS = 5000
@@ -40,8 +43,11 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Crit
     "delta": lambda high, low, kin, draw: [high, -low],
     "least_kin": lambda high, low, kin, draw: [-kin],
     "random": lambda high, low, kin, draw: [draw],
+    "k_sure": lambda high, low, kin, draw: [kin],
 }
 WITHOUT_TAU = {"delta"}  # whose own rule asks for no kinship
+SURE_ONLY = {"k_sure"}
+SURE = 0.95  # label confidence: the level of every interval of the kit, so that sampling error flips at most 1 in 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def choose_by_kinship(
     kinship: np.ndarray,
     tau: float,
     max_length_ratio: float | None = None,
+    confidence: np.ndarray | None = None,
 ) -> Choice:
     """Pick a pair a row from the origin models' scores and kinship alone.
 
@@ -98,6 +105,10 @@ def choose_by_kinship(
         kinship: shape (models, models), cosine in [-1, 1].
         tau: the least kinship of an eligible pair; no strategy of WITHOUT_TAU reads it.
         max_length_ratio: of an eligible pair's longer response to its shorter one, at least 1; None: any.
+        confidence: shape (models, models), probability that a pair's label is right; needed by those of SURE_ONLY.
+
+    Raises:
+        InputError: the strategy asks for sure labels, and how sure they are is unknown.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
@@ -120,6 +131,11 @@ def choose_by_kinship(
     first, second = _keep(candidates, dropped, "one_origin_model", first, second, model[first] != model[second])
     eligible = (kinship[model[first], model[second]] >= tau) | (strategy in WITHOUT_TAU)
     first, second = _keep(candidates, dropped, "below_tau", first, second, eligible)
+    if strategy in SURE_ONLY:
+        if confidence is None:
+            raise InputError(f"{strategy} needs label confidence, from the number of items behind each score")
+        sure = confidence[model[first], model[second]] >= SURE
+        first, second = _keep(candidates, dropped, "no_sure_label", first, second, sure)
     first, second = _keep_alike(candidates, dropped, first, second, max_length_ratio)
     high, low = orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]

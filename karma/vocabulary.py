@@ -63,6 +63,9 @@ STRATEGIES = {
     "least_kin": Strategy(
         "least kin", "least kin", "the two responses whose origin models are least kin (a control)", BY_S_PREF,
         BY_SCORES, "control", "ours"),
+    "k_sure": Strategy(
+        "K_sure", r"K$_{sure}$", "the two responses whose origin models are nearest kin, of those surely told apart",
+        BY_S_PREF, BY_SCORES, "rival", "ours"),
 }  # fmt: skip
 OTHER_SETS = {  # pair sets that no strategy of a study made
     "binarized": Strategy(

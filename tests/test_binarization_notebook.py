@@ -64,6 +64,7 @@ def study(tmp_path_factory):
     (outputs / "kinship").mkdir(parents=True)
     for name in ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json"):
         (outputs / "kinship" / name).write_text(SCORES)
+    (outputs / "kinship" / "strategies.json").write_text("{}")
     rows = list(make_rows(60, [line.split(",")[0] for line in SCORES.splitlines()[1:]]))
     rows[0]["instruction"] = " "
     rows[1]["completions"] = rows[1]["completions"][:1]

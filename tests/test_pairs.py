@@ -19,6 +19,7 @@ from karma import vocabulary
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest
 from karma.kinship.similarity import compute_choices, compute_kinship
+from karma.kinship.uncertainty import compute_label_confidence
 from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
 from karma.pairs.curriculum import order_pairs
 from karma.pairs.folder import save_pairs
@@ -236,6 +237,8 @@ def reference_pairs(rows, strategy, tau=0.1):
     }
     s_pref = {m: sum(v) / len(v) for m, v in vectors.items()}
 
+    sure = compute_label_confidence(load_score_table("paper")).rename(index=str.lower, columns=str.lower)
+
     def cosine(a, b):
         dot = sum(x * y for x, y in zip(vectors[a], vectors[b], strict=True))
         return dot / math.sqrt(sum(x * x for x in vectors[a]) * sum(x * x for x in vectors[b]))
@@ -246,11 +249,14 @@ def reference_pairs(rows, strategy, tau=0.1):
             p for p in itertools.combinations(answers, 2) if strategy == "delta" or cosine(p[0][0], p[1][0]) >= tau
         ]
         eligible = [tuple(sorted(p, key=lambda a: -s_pref[a[0]])) for p in eligible]
+        if strategy == "k_sure":
+            eligible = [p for p in eligible if sure.loc[p[0][0], p[1][0]] >= 0.95]
         rank = {
             "k_score": lambda p: (s_pref[p[0][0]], s_pref[p[1][0]]),
             "k_score_sim": lambda p: (s_pref[p[0][0]], cosine(p[0][0], p[1][0])),
             "k_sim": lambda p: cosine(p[0][0], p[1][0]),
             "delta": lambda p: (s_pref[p[0][0]], -s_pref[p[1][0]]),
+            "k_sure": lambda p: cosine(p[0][0], p[1][0]),
             "least_kin": lambda p: -cosine(p[0][0], p[1][0]),
         }[strategy]
         if eligible:
@@ -259,7 +265,7 @@ def reference_pairs(rows, strategy, tau=0.1):
                 yield row["instruction"], *chosen, *rejected
 
 
-@pytest.mark.parametrize("strategy", ["k_score", "k_sim", "k_score_sim", "delta", "least_kin"])
+@pytest.mark.parametrize("strategy", ["k_score", "k_sim", "k_score_sim", "delta", "least_kin", "k_sure"])
 def test_real_rows_against_a_plain_loop(real_data, strategy):
     file = real_data / "pool_alpacaeval_200.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
@@ -314,6 +320,8 @@ def test_properties(rows, order):
             assert p["chosen_score"] > p["rejected_score"]
             assert p["chosen"] != p["rejected"]
             assert strategy == "rlaif" or p["chosen_model"] != p["rejected_model"]
+            assert p["label_confidence"] is None if strategy == "rlaif" else p["label_confidence"] >= 0.4
+            assert strategy != "k_sure" or p["label_confidence"] >= 0.95
             assert strategy in ("rlaif", "delta") or p["kinship"] >= 0.1
     chosen = [{p["row_id"]: p["chosen"] for p in sets[s].table.to_pylist()} for s in ("k_score", "k_score_sim")]
     assert all(chosen[0][i] == chosen[1][i] for i in chosen[0].keys() & chosen[1].keys())

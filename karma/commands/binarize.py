@@ -76,6 +76,9 @@ def binarize(
         float | None,
         typer.Option(help="Match lengths: the longer response at most so many times the shorter, in characters."),
     ] = default("pairs", "max_length_ratio"),
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Drop pairs whose label sampling error leaves less sure than this, 0..1.")
+    ] = default("pairs", "min_confidence"),
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
     ] = False,

@@ -22,6 +22,7 @@ from karma.kinship.uncertainty import (
     compute_pair_uncertainty,
     compute_s_pref_intervals,
     draw_tables,
+    limit_draws,
 )
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
 from karma.scores.read import save_score_table
@@ -30,7 +31,6 @@ from karma.strategies import build_sets
 from karma.vocabulary import KINSHIP_STRATEGIES
 
 MAX_LISTED = 20
-MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
 SET_SIZE = 4  # UltraFeedback's number of responses a prompt
 
 
@@ -116,7 +116,7 @@ def build_study(
         sensitivity=compute_sensitivity(table, sets, tau), pairs=list_pairs(table, tau),
     )  # fmt: skip
     if table.n_items is not None:
-        n_draws = min(n_draws, max(100, MAX_CELLS // len(table.scores) ** 2))
+        n_draws = limit_draws(len(table.scores), n_draws)
         draws = draw_tables(table, rng, n_draws)
         study = replace(
             study, s_pref=compute_s_pref_intervals(table, draws), n_draws=n_draws, n_discarded=draws.n_discarded,

@@ -1,4 +1,4 @@
-"""How far sampling error reaches: intervals of S_pref and kinship, coin-flip preferences, other picks.
+"""How far sampling error reaches: intervals of S_pref and kinship, coin-flip preferences, sure labels, other picks.
 
 Each score is a share of n items. The parametric bootstrap draws every cell anew from Binomial(n, score) / n,
 min-max normalises the drawn table and repeats the calculation. Noise turns two models' scores apart, so that drawn
@@ -10,19 +10,21 @@ every interval. Limit: items count as independent, though several IFEval instruc
 be extracted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
 from karma.kinship.similarity import compute_kinship, compute_unit_rows, list_pairs
-from karma.scores.normalise import compute_s_pref
+from karma.scores.names import canonical_model_name
+from karma.scores.normalise import DECIMALS, compute_s_pref
 from karma.scores.table import ScoreTable
 from karma.statistics import quantiles
 from karma.strategies import choose_in_sets
 from karma.vocabulary import KINSHIP_STRATEGIES
 
+MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models, 160 MB
 COIN_FLIP = 0.1  # a preference this likely to flip, or likelier, is called a coin flip
 
 
@@ -52,6 +54,23 @@ def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000
     Raises:
         InputError: the number of items is unknown, or no draw could be normalised.
     """
+    normalized = _draw_normalized(table, rng, n_draws)
+    unit = compute_unit_rows(normalized)
+    return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), n_draws - len(normalized))
+
+
+def limit_draws(n_models: int, n_draws: int = 2000) -> int:
+    """Return how many tables to draw, so that large ones fit the memory.
+
+    Example:
+        >>> limit_draws(16), limit_draws(4000)
+        (2000, 100)
+    """
+    return min(n_draws, max(100, MAX_CELLS // n_models**2))
+
+
+def _draw_normalized(table: ScoreTable, rng: np.random.Generator, n_draws: int) -> np.ndarray:
+    """Return the redrawn and normalised scores, usable draws x models x benchmarks."""
     if table.n_items is None:
         raise InputError(f"{table.source}: sampling error needs n_items of each benchmark: add it to the column map")
     n = np.array([table.n_items[b] for b in table.scores])
@@ -60,9 +79,7 @@ def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000
     usable = (span > 0).all(axis=(1, 2))
     if not usable.any():
         raise InputError(f"{table.source}: in every redrawn table a benchmark is constant: ask more items")
-    normalized = (drawn[usable] - low[usable]) / span[usable]
-    unit = compute_unit_rows(normalized)
-    return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), int((~usable).sum()))
+    return np.asarray((drawn[usable] - low[usable]) / span[usable])
 
 
 def compute_s_pref_intervals(table: ScoreTable, draws: Bootstrap) -> pd.DataFrame:
@@ -84,11 +101,49 @@ def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float) ->
     one, other = (pairs[c].map(place).to_numpy() for c in ("chosen", "rejected"))
     cosine = draws.kinship[:, one, other]
     low, high = _reach_back(cosine, pairs["kinship"].to_numpy())
-    gap = draws.s_pref[:, one] - draws.s_pref[:, other]
-    flips = (gap < 0).mean(axis=0) + (gap == 0).mean(axis=0) / 2
+    flips = _compute_lower_share(draws.s_pref[:, one], draws.s_pref[:, other])
     crosses = ((cosine >= tau) != pairs["eligible"].to_numpy()).mean(axis=0)
     return pairs.assign(kinship_low=low, kinship_high=high, p_flip=flips, p_other_side=crosses,
                         coin_flip=flips >= COIN_FLIP)  # fmt: skip
+
+
+def _compute_lower_share(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the share of draws (first axis) in which one is below the other; equal ones count half."""
+    return np.asarray((one < other).mean(axis=0) + (one == other).mean(axis=0) / 2)
+
+
+def compute_label_confidence(table: ScoreTable, seed: int = 0) -> pd.DataFrame:
+    """Return the probability that the label of each two models' pair is right, from sampling error alone.
+
+    The label of a pair goes by S_pref; its confidence is the share of redrawn tables in which the same model leads,
+    1 - p_flip. Limit: says nothing of whether the better model's response is the better one (`karma audit-labels`).
+
+    Args:
+        table: n models, with the number of items behind each benchmark.
+        seed: of the draws, which do not depend on the order of models or benchmarks.
+
+    Returns:
+        n x n, symmetric, in [0, 1], names on both axes; .5 where S_pref is equal.
+
+    Raises:
+        InputError: as `draw_tables`.
+
+    Example:
+        >>> from karma.scores.read import load_score_table
+        >>> sure = compute_label_confidence(load_score_table("paper"))
+        >>> sure.loc["GPT-4", ["Alpaca-7b", "GPT-4"]].tolist()
+        [1.0, 0.5]
+
+    Paper: ours; Eq. 3 makes the label.
+    """
+    names = sorted(table.scores.index, key=lambda name: (canonical_model_name(str(name)), str(name)))
+    ordered = replace(table, scores=table.scores.loc[names, sorted(table.scores)])
+    drawn = _draw_normalized(ordered, np.random.default_rng(seed), limit_draws(len(names))).mean(axis=2)
+    higher = np.stack([_compute_lower_share(drawn, one[:, None]) for one in drawn.T])  # [i, j]: i leads j
+    measured = compute_s_pref(ordered).to_numpy().round(DECIMALS)
+    leads, trails = (compare.outer(measured, measured) for compare in (np.greater, np.less))
+    confidence = np.where(leads, higher, np.where(trails, higher.T, 0.5))
+    return pd.DataFrame(confidence, names, names).loc[table.scores.index, table.scores.index]
 
 
 def _reach_back(drawn: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

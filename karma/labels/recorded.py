@@ -18,7 +18,7 @@ import pandas as pd
 from karma.errors import InputError
 from karma.files import atomic_path, save_json
 from karma.kinship.similarity import compute_cosine, compute_kinship
-from karma.kinship.uncertainty import compute_pair_uncertainty, draw_tables
+from karma.kinship.uncertainty import compute_pair_uncertainty, draw_tables, limit_draws
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
 from karma.labels.layouts import load_judgments
@@ -30,7 +30,6 @@ from karma.scores.table import ScoreTable
 from karma.study.settings import Labels as LabelSettings
 
 TIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
-MAX_CELLS = 20_000_000  # of the bootstrap: draws x models x models
 FEW_MODELS = 30
 BY_CONSTRUCTION = "rlaif is labelled by these very judgments: its accuracy is 1 by construction, and no evidence"
 
@@ -137,8 +136,7 @@ def _restrict(table: ScoreTable, names: list[str], rows: list[str]) -> tuple[Sco
 
 
 def _add_flips(comparisons: Comparisons, table: ScoreTable, tau: float, seed: int) -> Comparisons:
-    n_draws = min(2000, max(100, MAX_CELLS // len(table.scores) ** 2))
-    draws = draw_tables(table, np.random.default_rng(seed), n_draws)
+    draws = draw_tables(table, np.random.default_rng(seed), limit_draws(len(table.scores)))
     found = compute_pair_uncertainty(table, draws, tau).set_index(["chosen", "rejected"])["p_flip"]
     names = comparisons.judgments.models
     sides = [[names[i] for i in comparisons.pairs[side]] for side in ("chosen", "rejected")]

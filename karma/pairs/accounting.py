@@ -20,8 +20,10 @@ DROPPED = {
     "one_origin_model": "all usable responses are by one origin model",
     "below_tau": "no pair of origin models reaches tau",
     "unlike_lengths": "no eligible pair's lengths lie within the ratio asked for (max_length_ratio)",
+    "no_sure_label": "no eligible pair's label is sure enough (k_sure)",
     "equal_s_pref": "the pair the strategy picks has equal S_pref: no preference",
     "equal_annotation": "all annotations are equal: no preference",
+    "unsure_label": "the label of the pair the strategy picks is less sure than asked for (min_confidence)",
     "identical_responses": "chosen and rejected are the same text",
     "near_identical_responses": "chosen and rejected share nearly all their words (filter)",
     "differing_system_prompt": "chosen and rejected obeyed different hidden system prompts (filter)",
@@ -51,7 +53,7 @@ class Accounting:
     """Counts of one strategy's pair set.
 
     Attributes:
-        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random or least_kin; binarized: pairs that others made.
+        strategy: a key of `karma.vocabulary.STRATEGIES`; binarized: pairs that others made.
         rows_in, pairs_out: prompts read, pairs made.
         dropped: reason (a key of DROPPED) -> rows.
         responses_in, responses_usable: completions read, completions a pair could be made of.

@@ -24,7 +24,7 @@ from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
-from karma.strategies import Candidates, Choice, choose_by_annotation, choose_by_kinship, list_pairs, orient
+from karma.strategies import SURE_ONLY, Candidates, Choice, choose_by_annotation, choose_by_kinship, list_pairs, orient
 from karma.vocabulary import STRATEGIES
 
 
@@ -50,7 +50,12 @@ class Binarizer:
             if self.scores is None and strategy != "rlaif":
                 raise InputError(f"strategy {strategy} needs a score table; only rlaif does without")
         self.books = {s: Accounting(s) for s in self.strategies}
-        self.origins = build_origins(self.scores)
+        self.origins = build_origins(self.scores, self.rules.seed)
+        asking = [
+            s for s in self.strategies if s in SURE_ONLY or (self.rules.min_confidence is not None and s != "rlaif")
+        ]
+        if asking and self.origins.confidence is None:
+            raise InputError(f"{asking[0]}: label confidence is {self.origins.confidence_source}")
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
         self._truthfulqa: set[str] = set()
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
@@ -143,8 +148,12 @@ class Binarizer:
         rules, origins = self.rules, self.origins
         if strategy == "rlaif":
             return choose_by_annotation(candidates, rules.rejected, rules.max_length_ratio)
-        scores = origins.s_pref, origins.kinship
-        return choose_by_kinship(strategy, candidates, *scores, rules.tau, rules.max_length_ratio)
+        scores = origins.s_pref, origins.kinship, rules.tau, rules.max_length_ratio, origins.confidence
+        choice = choose_by_kinship(strategy, candidates, *scores)
+        if rules.min_confidence is None or origins.confidence is None:
+            return choice
+        sure = origins.confidence[candidates.model[choice.chosen], candidates.model[choice.rejected]]
+        return _drop(choice, {"unsure_label": sure < rules.min_confidence}, candidates.n_rows)
 
     def _filter(self, batch: ResponseBatch, usable: np.ndarray, choice: Choice) -> Choice:
         """Drop pairs whose two texts make no preference."""
@@ -189,6 +198,8 @@ class Binarizer:
         else:
             scores = self.origins.s_pref[models[0]], self.origins.s_pref[models[1]]
         kinship = self.origins.kinship[models] if self.origins.known else pa.nulls(len(choice.row), pa.float64())
+        sure = None if strategy == "rlaif" else self.origins.confidence
+        confidence = pa.nulls(len(choice.row), pa.float64()) if sure is None else pa.array(sure[models], pa.float64())
         names, rows = pa.array(batch.model_names, pa.string()), pa.array(choice.row)
         columns = [
             to_hex(batch.row_digest[choice.row]),
@@ -200,6 +211,7 @@ class Binarizer:
             pa.array(kinship, pa.float64()),
             pa.repeat(pa.scalar(strategy), len(choice.row)),
             *(to_hex(batch.response_digest[i]) for i in (chosen, rejected)),
+            confidence,
         ]
         return pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)
 

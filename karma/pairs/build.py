@@ -30,7 +30,7 @@ def build_pairs(
     Args:
         pool: from `load_pool`.
         scores: the origin models' scores; None only for rlaif.
-        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random or least_kin.
+        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin or k_sure.
         tau: least kinship of an eligible pair (cosine, -1..1); delta has none.
         seed: of the draws.
         **options: further fields of `karma.pairs.rules.Rules`.
@@ -131,5 +131,8 @@ def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:
         "curriculum_stages": None,
         "match_rows": sorted(binarizer.strategies) if binarizer.match_rows else None,
     }
-    for accounting in binarizer.books.values():
-        accounting.settings = settings
+    for strategy, accounting in binarizer.books.items():
+        of_scores = binarizer.origins.confidence_source
+        accounting.settings = settings | {
+            "label_confidence": "unknown: labels are annotations" if strategy == "rlaif" else of_scores
+        }

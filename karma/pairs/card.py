@@ -70,7 +70,8 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         "## Example rows\n\n" + "\n\n".join(_build_example(e) for e in facts.examples),
         "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, "
         "as TRL's DPOTrainer takes them; for SFT "
-        "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models. "
+        "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models, `label_confidence` "
+        "the probability that sampling error of their scores leaves the label as it is (empty where it is unknown). "
         "`row_id`, `chosen_id` and "
         "`rejected_id` are hashes of content." + (_SELECTION_COLUMNS if "metric" in s else ""),
     ]

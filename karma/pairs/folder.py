@@ -20,12 +20,13 @@ from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
 from karma.pairs.lengths import LengthBias
-from karma.pairs.pairs import _SLICE_ROWS, PAIR_SCHEMA, PairSet
+from karma.pairs.pairs import _SLICE_ROWS, CONFIDENCE, PAIR_SCHEMA, PairSet
 
 _PLAIN_COLUMNS = [
     n
     for n in PAIR_SCHEMA.names
-    if n in ("source", "chosen_model", "rejected_model", "chosen_score", "rejected_score", "kinship", "strategy")
+    if n
+    in ("source", "chosen_model", "rejected_model", "chosen_score", "rejected_score", "kinship", "strategy", CONFIDENCE)
 ]
 _DICTIONARY = [*_PLAIN_COLUMNS, *(f"{c}.list.element.role" for c in ("prompt", "chosen", "rejected"))]
 

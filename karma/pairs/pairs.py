@@ -29,6 +29,7 @@ from karma.pool.draws import compute_draws
 
 _SLICE_ROWS = 4096
 
+CONFIDENCE = "label_confidence"  # probability that the label is right, 0..1; null where it is unknown
 # The columns of a pair set, in the shape TRL trains on: prompt, chosen and rejected as role/content messages.
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema([
@@ -36,6 +37,7 @@ PAIR_SCHEMA = pa.schema([
     ("rejected", _MESSAGES), ("chosen_model", pa.string()), ("rejected_model", pa.string()),
     ("chosen_score", pa.float64()), ("rejected_score", pa.float64()), ("kinship", pa.float64()),
     ("strategy", pa.string()), ("chosen_id", pa.string()), ("rejected_id", pa.string()),
+    (CONFIDENCE, pa.float64()),
 ])  # fmt: skip
 
 
@@ -117,6 +119,8 @@ def load_pairs(folder: str | Path) -> PairSet:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    if CONFIDENCE not in table.column_names:  # written before labels knew how sure they are
+        table = table.append_column(CONFIDENCE, pa.nulls(table.num_rows, pa.float64()))
     missing = [c for c in PAIR_SCHEMA.names if c not in table.column_names]
     if missing:
         raise InputError(f"{file} has no column '{missing[0]}': make it again with `karma binarize`")

@@ -1,7 +1,8 @@
 """Read pairs that others made: JSON lines or parquet in the public binarised shape.
 
 A row has a prompt (text, or messages), chosen and rejected (texts, or whole conversations that end with the answer),
-and where the pair was scored `score_chosen` and `score_rejected`, at the top or under `metadata`. Nothing says who
+and where the pair was scored `score_chosen` and `score_rejected`, at the top or under `metadata`; `label_confidence`
+is kept. Nothing says who
 wrote the answers, so both models are "unknown" and kinship is empty; the file's name stands under `source` but not in
 `row_id`, on which splits and ties are drawn: a renamed file draws the same pairs. Decision: blank and equal texts, and
 rows without scores, are kept here and left to whoever uses the pairs to count; only what is no pair at all is an error.
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, compute_file_digest
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import PAIR_SCHEMA, PairSet
+from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, PairSet
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.pool.rows import parse_json
 
@@ -83,6 +84,7 @@ def _build_row(row: Any, where: str, source: str) -> dict[str, Any]:
         "source": source, "prompt": prompt, "chosen": chosen, "rejected": rejected, "chosen_model": UNKNOWN,
         "rejected_model": UNKNOWN, "chosen_score": _as_score(scores[0]), "rejected_score": _as_score(scores[1]),
         "kinship": None, "strategy": STRATEGY, "chosen_id": ids[0], "rejected_id": ids[1],
+        CONFIDENCE: _as_score(row.get(CONFIDENCE)),
     }  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def build_binarized(table: pa.Table) -> pa.Table:
 
     Returns:
         prompt (text), prompt_id, chosen and rejected (user turn, assistant turn), messages (as chosen),
-        score_chosen, score_rejected.
+        score_chosen, score_rejected, and label_confidence where the pairs carry it.
     """
     prompts = pc.list_flatten(table["prompt"])
     chats = [_join_turns(prompts, table[name]) for name in ("chosen", "rejected")]
@@ -127,7 +129,7 @@ def build_binarized(table: pa.Table) -> pa.Table:
         "rejected": chats[1], "messages": chats[0], "score_chosen": table["chosen_score"],
         "score_rejected": table["rejected_score"],
     }  # fmt: skip
-    return pa.table(columns)
+    return pa.table(columns | {name: table[name] for name in (CONFIDENCE,) if name in table.column_names})
 
 
 def _join_turns(prompts: pa.ChunkedArray, answers: pa.ChunkedArray) -> pa.ListArray:

@@ -1,7 +1,8 @@
 """What a binarization is told beside the pool: its rules, and scores and kinship as arrays.
 
 Both are checked once, before a row is read. Scores and cosines that agree to 12 digits count as equal, so
-that the rounding of a sum never decides a pair.
+that the rounding of a sum never decides a pair. How sure a label is follows from the items behind the scores; where
+those are unknown, what needs it is refused, and all else goes on without.
 
 Paper: Eq. 1, Eq. 2 (section 2.4), section 2.3 (tau).
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from karma.errors import InputError
 from karma.kinship.similarity import compute_kinship
+from karma.kinship.uncertainty import compute_label_confidence
 from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
 from karma.scores.names import canonical_model_name
@@ -40,6 +42,8 @@ class Rules:
         same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
         max_length_ratio: only pairs whose longer response has at most so many times the characters of the shorter one
             are eligible, to every strategy; at least 1, None for any.
+        min_confidence: drop pairs whose label is less sure, 0..1 (`karma.kinship.uncertainty`); of rlaif, whose labels
+            are annotations, none.
         near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
     """
 
@@ -55,6 +59,7 @@ class Rules:
     same_system_prompt: bool = False
     near_identical: float | None = None
     max_length_ratio: float | None = None
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
@@ -65,6 +70,8 @@ class Rules:
             raise InputError(f"annotation field '{self.annotation_field}': choose from {', '.join(ANNOTATION_FIELDS)}")
         if self.max_length_ratio is not None and not 1 <= self.max_length_ratio < math.inf:
             raise InputError(f"max_length_ratio is {self.max_length_ratio}: longer over shorter is 1 or more")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise InputError(f"min_confidence is {self.min_confidence}: a probability lies between 0 and 1")
         if isinstance(self.excluded_origin_models, str) or isinstance(self.contaminated, str):
             raise InputError("excluded_origin_models and contaminated are lists of names, not one text")
 
@@ -80,11 +87,19 @@ class Rules:
 
 @dataclass(frozen=True)
 class Origins:
-    """The score table as arrays: models by name, S_pref in [0, 1], kinship square; empty without scores."""
+    """The score table as arrays, empty without scores.
+
+    Attributes:
+        position: model by name. s_pref: (n,), in [0, 1]. kinship: n x n.
+        confidence: n x n, probability that a label is right; None where it is unknown.
+        confidence_source: what it follows from, or why it is unknown.
+    """
 
     position: dict[str, int]
     s_pref: np.ndarray
     kinship: np.ndarray
+    confidence: np.ndarray | None = None
+    confidence_source: str = "unknown: no score table"
 
     @property
     def known(self) -> bool:
@@ -92,8 +107,11 @@ class Origins:
         return bool(self.position)
 
 
-def build_origins(scores: ScoreTable | None) -> Origins:
+def build_origins(scores: ScoreTable | None, seed: int = 0) -> Origins:
     """Turn a score table into arrays, rounded to 12 digits.
+
+    Args:
+        scores: the table. seed: of the draws that label confidence counts.
 
     Raises:
         InputError: a model has no S_pref, because a score of it is missing.
@@ -106,4 +124,9 @@ def build_origins(scores: ScoreTable | None) -> Origins:
         raise InputError(f"origin model '{missing[0]}' lacks a score: complete its row in the score table")
     position = {canonical_model_name(str(name)): i for i, name in enumerate(s_pref.index)}
     square = kinship.loc[s_pref.index, s_pref.index].to_numpy(float)
-    return Origins(position, s_pref.to_numpy(float).round(12), square.round(12))
+    try:
+        confidence = compute_label_confidence(scores, seed).to_numpy()
+        source = f"sampling error of the scores ({scores.n_items_source})"
+    except InputError as error:  # the number of items is unknown, or no redrawn table can be normalised
+        confidence, source = None, f"unknown: {error}"
+    return Origins(position, s_pref.to_numpy(float).round(12), square.round(12), confidence, source)

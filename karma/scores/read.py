@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files import atomic_path, load_json
 from karma.scores.columns import ColumnMap, Unit, compute_fractions, load_column_map, load_rows
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
@@ -50,7 +50,7 @@ def load_score_table(path: str | Path, columns: str | Path | ColumnMap | None = 
         shipped = Path(str(files("karma") / "data" / "column_maps" / f"{columns}.yaml"))
         columns = load_column_map(shipped if shipped.is_file() else columns)
     if columns is None:
-        return _build_from_rows(header, rows, str(path), units={})
+        return _count_own_items(_build_from_rows(header, rows, str(path), units={}), Path(path).parent)
     return _build_mapped(header, rows, str(path), columns)
 
 
@@ -94,6 +94,19 @@ def _build_from_rows(header: list[str], rows: list[list[str]], path: str, units:
     if AVERAGE_COLUMN in cells:
         table = replace(table, notes=_check_average(table, cells[AVERAGE_COLUMN].to_dict()))
     return table
+
+
+def _count_own_items(table: ScoreTable, folder: Path) -> ScoreTable:
+    """Take the numbers of items from the study that wrote the table, where its strategies.json lies beside it."""
+    path = folder / "strategies.json"
+    facts = load_json(path) if path.is_file() else {}
+    if not isinstance(facts, dict) or facts.get("n_origin_models") != len(table.scores) or "n_items" not in facts:
+        return table
+    counts = facts["n_items"]
+    if counts is not None and set(counts) != set(table.scores):
+        return table
+    n_items = None if counts is None else {name: int(counts[name]) for name in table.scores}
+    return replace(table, n_items=n_items, n_items_source=str(facts.get("n_items_source")))
 
 
 def _build_mapped(header: list[str], rows: list[list[str]], path: str, columns: ColumnMap) -> ScoreTable:
