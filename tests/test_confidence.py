@@ -127,3 +127,10 @@ def test_folders_and_exports_keep_it_and_older_folders_load(four, tmp_path):
     pq.write_table(pairs.table.drop_columns("label_confidence"), folder / "pairs.parquet")
     assert load_pairs(folder).table["label_confidence"].to_pylist() == [None]
     assert "label_confidence" not in pq.read_table(save_binarized(folder)).column_names
+
+
+def test_a_table_too_large_for_a_square_has_no_confidence(tmp_path):
+    many = {name: (i / 600, (7 * i % 600) / 600) for i, name in enumerate(["best", "second", *map(str, range(500))])}
+    table = make_table(tmp_path, many, 100)
+    with pytest.raises(InputError, match=r"t\.csv: label confidence of 502 models is not computed: keep"):
+        compute_label_confidence(table)

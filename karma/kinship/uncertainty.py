@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.kinship.similarity import compute_kinship, compute_unit_rows, list_pairs
+from karma.kinship.similarity import MAX_SQUARE, compute_kinship, compute_unit_rows, list_pairs
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import DECIMALS, compute_s_pref
 from karma.scores.table import ScoreTable
@@ -126,7 +126,7 @@ def compute_label_confidence(table: ScoreTable, seed: int = 0) -> pd.DataFrame:
         n x n, symmetric, in [0, 1], names on both axes; .5 where S_pref is equal.
 
     Raises:
-        InputError: as `draw_tables`.
+        InputError: as `draw_tables`; or more models than a square table is made of.
 
     Example:
         >>> from karma.scores.read import load_score_table
@@ -137,6 +137,9 @@ def compute_label_confidence(table: ScoreTable, seed: int = 0) -> pd.DataFrame:
     Paper: ours; Eq. 3 makes the label.
     """
     names = sorted(table.scores.index, key=lambda name: (canonical_model_name(str(name)), str(name)))
+    if len(names) > MAX_SQUARE:
+        raise InputError(f"{table.source}: label confidence of {len(names):,} models is not computed: keep the pool's "
+                         f"own, at most {MAX_SQUARE}, in the table")  # fmt: skip
     ordered = replace(table, scores=table.scores.loc[names, sorted(table.scores)])
     drawn = _draw_normalized(ordered, np.random.default_rng(seed), limit_draws(len(names))).mean(axis=2)
     higher = np.stack([_compute_lower_share(drawn, one[:, None]) for one in drawn.T])  # [i, j]: i leads j
