@@ -164,8 +164,8 @@ def compute_two_way(values: ArrayLike, units: ArrayLike | None = None) -> dict[s
     parts = split_variance((own - mean * size) / size.sum(), size)
     variance, df = combine_variances(parts, parts[0][0])
     error = math.sqrt(variance)
-    half = float(stdtrit(df, (1 + LEVEL) / 2)) * error
-    return {"value": mean, "standard_error": error, "low": mean - half, "high": mean + half, "df": df}
+    low, high = compute_interval(mean, error, df)
+    return {"value": mean, "standard_error": error, "low": low, "high": high, "df": df}
 
 
 def split_variance(residuals: np.ndarray, units: np.ndarray) -> list[tuple[float, float]]:

@@ -18,7 +18,9 @@ def audit_labels(
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
     out: Out,
     columns: Columns = None,
-    tie: Annotated[float, typer.Option(help="Judged values this close are equal, in the source's unit.")] = 0.02,
+    tie: Annotated[float, typer.Option(help="Judged values this close are equal, in the source's unit.")] = default(
+        "labels", "tie"
+    ),
     prefer: Annotated[str | None, typer.Option(help="Precision to take where a model has several rows.")] = None,
     seed: Annotated[int, typer.Option(help="Of sets of models, draws and the bootstrap.")] = 0,
     tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
