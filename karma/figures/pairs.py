@@ -165,20 +165,22 @@ def plot_premise(tests: pd.DataFrame, curve: pd.DataFrame, models: pd.DataFrame,
         start = line["tau"].min() - 0.05 * float(np.ptp(line["tau"]))  # below the lowest kinship all pairs are left
         line = pd.concat([line.head(1).assign(tau=start), line])
         ax.fill_between(line["tau"], line["low"], line["high"], step="pre", color=PALETTE[3], alpha=0.25, linewidth=0)
-        ax.plot(line["tau"], line["value"], drawstyle="steps-pre", color=PALETTE[3], label="all pairs of kinship ≥ τ")
+        ax.plot(line["tau"], line["value"], drawstyle="steps-pre", color=PALETTE[3], zorder=3,
+                label="all pairs of kinship ≥ τ")  # fmt: skip
         ax.plot(models["kinship"], models[name], MARKERS[0], color=PALETTE[0], markersize=4, markeredgecolor="white",
                 markeredgewidth=0.5, label="two origin models")  # fmt: skip
         if line["tau"].min() < tau:
             ax.axvline(tau, color="black", linewidth=0.8, linestyle=":")
         found = test.loc["kinship", ["r", "p_holm"]]
-        said = "no r" if found.isna().any() else f"r = {found['r']:+.2f}, p = {found['p_holm']:.2f}"
+        p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.3f}"
+        said = "no r" if found.isna().any() else f"r = {found['r']:+.2f}, {p}"
         ax.set(title=f"{AXIS_TITLES[name]}\n{said}", xlabel="kinship, or τ", ylabel=MEASURES[name])
     for ax in axes.flat[len(names) :]:
         ax.remove()
     if names:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    told = "Mean gap of two responses (band: 95 %, by prompt; r: Mantel's, of the gap with 1 - kinship)"
+    told = "Mean gap of two responses (band: 95 %, by prompt; r: Mantel's, with 1 - kinship; p: Holm's)"
     figure.suptitle(told, fontsize=9)
     return axes
 
