@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --no-compile  # Python compiles what is used when it is: a minute less
 export TOKENIZERS_PARALLELISM := false
+unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo readme smoke quick test test-all check lab bench clean

@@ -14,7 +14,7 @@ from karma.models import frozen
 from karma.models.frozen import count_frozen, keep_frozen
 from karma.models.load import load_model
 from karma.models.logprobs import build_options_row, compute_token_logps
-from karma.models.prefill import read_prompts
+from karma.models.prefill import compute_choice_logits, read_prompts
 from karma.study.settings import ModelSpec
 from karma.training.forward import _score_responses, can_replace_head, replace_fused_head
 from karma.training.run import describe_run
@@ -55,6 +55,20 @@ def test_a_batch_that_was_read_before_is_answered_alike(name, drawn):
             assert torch.allclose(part * own, whole[:, :, :-1] * own, atol=1e-5)
     how = {"do_sample": False, "max_new_tokens": 5, "attention_mask": mask}
     assert torch.equal(model.generate(ids, past_key_values=read, **how), model.generate(ids, **how))
+
+
+@pytest.mark.parametrize("begun", [[], [5, 6, 7]], ids=["nothing shared", "a shared beginning"])
+def test_the_next_token_after_prompts_that_share_is_that_after_each_alone(begun):
+    """By hand: three groups, one of a single prompt, one prompt no longer than what all begin with and one token."""
+    model = load_model(MODELS, "tiny")
+    groups = [[[8, 9, 10], [8, 9, 11, 12], [8, 13]], [[14]], [[15, 16], [17]]]
+    groups = [[[*begun, *rest] for rest in group] for group in groups]
+    done = []
+    found = compute_choice_logits(model, groups, 0, 12, [3, 4, 5], done.append)
+    with torch.no_grad():
+        alone = [[model(torch.tensor([ids])).logits[0, -1, 3:6] for ids in group] for group in groups]
+    assert sum(done) == 6 and [len(logits) for logits in found] == [3, 1, 2]
+    assert all(torch.allclose(a, torch.stack(b), atol=1e-5) for a, b in zip(found, alone, strict=True))
 
 
 def test_what_cannot_be_read_before_is_left_to_generate():

@@ -14,6 +14,7 @@ from karma.models.load import add_trained, compute_weights_digest, load_model, l
 from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
 from karma.statistics import compute_wilson
 from karma.study.settings import ModelSpec, Training
+from karma.training import health
 from karma.training.checks import check_pairs
 from karma.training.held_out import summarise_margins
 from karma.training.run import Run, describe_run
@@ -174,6 +175,20 @@ def test_the_same_training_set_is_trained_once(dpo_run, tmp_path):
     assert record["same_data_as"] and record["history"] == first["history"]
     assert record["held_out"]["margin_mean"] == pytest.approx(first["held_out"]["margin_mean"], rel=1e-6)
     assert train_tiny(*args, siblings=[folder], code="other code")["same_data_as"] is None
+
+
+def test_the_untrained_policy_answers_a_prompt_once(dpo_run, tmp_path, monkeypatch):
+    """Another method on other pairs, the same held-out prompts: only the tuned policy is asked, with the same result."""
+    folder, first = dpo_run
+    asked, ask = [], health.sample_answers
+    monkeypatch.setattr("karma.training.train.sample_answers", lambda *a: asked.append(a) or ask(*a))
+    record = train_tiny(make_pairs(4), make_pairs(3), "sft", settings(), tmp_path / "a", siblings=[folder], code="x")
+    assert [a["before"] for a in record["answers"]] == [a["before"] for a in first["answers"]] and len(asked) == 1
+    alone = train_tiny(make_pairs(4), make_pairs(3), "sft", settings(), tmp_path / "b", code="x")
+    assert alone["answers"] == record["answers"] and len(asked) == 3
+    for how, held in (({"code": "y"}, 3), ({"code": "x"}, 2)):  # other code, other prompts
+        train_tiny(make_pairs(4), make_pairs(held), "sft", settings(), tmp_path / "c", siblings=[folder], **how)
+    assert len(asked) == 7
 
 
 def test_a_twin_s_held_out_margins_are_the_first_s_though_bfloat16_rounds_them(tmp_path):

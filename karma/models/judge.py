@@ -1,8 +1,8 @@
 """The RLAIF baseline's annotator: a judge model that rates every response on its own.
 
 The rating is the expectation over the tokens "1" to "5" of the judge's next-token distribution, without sampling. The
-responses to one instruction lie in one row that shares it, hidden from each other. Calls, tokens and seconds are
-counted, because not needing them is what kinship is for.
+responses to one instruction lie in one row that shares it, hidden from each other, and what all begin with is read
+once (`karma.models.prefill`). Calls, tokens and seconds are counted, because not needing them is what kinship is for.
 """
 
 import time
@@ -13,7 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
-from karma.models.logprobs import choose_pass_tokens, compute_choice_logits
+from karma.models.logprobs import choose_pass_tokens
+from karma.models.prefill import compute_choice_logits
 from karma.study.settings import Compute
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).

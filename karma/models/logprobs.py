@@ -259,7 +259,7 @@ def compute_token_logps(rows: Sequence[SharedRow], model: Any, pad: int) -> list
     Returns:
         One tensor a side in float32, in nats: of the first row's sides (chosen, rejected), the second's, ...
     """
-    states, head, targets, counts = _run_batch(rows, model, pad)
+    states, head, targets, counts = run_batch(rows, model, pad)
     return list(score_tokens(states, head, targets).split(counts))
 
 
@@ -278,7 +278,7 @@ def compute_option_logps(
     """
     found: list[list[tuple[float, bool]]] = [[] for _ in rows]
     for batch in plan_batches([row.width for row in rows], batch_tokens):
-        states, head, targets, counts = _run_batch([rows[i] for i in batch], model, pad)
+        states, head, targets, counts = run_batch([rows[i] for i in batch], model, pad)
         logps, likeliest = torch.zeros(len(targets), device=states.device), torch.zeros_like(targets, dtype=torch.bool)
         for start in range(0, len(targets), HEAD_CHUNK):
             chunk = slice(start, start + HEAD_CHUNK)
@@ -291,63 +291,26 @@ def compute_option_logps(
     return found
 
 
-@torch.no_grad()
-def compute_choice_logits(
-    model: Any, groups: Sequence[Sequence[list[int]]], pad: int, batch_tokens: int, choices: Sequence[int],
-    advance: Callable[[int], Any] = lambda n: None,
-) -> list[torch.Tensor]:  # fmt: skip
-    """Return the logits of some tokens as the next one after each prompt; a group's common beginning is run once.
+def run_batch(
+    rows: Sequence[SharedRow], model: Any, pad: int, past: Any = None
+) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:
+    """Return the states that predict the sides' tokens, the vocabulary head, those tokens, and how many a side has.
 
     Args:
-        model: any causal language model; one that cannot share prompts gets each prompt in a row of its own.
-        groups: of prompts as token ids. pad: the padding token's id.
-        batch_tokens: tokens a forward pass, padding included; a longer row makes a pass of its own.
-        choices: the tokens' ids. advance: hears of prompts done.
-
-    Returns:
-        For each group float32 logits (prompts, choices).
+        rows, model, pad: as for `compute_token_logps`.
+        past: the cache of what all rows begin with, if it was read before; it predicts none of the tokens.
     """
-    shares = can_share_prompts(model) and has_plain_head(model)
-    rows = [_lay_out(some) for some in (groups if shares else ([ids] for group in groups for ids in group))]
-    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    for batch in plan_batches([row.width for row in rows], batch_tokens):
-        some = [rows[i] for i in batch]
-        if shares:
-            states, head, _, _ = _run_batch(some, model, pad)
-            logits = head(states)
-        else:
-            logits = _run_plain([row.sides[0].ids[:-1] for row in some], model, pad)
-        counts = [len(row.sides) for row in some]
-        for i, own in zip(batch, logits[:, list(choices)].float().cpu().split(counts), strict=True):
-            found[i] = own
-        advance(sum(counts))
-    return list(torch.cat(found).split([len(group) for group in groups])) if found else []
-
-
-def _lay_out(prompts: Sequence[list[int]]) -> SharedRow:
-    """Lay prompts out side by side, each with a token to come, in whose place its logits are."""
-    row = build_options_row([], [[*ids, 0] for ids in prompts])
-    return SharedRow(tuple(TokenizedResponse(side.ids, len(side.ids) - 1) for side in row.sides), row.shared)
-
-
-def _run_plain(prompts: Sequence[list[int]], model: Any, pad: int) -> torch.Tensor:
-    """Return the logits after each prompt, padded on the left, from the model's own head."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(own)) + own for own in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompts], device=model.device)
-    return model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
-
-
-def _run_batch(rows: Sequence[SharedRow], model: Any, pad: int) -> tuple[torch.Tensor, Any, torch.Tensor, list[int]]:
-    """Return the states that predict the sides' tokens, the vocabulary head, those tokens, and how many a side has."""
+    begun = past.get_seq_length() if past is not None else 0
     ids, positions, mask = build_row_batch(rows, pad)
+    ids, positions, mask = ids[:, begun:], positions[:, begun:], mask[:, :, begun:]
     causal = get_causal(model)
     device, dtype = model.device, causal.get_input_embeddings().weight.dtype
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     run = partial(causal.base_model, input_ids=ids.to(device), attention_mask=bias.to(device),
-                  position_ids=positions.to(device), use_cache=False)  # fmt: skip
-    hidden = run_rows(causal, [row.key for row in rows], [row.width for row in rows], run).last_hidden_state
-    found = [(k * ids.shape[1], *side) for k, row in enumerate(rows) for side in _find_targets(row)]
+                  position_ids=positions.to(device), past_key_values=past, use_cache=past is not None)  # fmt: skip
+    keys, widths = [(begun, *row.key) for row in rows], [row.width - begun for row in rows]
+    hidden = run_rows(causal, keys, widths, run).last_hidden_state
+    found = [(k * ids.shape[1] - begun, *side) for k, row in enumerate(rows) for side in _find_targets(row)]
     places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
     targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)
     states, counts = hidden.flatten(0, 1)[places.long()], [len(tokens) for *_, tokens in found]

@@ -29,9 +29,9 @@ CLIENT = (sys.executable, "-IS", __file__)  # then "cli" or "kernel", then the a
 PLAIN = {"cli": "karma.cli", "kernel": "ipykernel_launcher"}
 # What notebooks reach by lazy imports; a name that has gone costs time, not the sweep.
 PRELOADED = (
-    "ipykernel.kernelapp", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks", "papermill.engines",
-    "peft", "scipy.stats", "seaborn", "sklearn.decomposition", "sklearn.manifold", "torch._dynamo",
-    "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer",
+    "ipykernel.kernelapp", "langdetect", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks", "nltk",
+    "papermill.engines", "peft", "punkt", "scipy.stats", "seaborn", "sklearn.decomposition", "sklearn.manifold",
+    "torch._dynamo", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer",
 )  # fmt: skip
 
 

@@ -33,10 +33,6 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
 
 
 def find_siblings(job: Job) -> list[Path]:
-    """Return the folders of the other jobs of a stage that could have trained on the same data.
-
-    Of a run: the other strategies' runs of the same policy, method and seed; of a selection: the same policy's others.
-    """
+    """Return the folders of a stage's other jobs with the same policy: they may have done part of this one's work."""
     same = [other for other in list_jobs(job.experiment) if other.stage is job.stage and other.params != job.params]
-    keys = [k for k in ("policy", "method", "seed") if k in job.params]
-    return [o.folder for o in same if all(o.params[k] == job.params[k] for k in keys)]
+    return [other.folder for other in same if other.params["policy"] == job.params["policy"]]

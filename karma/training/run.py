@@ -29,6 +29,7 @@ class Run:
         identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device.
         reference_file: where the reference's log-probabilities are kept, of a method that has one.
         data_digest: of the texts it is tuned on.
+        start: digest of all that decides what the untrained policy answers: weights, precision, device, code.
     """
 
     models: Specs
@@ -43,6 +44,7 @@ class Run:
     identity: str
     reference_file: str
     data_digest: str
+    start: str
 
     @property
     def pairs_an_update(self) -> int:
@@ -104,11 +106,12 @@ def describe_run(
     weights, texts = compute_weights_digest(models, policy), compute_text_digest(pairs, method)
     data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
     identity = compute_digest([data, settings.as_dict(), seed, code, method, weights, dtype, device, compute.threads])
+    start = compute_digest([weights, dtype, device, compute.threads, code])
     kept_in = choose_weights_dtype(settings, dtype)
     reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])
     file = Path(folder if reference_folder is None else reference_folder) / f"reference-{reference}.parquet"
     return Run(models, policy, method, seed, settings, device, dtype, compute.threads, str(folder), identity, str(file),
-               texts)  # fmt: skip
+               texts, start)  # fmt: skip
 
 
 def compute_text_digest(pairs: pa.Table, method: str) -> str:

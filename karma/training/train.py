@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 
 from karma.errors import InputError
-from karma.files import atomic_path, load_json, save_json
+from karma.files import atomic_path, compute_digest, load_json, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
@@ -42,7 +42,8 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
     Args:
         run: what is trained, where and how (`karma.training.run.describe_run`).
         train_pairs: the pairs that `run` was described with. held_out: those kept out.
-        siblings: run folders whose training is taken over if it was the same.
+        siblings: run folders whose training is taken over if it was the same, and the untrained policy's answers if
+            they were asked the same.
 
     Returns:
         What training.json holds.
@@ -87,7 +88,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
             outcome = _tune_here(run, tokenizer, train_pairs)
         _finish_weights(run, tokenizer, merge=settings.merge_adapter and not twin,
                         convert=settings.accelerate is not None and not twin)  # fmt: skip
-        measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"])
+        measured = _measure(run, tokenizer, held_out, (held_out if len(held_out) else train_pairs)["prompt"], siblings)
         record = _build_record(run, train_pairs, outcome, measured, time.perf_counter() - started)
         strategy = train_pairs["strategy"][0].as_py() if "strategy" in train_pairs.column_names else "custom"
         (folder / "model" / "README.md").write_text(build_model_card(record, run.models[run.policy], strategy), "utf-8")
@@ -109,14 +110,20 @@ def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
     return save_outcome(trainer, tokenizer, run)
 
 
-def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray) -> dict[str, Any]:
+def _measure(
+    run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray, siblings: Sequence[Path]
+) -> dict[str, Any]:
     """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary."""
     folder, asked = Path(run.folder), prompts.slice(0, 10).to_pylist()
-    logps, answers, dtype = {}, {}, run.dtype
+    whole = not (folder / "model" / "adapter_config.json").is_file()  # then the start is rounded, too
+    key = compute_digest([run.start, whole, run.settings.sample_tokens, asked])
+    logps, dtype = {}, run.dtype
+    answers = {"before": _find_answers(siblings, key)}
     for when, model in load_both(run.models, run.policy, folder / "model", run.dtype, run.device):
         dtype = str(model.dtype).removeprefix("torch.")
         logps[when] = measure_pairs(model, tokenizer, held_out, run.settings.max_length, f"held-out pairs {when}")
-        answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
+        if not answers.get(when):
+            answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
         del model
     margins = build_margins(held_out, logps["before"], logps["after"], run.settings.beta)
     with atomic_path(folder / "held_out.parquet") as temporary:
@@ -124,7 +131,15 @@ def _measure(run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedAr
     texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
              for prompt, old, new in zip(asked, *answers.values(), strict=False)]  # fmt: skip
     return {"held_out": {**summarise_margins(torch.tensor(margins["margin"].to_pylist())), "dtype": dtype},
-            "answers": texts, "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
+            "answers": texts, "answers_key": key,
+            "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
+
+
+def _find_answers(siblings: Sequence[Path], key: str) -> list[dict[str, Any]]:
+    """Return what the untrained policy answered in another run that asked it the same, or nothing."""
+    records = (load_json(file) for file in (sibling / "training.json" for sibling in siblings) if file.is_file())
+    same = (record["answers"] for record in records if record.get("answers_key") == key)
+    return [answer["before"] for answer in next(same, [])]
 
 
 def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, seconds: float) -> dict:
@@ -133,7 +148,7 @@ def _build_record(run: Run, pairs: pa.Table, outcome: dict, measured: dict, seco
     adapter = (Path(run.folder) / "model" / "adapter_config.json").is_file()
     return {"policy": run.policy, "method": run.method, "seed": run.seed, "n_train_pairs": len(pairs),
             "n_held_out_pairs": measured["held_out"]["n"], "data_digest": run.data_digest, "identity": run.identity,
-            **outcome, "held_out": measured["held_out"], "answers": measured["answers"], "alarms": alarms,
+            **outcome, **{key: measured[key] for key in ("held_out", "answers", "answers_key")}, "alarms": alarms,
             "adapter": adapter, "device": run.device, "dtype": run.dtype, "settings": run.settings.as_dict(),
             "seconds": round(seconds, 3)}  # fmt: skip
 
