@@ -1,5 +1,7 @@
 """Evaluation: items, prompts, reading of answers, checkers, cache."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -100,6 +102,35 @@ def test_an_evaluation_repeats_exactly_and_asks_once(tmp_path):
     assert scores["benchmarks"] == scores_again["benchmarks"]
     other, _, answers_other = run("b")
     assert other.n_asked == 8 and not answers_other.equals(answers)
+
+
+def test_jobs_wait_for_who_asks_the_same_and_for_no_other(tmp_path, monkeypatch):
+    """Of three jobs with one model, the second asks what the first is asking, the third draws answers to it."""
+    first, same, drawn = (CachedModel(MODELS, "a", COMPUTE, 4, tmp_path) for _ in range(3))
+    began, go_on, answer = Event(), Event(), first.backend.generate
+
+    def wait(*asked):
+        began.set()
+        assert go_on.wait(30)
+        return answer(*asked)
+
+    monkeypatch.setattr(first.backend, "generate", wait)
+    ways = [
+        {"until": [], "max_gen_toks": 3, **how}
+        for how in ({"do_sample": False}, {"do_sample": True, "temperature": 1.0})
+    ]
+    asked = [[Instance("generate_until", {}, ("Why?", way), 0)] for way in ways]
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            jobs = [pool.submit(first.generate_until, asked[0])]
+            assert began.wait(30)
+            jobs.append(pool.submit(same.generate_until, asked[0]))
+            assert drawn.generate_until(asked[1]) and drawn.n_asked == 1
+            assert not any(job.done() for job in jobs)
+        finally:
+            go_on.set()
+        assert jobs[0].result() == jobs[1].result()
+    assert (first.n_asked, same.n_asked, same.n_cached) == (1, 0, 1)
 
 
 def test_a_benchmark_may_have_a_limit_of_its_own():

@@ -151,17 +151,17 @@ class CachedModel(LM):
             key = compute_digest([*self.backend.identity, group, settings])
             ask = partial(self.backend.generate, group, settings, int(key[:8], 16))
             work.append((key, {"prompts": group, "settings": settings}, len(group), ask))
-        return self._look_up_all(work)
+        return self._look_up_all(work, settings)
 
     def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         asked = {"contexts": [list(pair) for pair in pairs]}
         way = "options in one row" if self.backend.shares_rows else "loglikelihood"
         key = compute_digest([*self.backend.identity, way, asked])
-        return self._look_up_all([(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))])
+        return self._look_up_all([(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))], way)
 
-    def _look_up_all(self, work: Sequence[Work]) -> list[Any]:
+    def _look_up_all(self, work: Sequence[Work], kind: Any) -> list[Any]:
         """Do pieces of work side by side, each from the cache if it is there; return all their answers, in order."""
-        with self._locked():
+        with self._locked(kind):
             if not all(self._is_kept(key) for key, *_ in work):
                 self.backend.load()
             started, n_asked = time.perf_counter(), self.n_asked
@@ -170,12 +170,12 @@ class CachedModel(LM):
                 self.seconds += time.perf_counter() - started
         return [answer for group in answers for answer in group]
 
-    def _locked(self):
-        """Let jobs with the same weights, side by side, ask each batch once."""
+    def _locked(self, kind: Any):
+        """Let jobs with the same weights, side by side, ask each batch once; those that ask otherwise need not wait."""
         if self.cache is None:
             return nullcontext()
         (self.cache / self.digest).mkdir(parents=True, exist_ok=True)
-        return FileLock(self.cache / self.digest / ".lock")
+        return FileLock(self.cache / self.digest / f".lock-{compute_digest([kind])[:8]}")
 
     def _is_kept(self, key: str) -> bool:
         return self.cache is not None and (self.cache / self.digest / f"{key}.json").is_file()
