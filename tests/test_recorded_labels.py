@@ -24,7 +24,8 @@ from karma.labels.matching import match_models
 from karma.labels.recorded import BY_CONSTRUCTION, audit_recorded, describe_recorded, save_recorded
 from karma.labels.sets import list_sets, measure_strategies, pick_all
 from karma.pairs.build import save_pair_sets
-from karma.pool.pool import load_pool
+from karma.pool.pool import load_pool, save_pool
+from karma.pool.responses import to_hex
 from karma.results.labels import show_labels
 from karma.scores.read import load_score_table
 from karma.statistics import compute_comparison_share
@@ -336,6 +337,37 @@ def test_pools_studies_and_pair_folders(tmp_path):
     audit = audit_recorded(load_judgments(tmp_path / "pairs"), table)
     assert audit.strategies.set_index("strategy")["label_accuracy"].to_dict() == {"delta": 0.5, "k_score": 0.5}
     assert audit.books["layout"] == "pairs" and audit.accuracy.loc[0, "n_decided"] == 4
+
+
+def test_a_study_s_folder_is_read_with_its_judge(tmp_path):
+    rows = [{"source": "s", "instruction": f"q{n}", "completions": [
+        {"model": m, "response": f"{m} {n}", "overall_score": 1} for m in THREE]} for n in range(2)]  # fmt: skip
+    pool = load_pool(rows)
+    (batch,) = pool.batches(None)
+    ids = {"row_id": to_hex(batch.row_digest[batch.row]), "response_id": to_hex(batch.response_digest)}
+    scores = [4.0, 2.0, 1.0, 3.0, None, 1.0]  # of low, mid and high, twice
+    (tmp_path / "study" / "pool").mkdir(parents=True)
+    save_pool(iter(rows), tmp_path / "study" / "pool" / "pool.parquet")
+    pq.write_table(pa.table({**ids, "score": scores}), tmp_path / "study" / "pool" / "annotations.parquet")
+    found = load_judgments(tmp_path / "study")
+    assert (found.layout, found.unit) == ("study", "score by annotations.parquet")
+    by_model = dict(zip(map(str.lower, found.models), np.nan_to_num(found.values, nan=-1).T.tolist(), strict=True))
+    assert by_model == {"x/low-1": [4.0, 3.0], "x/mid-2": [2.0, -1.0], "x/high-3": [1.0, 1.0]}
+
+
+def test_one_of_two_annotators_is_named(tmp_path):
+    rows = {"low-1": [("a", 1.2), ("b", 1.4)], "mid-2": [("a", 1.6), ("b", 1.3)]}
+    for by, rest in (("one", rows), ("two", {m: [(t, 3 - p) for t, p in own] for m, own in rows.items()})):
+        for model, own in rest.items():
+            (tmp_path / "results" / model / by).mkdir(parents=True)
+            said = [{"instruction": t, "generator_2": model, "generator_1": "base", "preference": p} for t, p in own]
+            (tmp_path / "results" / model / by / "annotations.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="annotations are by one, two: name one with --annotator"):
+        load_judgments(tmp_path)
+    both = [load_judgments(tmp_path, annotator=name).values for name in ("one", "two")]
+    assert np.allclose(both[0], [[0.2, 0.6], [0.4, 0.3]]) and np.allclose(both[0] + both[1], 1)
+    with pytest.raises(InputError, match="annotations are by one, two"):
+        load_judgments(tmp_path, annotator="three")
 
 
 def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):

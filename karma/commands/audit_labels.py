@@ -31,6 +31,9 @@ def audit_labels(
     annotations: Annotated[
         Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score by another annotator.")
     ] = None,
+    beside: Annotated[
+        str | None, typer.Option(help="Votes: another judge's judgments of the same responses, e.g. GPT-4's.")
+    ] = None,
 ) -> None:
     """How often labels are right: `karma audit-labels --judgments alpaca_eval/results --scores my.csv --out labels`."""
     for line in run_audit_labels(**locals()):
@@ -39,7 +42,7 @@ def audit_labels(
 
 def run_audit_labels(
     judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
-    annotator: str | None, annotation: str, annotations: Path | None,
+    annotator: str | None, annotation: str, annotations: Path | None, beside: str | None,
 ) -> Iterator[str]:  # fmt: skip
     """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
     from karma.figures.labels import save_recorded_figures
@@ -49,7 +52,8 @@ def run_audit_labels(
         raise InputError(f"--out {out} is a file: give a folder to write to")
     table = load_score_table(scores, columns)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations)
-    audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed)
+    other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)
+    audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other)
     save_recorded(audit, out)
     set_style()
     save_recorded_figures(audit, out / "figures")

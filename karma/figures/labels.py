@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, save_figure, strategy_style
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, row_style, save_figure, strategy_style
 from karma.vocabulary import title_strategy
 
 if TYPE_CHECKING:
@@ -157,14 +157,38 @@ def plot_mislabelled(models: pd.DataFrame) -> Axes:
     return axes
 
 
+def plot_agreement(agreement: pd.DataFrame) -> Axes:
+    """Plot how often each judge agrees with a person's vote, on its own comparisons and on those that all decide.
+
+    Args:
+        agreement: from `karma.labels.agreement.measure_agreement`.
+    """
+    judges = list(dict.fromkeys(agreement["judge"]))
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.5, 0.45 * len(judges) + 1.5))
+    axes.axvline(0.5, color="black", lw=1, ls=":", label="a coin")
+    for shift, (on, rows) in zip((-0.15, 0.15), agreement.groupby("on", sort=False), strict=False):
+        places = rows["judge"].map(judges.index) + shift
+        style = row_style(0 if shift < 0 else 3)
+        axes.hlines(places, rows["low"], rows["high"], color=style["color"], lw=2)
+        axes.plot(rows["agreement"], places, style["marker"], color=style["color"], mec="0.2", mew=0.5, label=on)
+    counts = agreement.groupby("judge", sort=False)["n_votes"].first()
+    names = [f"{judge} (n = {counts[judge]:,})" for judge in judges]
+    axes.set(yticks=range(len(judges)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(len(judges) - 0.5, -0.5),
+             xlabel="agrees with a person's vote\n(share of votes, 95 % interval)")  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return axes
+
+
 def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
-    """Draw and save the four figures of an audit of recorded judgments."""
+    """Draw and save the figures of an audit of recorded judgments: four, and people's agreement where they voted."""
     drawn = {
         "label_accuracy": plot_label_accuracy(audit.strategies, "recorded", "the judge"),
         "surface": plot_accuracy_surface(audit.surface),
         "trade_off": plot_trade_off(audit.accuracy, audit.strategies, "recorded"),
         "mislabelled": plot_mislabelled(audit.models),
     }
+    if len(audit.agreement):
+        drawn["agreement"] = plot_agreement(audit.agreement)
     for name, axes in drawn.items():
         save_figure(axes, folder / name)
         plt.close(axes.get_figure(root=True))

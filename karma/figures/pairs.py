@@ -175,6 +175,7 @@ def plot_premise(tests: pd.DataFrame, curve: pd.DataFrame, models: pd.DataFrame,
         p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.3f}"
         said = "no r" if found.isna().any() else f"r = {found['r']:+.2f}, {p}"
         ax.set(title=f"{AXIS_TITLES[name]}\n{said}", xlabel="kinship, or τ", ylabel=MEASURES[name])
+        ax.tick_params(labelbottom=True)  # the panel below may be empty
     for ax in axes.flat[len(names) :]:
         ax.remove()
     if names:

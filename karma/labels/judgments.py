@@ -30,7 +30,8 @@ class Judgments:
         cluster: (prompts,), the same number for prompts that are one to a reader (turns of a conversation, an
             instruction that is repeated): they count as one in intervals.
         values: prompts x models, NaN where there is none; None for votes.
-        votes: of pairs: prompt, first, second (positions), gap (value of first - of second, in [-1, 1]).
+        votes: of pairs: prompt, first, second (positions), gap (value of first - of second, in [-1, 1]), n votes, of
+            which n_first and n_second for either side.
         lengths: prompts x models, characters, NaN where the text is unknown.
         annotations: prompts x models, by another annotator than the judge, for `rlaif`; or None.
         labelled: strategy -> its own pairs as given: prompt, chosen, rejected (positions), gap.
@@ -153,7 +154,14 @@ def build_votes(rows: pd.DataFrame, source: str, layout: str, lengths: pd.DataFr
         "prompt": known["prompt"].map(at).to_numpy(), "first": np.where(turned, second, first),
         "second": np.where(turned, first, second), "gap": np.where(turned, -1, 1) * known["vote"].to_numpy(float),
     })  # fmt: skip
-    votes = flat.groupby(["prompt", "first", "second"])["gap"].agg(gap="mean", n="size").reset_index()
+    cast = flat.assign(n_first=flat["gap"] > 0, n_second=flat["gap"] < 0)
+    sums = {
+        "gap": ("gap", "mean"),
+        "n": ("gap", "size"),
+        "n_first": ("n_first", "sum"),
+        "n_second": ("n_second", "sum"),
+    }
+    votes = cast.groupby(["prompt", "first", "second"]).agg(**sums).reset_index()
     grid = np.full((len(prompts), len(models)), np.nan)
     if lengths is not None:
         seen = lengths[lengths["prompt"].isin(at.index) & lengths["model"].isin(place.index)]

@@ -50,7 +50,7 @@ def load_judgments(
     """Load recorded judgments from a folder, a file or the Hub.
 
     Args:
-        source: what to read, in one of LAYOUTS.
+        source: what to read, in one of LAYOUTS; a Hub id may name its split: lmsys/mt_bench_human_judgments:gpt4_pair.
         annotator: AlpacaEval: whose annotations, a folder's name; None: weighted_alpaca_eval_gpt4_turbo, else the
             only one there.
         field: UltraFeedback: overall_score, fine-grained_score or mean_aspect.
@@ -63,7 +63,7 @@ def load_judgments(
     path, name = Path(source), str(source).rstrip("/")
     table = None if annotations is None else load_annotations(annotations)
     if not path.exists():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) or path.suffix:
             raise InputError(f"judgments {source} do not exist: give a folder, a file or a Hub id")
         judgments = _read_hub(name, field, table)
     elif path.is_dir():
@@ -117,7 +117,9 @@ def _read_hub(name: str, field: str, table: AnnotationTable | None) -> Judgments
         return _read_pool(load_pool(name), name, field, table, None)
     import datasets
 
+    name, _, asked = name.partition(":")
     split, file = HUB.get(name, ("train", None))
+    split = asked or split
     try:
         if file is not None:
             rows = datasets.load_dataset("json", data_files=f"hf://datasets/{name}/{file}", split=split)

@@ -19,6 +19,7 @@ from karma.errors import InputError
 from karma.files import atomic_path, save_json
 from karma.kinship.similarity import compute_cosine, compute_kinship
 from karma.kinship.uncertainty import compute_pair_uncertainty, draw_tables, limit_draws
+from karma.labels.agreement import measure_agreement
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
 from karma.labels.layouts import load_judgments
@@ -49,6 +50,7 @@ class RecordedAudit:
     sensitivity: pd.DataFrame
     models: pd.DataFrame
     surface: pd.DataFrame
+    agreement: pd.DataFrame
     books: dict[str, Any]
     source: str
 
@@ -61,6 +63,7 @@ def audit_recorded(
     prefer: str | None = None,
     tau: float = 0.1,
     seed: int = 0,
+    beside: Judgments | None = None,
 ) -> RecordedAudit:
     """Hold the labels that a score table gives against recorded judgments.
 
@@ -68,12 +71,17 @@ def audit_recorded(
         judgments: from `karma.labels.layouts.load_judgments`. table: scores of origin models, more than are judged.
         tie: judged values this close are equal, in the source's unit. prefer: a precision, where a model has several.
         tau: least kinship of an eligible pair, for strategies. seed: of sets, draws and the bootstrap.
+        beside: another judge's judgments of the same responses, to agree with people's votes.
 
     Raises:
         InputError: a tie below 0, models that cannot be matched, or nothing to compare.
     """
     if not 0 <= tie < np.inf:
         raise InputError(f"--tie {tie}: expected 0 or more")
+    if beside is not None and judgments.votes is None:
+        raise InputError(
+            f"--beside {beside.source}: {judgments.source} has no votes on pairs to agree with: leave it out"
+        )
     match = match_models(judgments.models, table, prefer)
     names, rows = list(match.rows), list(match.rows.values())
     kept = judgments.keep(names)
@@ -104,7 +112,8 @@ def audit_recorded(
         "prompts_without_set": int((sets.pattern_of < 0).sum()),
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
-                         measure_surface(comparisons, tie), books, kept.source)  # fmt: skip
+                         measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
+                         kept.source)  # fmt: skip
 
 
 def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
@@ -175,6 +184,8 @@ def save_recorded(audit: RecordedAudit, folder: Path) -> None:
     """Write the tables and accounting.json, each whole; what is not known is an empty cell."""
     tables = {"label_accuracy": audit.accuracy, "strategies": audit.strategies, "sensitivity": audit.sensitivity,
               "models": audit.models, "surface": audit.surface}  # fmt: skip
+    if len(audit.agreement):
+        tables["agreement"] = audit.agreement
     for name, frame in tables.items():
         with atomic_path(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
@@ -196,6 +207,8 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
                  f"judged equal (within {books['tie']:g}), {books['equal_s_pref']:,} with equal S_pref")  # fmt: skip
     lines.append(f"label accuracy, all pairs: {_show(every)}")
     lines += [f"{row['strategy']}: {_show(row)}" for _, row in audit.strategies.iterrows()]
+    lines += [f"agreement with a vote, {row['on']}: {row['judge']} {row['agreement']:.3f} [{row['low']:.3f}, "
+              f"{row['high']:.3f}] of {row['n_votes']:,} votes" for _, row in audit.agreement.iterrows()]  # fmt: skip
     if books["rlaif_by_construction"]:
         lines.append(f"note: {BY_CONSTRUCTION}")
     whole = audit.sensitivity.query("setting == 'normalised by' and value == 'whole table'")
