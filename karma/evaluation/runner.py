@@ -8,6 +8,7 @@ hash, backend, precision, batch size, generation settings.
 import csv
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -124,6 +125,21 @@ def evaluate(
             "generation": _generation(benchmark, settings) if ways[benchmark] == "answer" else {},
         }
     return _describe(model, scores), pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def limit_policies(benchmarks: Any) -> Any:
+    """Return how policies are asked: as origin models are, but for `policy_limits`.
+
+    Args:
+        benchmarks: the part of an experiment's `benchmarks` that the stage reads, `policy_limits` among it.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> limit_policies(load_experiment("demo").select(("benchmarks",)).benchmarks).limits["arc_easy"]
+        50
+    """
+    values = benchmarks.as_dict()
+    return SimpleNamespace(**{**values, "limits": values["limits"] | values["policy_limits"]})
 
 
 def _find_protocol(benchmark: str, protocol: str) -> str:

@@ -125,6 +125,7 @@ class Benchmarks(_Strict):
     protocol: Literal["answer", "logprob", "cloze"]
     limit: Count | None
     limits: dict[Benchmark, Count]
+    policy_limits: dict[Benchmark, Count]
     batch_size: Count
     choice_tokens: Count
     descriptive_tokens: Count

@@ -140,6 +140,7 @@ _SELF_PLAY = tuple(
     f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
 )  # one more reruns none
 _EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
+_POLICY = ("benchmarks.policy", "benchmarks.policy_limits")
 _KINSHIP_FILES = ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json")
 
 STAGES = {
@@ -161,7 +162,7 @@ STAGES = {
               ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"), _list_runs,
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
-              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _list_evaluations,
+              ("scores.json", "answers.parquet"), (*_EVALUATION, *_POLICY), _list_evaluations,
               _evaluation_inputs, lambda s, p: [p["policy"]]),
         Stage("cross_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
