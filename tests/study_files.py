@@ -103,7 +103,7 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
     for stage in [STAGES[name] for name in stages if name in STAGES]:
         for job in (Job(experiment, stage, p) for p in stage.jobs(s)):
             seed += 1
-            if stage.name in ("01_origin_evaluation", "05_policy_evaluation"):
+            if stage.name in ("01_origin_evaluation", "05_policy_evaluation", "selection_evaluation"):
                 write_scores(job, 0.3 + 0.02 * (seed % 7), seed)
             elif stage.name == "04_alignment_training":
                 write_training(job)

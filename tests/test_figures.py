@@ -168,6 +168,15 @@ def draw_curve(metrics, ratios=(0.1, 0.2, 0.4, 1.0)):
     return potential.plot_curve(pd.DataFrame(rows))
 
 
+def draw_leads(metrics, ratios, benchmarks):
+    """Each metric's score less random's; the values by lot."""
+    dice = np.random.default_rng(0)
+    rows = [{"benchmark": name, "policy": "smollm2-135m", "strategy": "k_score_sim", "method": "dpo", "metric": metric,
+             "ratio": ratio, "difference": (lead := dice.uniform(-0.1, 0.1)), "difference_low": lead - 0.1,
+             "difference_high": lead + 0.1} for name in benchmarks for metric in metrics for ratio in ratios]  # fmt: skip
+    return potential.plot_leads(pd.DataFrame(rows), {name: BENCHMARKS[name]["table4_title"] for name in benchmarks})
+
+
 def draw_rounds(n_rounds: int):
     rows = [{"policy": "smollm2-135m", "arm": arm, "scorer": "instructions", "round": number, "n_pairs": 120 * number,
              "score": 0.4 + 0.03 * number, "score_low": 0.3, "score_high": 0.6, "preference": 0.5 + 0.05 * number,
@@ -285,6 +294,9 @@ PLOTS: dict[str, Callable] = {
     "plot_choices": lambda s: draw_choices(),
     "plot_curve: two metrics": lambda s: draw_curve(["random", "m_ap"], [0.4]),
     "plot_curve: all metrics": lambda s: draw_curve(METRICS),
+    "plot_leads: one metric": lambda s: draw_leads(["m_ap"], [0.4], ["ifeval"]),
+    "plot_leads: all metrics": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.4], list(BENCHMARKS)),
+    "plot_leads: all sizes": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.1, 0.2, 0.4], list(BENCHMARKS)),
     **{f"plot_capabilities: {n}": lambda s, n=n: results.plot_capabilities(compute_capabilities(s[n]), s[n].source)
        for n in ("demo", "everything", "published", "empty")},
     **{f"plot_policies: {n}": lambda s, n=n: results.plot_policies(compute_policies(s[n], "dpo"), "dpo")

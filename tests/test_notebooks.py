@@ -118,6 +118,7 @@ def test_a_notebook_whose_input_is_missing_names_the_one_to_run_first(tmp_path, 
 @pytest.mark.parametrize("figure", ["origins/tiny-a/figures/scores", "runs/tiny-a/k_sim/dpo/seed0/figures/training",
                                     "runs/tiny-a/k_sim/dpo/seed0/figures/evaluation",
                                     "selections/tiny-a/k_sim+m_ap-0.4/figures/choices", "figures/selections",
+                                    "figures/selection_benchmarks",
                                     "figures/premise", "labels/figures/label_accuracy", "labels/figures/model_truth"])  # fmt: skip
 def test_figures_are_pictures(smoke, figure):
     from matplotlib.image import imread

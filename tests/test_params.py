@@ -82,7 +82,7 @@ def test_evidence_is_the_demo_with_nothing_left_out():
     demo, evidence = load_experiment("demo").settings, load_experiment("evidence").settings
     assert evidence.models == demo.models and evidence.pool == demo.pool and evidence.strategies == demo.strategies
     assert all(evidence.list_trained(method) == evidence.strategies for method in ("sft", "dpo"))
-    assert len(evidence.seeds) == 3 and evidence.benchmarks.held_out_pairs and evidence.potential.metrics
+    assert len(evidence.seeds) == 3 and evidence.benchmarks.held_out_pairs and evidence.potential.on_benchmarks
 
 
 def test_the_paper_is_32_runs_with_appendix_a():
@@ -110,6 +110,7 @@ def test_the_paper_is_32_runs_with_appendix_a():
         ("potential: {metrics: [map]}", "potential.metrics.0 is 'map'"),
         ("potential: {ratios: [0.0]}", "potential.ratios.0 is 0.0: Input should be greater than 0"),
         ("potential: {weight: -1.0}", "potential.weight is -1.0"),
+        ("potential: {on_benchmarks: true}", "name what is selected by in potential.metrics"),
         (
             "strategies: [k_sim]\npotential: {strategies: [rlaif]}",
             "'rlaif' is not among the strategies of this experiment",

@@ -9,12 +9,11 @@ from scipy.stats import t
 from karma.errors import InputError
 from karma.figures.potential import plot_choices
 from karma.potential.margins import build_candidates
+from karma.potential.outcomes import CELL, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import (
-    CELL,
     choose,
     choose_by_each,
-    collect_selections,
     compare_metrics,
     compare_potentials,
     compare_selections,
@@ -105,20 +104,20 @@ def test_too_few_shared_pairs_give_no_number():
                                                   "overlap_by_chance": None}  # fmt: skip
 
 
-def margins_of(metric, right, seed=0, ids="abcdefgh"):
+def outcomes_of(metric, right, seed=0, ids="abcdefgh"):
     key = dict(zip(CELL, ("p", "k_sim", metric, 0.4, "dpo"), strict=True))
-    rows = [{**key, "seed": seed, "row_id": i, "margin": 1.0 if r else -1.0} for i, r in zip(ids, right, strict=True)]
+    rows = [{**key, "seed": seed, "row_id": i, "right": float(r), "n": 1} for i, r in zip(ids, right, strict=True)]
     return pd.DataFrame(rows), {**key, "seed": seed, "n_pairs": 9, "n_candidates": 20, "same_data_as": None}
 
 
 def compare(*parts):
-    margins, runs = zip(*parts, strict=True)
-    return compare_selections(pd.DataFrame(runs), pd.concat(margins)).set_index("metric")
+    outcomes, runs = zip(*parts, strict=True)
+    return compare_selections(pd.DataFrame(runs), pd.concat(outcomes)).set_index("metric")
 
 
 def test_the_difference_is_paired_by_hand():
     """Right on 6 of 8 against 4 of 8, the same four among them: a gain of +1 on two pairs, 0 on six."""
-    found = compare(margins_of("random", [1, 1, 1, 1, 0, 0, 0, 0]), margins_of("m_ap", [1, 1, 1, 1, 1, 1, 0, 0]))
+    found = compare(outcomes_of("random", [1, 1, 1, 1, 0, 0, 0, 0]), outcomes_of("m_ap", [1, 1, 1, 1, 1, 1, 0, 0]))
     gain = np.array([0, 0, 0, 0, 1, 1, 0, 0])
     row = found.loc["m_ap"]
     assert (row["accuracy"], row["n"], row["difference"]) == (0.75, 8, 0.25)
@@ -128,8 +127,8 @@ def test_the_difference_is_paired_by_hand():
 
 
 def test_seeds_are_averaged_and_only_the_same_seeds_are_compared():
-    alone = margins_of("random", [1] * 4 + [0] * 4)
-    both = [margins_of("m_ap", [1] * 8, 0), margins_of("m_ap", [0] * 8, 1)]
+    alone = outcomes_of("random", [1] * 4 + [0] * 4)
+    both = [outcomes_of("m_ap", [1] * 8, 0), outcomes_of("m_ap", [0] * 8, 1)]
     found = compare(alone, *both)
     assert found.loc["m_ap", "accuracy"] == 0.5 and found.loc["m_ap", "n_seeds"] == 2
     assert np.isnan(found.loc["m_ap", "difference"])  # random lacks the second seed
@@ -137,21 +136,21 @@ def test_seeds_are_averaged_and_only_the_same_seeds_are_compared():
 
 def test_two_metrics_are_compared_on_the_same_pairs():
     """What M_AP gave with annotations and without: right on 6 and on 5 of 8, apart on three of them."""
-    parts = [margins_of("m_ap", [1, 1, 1, 1, 1, 1, 0, 0]), margins_of("m_ap_annotated", [1, 1, 1, 1, 0, 0, 1, 0])]
-    margins = pd.concat([m for m, _ in parts])
-    (row,) = compare_metrics(margins, "m_ap", "m_ap_annotated").to_dict("records")
+    parts = [outcomes_of("m_ap", [1, 1, 1, 1, 1, 1, 0, 0]), outcomes_of("m_ap_annotated", [1, 1, 1, 1, 0, 0, 1, 0])]
+    outcomes = pd.concat([m for m, _ in parts])
+    (row,) = compare_metrics(outcomes, "m_ap", "m_ap_annotated").to_dict("records")
     gain = np.array([0, 0, 0, 0, 1, 1, -1, 0])
     assert (row["m_ap"], row["m_ap_annotated"], row["n"], row["difference"]) == (0.75, 0.625, 8, 0.125)
     assert row["difference_high"] - 0.125 == pytest.approx(2.364624 * gain.std(ddof=1) / np.sqrt(8), abs=1e-5)
-    table = build_union_table(margins)
+    table = build_union_table(outcomes)
     assert table is not None and "0.125" in table.to_markdown()
     assert build_union_table(parts[0][0]) is None
 
 
 def test_m_ap_is_compared_with_each_rival_and_corrected_for_all():
     """M_AP is right on 7 of 8, `random` on 1 and `explicit_large` on 6, whose pairs are among M_AP's."""
-    parts = [margins_of("random", [1] + [0] * 7), margins_of("m_ap", [1] * 7 + [0]),
-             margins_of("explicit_large", [1] * 6 + [0] * 2)]  # fmt: skip
+    parts = [outcomes_of("random", [1] + [0] * 7), outcomes_of("m_ap", [1] * 7 + [0]),
+             outcomes_of("explicit_large", [1] * 6 + [0] * 2)]  # fmt: skip
     everything = [m.assign(ratio=1.0) for m, _ in parts]  # all of the pairs: no selection, no test
     found = compare_rivals(pd.concat([m for m, _ in parts] + everything)).set_index("rival")
     assert list(found.index) == ["random", "explicit_large"]
@@ -166,7 +165,7 @@ def test_a_lead_that_shrinks_with_the_data_is_a_trend():
     """At .1 of the pairs M_AP leads on six of eight pairs, at .2 on three, at .4 on none: -.375 a doubling."""
     right = {0.1: [1] * 6 + [0] * 2, 0.2: [1] * 3 + [0] * 5, 0.4: [0] * 8, 1.0: [1] * 8}
     parts = [m.assign(ratio=ratio) for ratio, own in right.items()
-             for m in (margins_of("m_ap", own)[0], margins_of("random", [0] * 8)[0])]  # fmt: skip
+             for m in (outcomes_of("m_ap", own)[0], outcomes_of("random", [0] * 8)[0])]  # fmt: skip
     (row,) = compute_trends(pd.concat(parts)).to_dict("records")
     slopes = np.array([-0.5] * 6 + [0] * 2)  # of each pair: (lead at .4 - lead at .1) / 2 doublings
     half = 2.364624 * slopes.std(ddof=1) / np.sqrt(8)
@@ -178,7 +177,7 @@ def test_a_lead_that_shrinks_with_the_data_is_a_trend():
 
 def test_seeds_that_disagree_widen_the_interval():
     """Two seeds, M_AP ahead of `random` by all pairs in one and by none in the other: nothing is known of a third."""
-    parts = [margins_of(metric, [right] * 7 + [0], seed)[0] for metric, seed, right in
+    parts = [outcomes_of(metric, [right] * 7 + [0], seed)[0] for metric, seed, right in
              [("random", 0, 0), ("random", 1, 0), ("m_ap", 0, 1), ("m_ap", 1, 0)]]  # fmt: skip
     (row,) = compare_rivals(pd.concat(parts)).to_dict("records")
     assert row["value"] == 0.4375 and row["low"] < -1 and row["high"] > 1

@@ -139,6 +139,19 @@ def test_each_selection_keeps_its_share_trains_on_it_and_is_tested_on_the_same_p
     assert "m_ap" in table and "The selection study" in (smoke / STUDY / "report.html").read_text()
 
 
+def test_each_selection_s_policy_is_asked_what_the_untrained_one_is(smoke):
+    start = pq.read_table(smoke / STUDY / "runs/tiny-a/start/answers.parquet").to_pandas()
+    for metric in ("random", "m_ap"):
+        folder = smoke / STUDY / "selections" / "tiny-a" / f"k_sim+{metric}-0.4" / "dpo" / "seed0"
+        given = pq.read_table(folder / "answers.parquet").to_pandas()
+        for column in ("benchmark", "item_id", "prompt", "n"):
+            assert given[column].equals(start[column]), column
+        assert list(json.loads((folder / "provenance.json").read_text())) == ["selection_evaluation"]
+    shown = pd.read_csv(smoke / STUDY / "tables" / "selection_benchmark_intervals.csv")
+    assert len(shown) == 2 * start["benchmark"].nunique() and shown["change"].notna().all()
+    assert "The selection study on the benchmarks" in (smoke / STUDY / "report.html").read_text()
+
+
 def test_one_training_where_two_sft_sets_are_the_same(smoke):
     runs = sorted((smoke / STUDY / "runs" / "tiny-a").glob("*/sft/seed0"))
     records = {run.parts[-3]: json.loads((run / "training.json").read_text()) for run in runs}
@@ -228,6 +241,7 @@ AFTER_PAIRS = {
     "07_alignment_potential",
     "06_results",
     "cross_evaluation",
+    "selection_evaluation",
 }
 
 
@@ -237,7 +251,7 @@ AFTER_PAIRS = {
         ("training", "beta", 0.2, AFTER_PAIRS | {"08_self_play"}),
         ("kinship", "cut", 0.5, {"02_kinship_analysis", "03_binarization", "09_label_audit", *AFTER_PAIRS}),
         ("annotation", "batch_size", 8, {"annotation", "03_binarization", "09_label_audit", *AFTER_PAIRS}),
-        ("potential", "weight", 2.5, {"07_alignment_potential", "06_results"}),
+        ("potential", "weight", 2.5, {"07_alignment_potential", "06_results", "selection_evaluation"}),
         ("self_play", "weight", 1.0, {"06_results", "08_self_play"}),
     ],
 )  # fmt: skip

@@ -18,7 +18,8 @@ from karma.figures.training import plot_training
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.lengths import LengthBias
-from karma.potential.study import choose_by_each, collect_selections, compare_selections, compute_overlap, gather_pools
+from karma.potential.outcomes import collect_selections
+from karma.potential.study import choose_by_each, compare_selections, compute_overlap, gather_pools
 from karma.results.claims import test_claims as judge_claims
 from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
@@ -110,8 +111,7 @@ def test_the_figures_of_selection_show_every_metric(experiment, study):
     many = {f"{name} {again}": places for again in (1, 2) for name, places in choices.items()}
     titles = {ax.get_title().split("\n")[0] for ax in plot_choices(pools, choices, compute_overlap(choices)).axes}
     assert set(METRICS) <= titles and len(many) == 2 * len(METRICS)
-    runs, margins = collect_selections(experiment)
-    curves = plot_curve(compare_selections(runs, margins))
+    curves = plot_curve(compare_selections(*collect_selections(experiment)))
     assert len(curves) == len(METHODS)
     assert curves[0].get_legend_handles_labels()[1] == list(METRICS)
 

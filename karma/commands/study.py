@@ -61,6 +61,14 @@ def cross_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     _run_stage("cross_evaluation", experiment, p)
 
 
+def selection_evaluation(experiment: Experiment, p: Parameters = None) -> None:
+    """Ask a policy trained on a selection the benchmarks.
+
+    `-p policy=P -p strategy=k_sim -p metric=m_ap -p ratio=0.4 -p method=dpo -p seed=0`.
+    """
+    _run_stage("selection_evaluation", experiment, p)
+
+
 def models(experiment: Experiment) -> None:
     """List a study's models: where each comes from, what it is for, and whether it is here."""
     from rich.console import Console

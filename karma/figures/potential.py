@@ -75,26 +75,87 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
         Axes, one a (policy, strategy, method).
     """
     panels = list(compared.groupby(["policy", "strategy", "method"], sort=False))
-    width = min(PAGE_WIDTH_IN, COLUMN_WIDTH_IN * max(len(panels), 1.3))
-    columns = min(len(panels), 2)
-    n_rows = -(-len(panels) // columns)
-    _, axes = plt.subplots(n_rows, columns, figsize=(width, 2.6 * n_rows), sharey=True, squeeze=False)
-    for ax, ((policy, strategy, method), part) in zip(axes.flat, panels, strict=False):
-        metrics = [m for m in _ORDER if m in set(part["metric"])]
-        for place, metric in enumerate(metrics):
-            rows = part[part["metric"] == metric].sort_values("ratio")
-            style = metric_style(metric)
-            x = rows["ratio"] * 100 + (place - (len(metrics) - 1) / 2) * 0.9  # beside each other, to be seen
-            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-            ax.errorbar(x, rows["accuracy"], yerr=spread, label=metric, color=style["color"], marker=style["marker"],
-                        ms=4, lw=1, capsize=2)  # fmt: skip
+    axes = _lay_out(len(panels), "held-out accuracy (share)")
+    for ax, ((policy, strategy, method), part) in zip(axes, panels, strict=True):
+        _plot_sizes(ax, part, ["accuracy", "low", "high"])
         ax.axhline(0.5, color="black", lw=1, ls=":")
-        ax.set(title=f"{policy}, {strategy}, {title_of(method)}", xlabel="pairs kept (%)")
-        ax.set(xlim=(0, 105), ylim=(-0.02, 1.02))
+        ax.set(title=f"{policy}, {strategy}, {title_of(method)}", ylim=(-0.02, 1.02))
+    _add_legend(axes)
+    return axes
+
+
+def plot_leads(compared: pd.DataFrame, titles: Mapping[str, str]) -> np.ndarray:
+    """Draw each metric's score on benchmarks less that of `random`, by the share of pairs kept; of one share a row.
+
+    Args:
+        compared: from `karma.potential.study.compare_selections`, of benchmarks; all pairs are no selection, and left
+            out. titles: of benchmarks, in the order of the panels.
+
+    Returns:
+        Axes, one a benchmark and (policy, strategy, method); none where no metric can be compared with `random`.
+    """
+    known = compared[compared["difference"].notna() & (compared["ratio"] < 1)]
+    groups = {name: known[known["benchmark"] == name].groupby(["policy", "strategy", "method"]) for name in titles}
+    panels = [(name, place, part) for name, group in groups.items() for place, part in group]
+    if not panels:
+        return np.array([])
+    several = known["ratio"].nunique() > 1
+    axes = _lay_out(len(panels), "score less random's (share)")
+    for ax, (name, (policy, strategy, method), part) in zip(axes, panels, strict=True):
+        columns = ["difference", "difference_low", "difference_high"]
+        (_plot_sizes if several else _plot_one_size)(ax, part, columns)
+        ax.axhline(0, color="black", lw=1, ls=":")
+        ax.set_title(f"{titles[name]}\n{policy}, {strategy}, {title_of(method)}")
+    if several:
+        _add_legend(axes)
+    return axes
+
+
+def _lay_out(n: int, label: str) -> np.ndarray:
+    """Return so many panels, two a row, with one scale; the first of each row has the label."""
+    width, columns = min(PAGE_WIDTH_IN, COLUMN_WIDTH_IN * max(n, 1.3)), min(n, 2)
+    n_rows = -(-n // columns)
+    _, axes = plt.subplots(n_rows, columns, figsize=(width, 2.6 * n_rows), sharey=True, squeeze=False)
     for ax in axes[:, 0]:
-        ax.set_ylabel("held-out accuracy (share)")
-    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_ylabel(label)
+    for ax in list(axes.flat)[n:]:
         ax.remove()
-    lines = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].figure.legend(*lines, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    return np.array(list(axes.flat)[: len(panels)])
+    return np.array(list(axes.flat)[:n])
+
+
+def _list_metrics(part: pd.DataFrame) -> list[str]:
+    return [metric for metric in _ORDER if metric in set(part["metric"])]
+
+
+def _plot_sizes(ax: Axes, part: pd.DataFrame, columns: list[str]) -> None:
+    """Draw a value with its interval over the share of pairs kept, a line a metric."""
+    metrics = _list_metrics(part)
+    for place, metric in enumerate(metrics):
+        rows = part[part["metric"] == metric].sort_values("ratio")
+        shift = (place - (len(metrics) - 1) / 2) * 0.9  # beside each other, to be seen
+        _plot_intervals(ax, rows["ratio"] * 100 + shift, rows, columns, metric)
+    ax.set(xlabel="pairs kept (%)", xlim=(0, 105))
+
+
+def _plot_one_size(ax: Axes, part: pd.DataFrame, columns: list[str]) -> None:
+    """Draw a value with its interval, a metric beside the other."""
+    metrics = _list_metrics(part)
+    for place, metric in enumerate(metrics):
+        _plot_intervals(ax, [place], part[part["metric"] == metric], columns, metric)
+    ax.set_xticks(range(len(metrics)), metrics, rotation=30, ha="right", rotation_mode="anchor")
+    ax.set(xlabel=f"{100 * part['ratio'].iloc[0]:g} % of the pairs kept, by", xlim=(-0.6, len(metrics) - 0.4))
+    ax.grid(axis="x", visible=False)
+
+
+def _plot_intervals(ax: Axes, x: Any, rows: pd.DataFrame, columns: list[str], metric: str) -> None:
+    value, low, high = (rows[name] for name in columns)
+    style = metric_style(metric)
+    ax.errorbar(x, value, yerr=[value - low, high - value], label=metric, color=style["color"],
+                marker=style["marker"], ms=4, lw=1, capsize=2)  # fmt: skip
+
+
+def _add_legend(axes: np.ndarray) -> None:
+    lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    labels = [metric for metric in _ORDER if metric in lines]
+    axes[0].figure.legend([lines[label] for label in labels], labels, loc="outside lower center", ncols=5,
+                          frameon=False, fontsize=8)  # fmt: skip

@@ -2,32 +2,35 @@
 
 Held-out pairs are the same for all selections of a pair set, so two trainings are compared pair by pair: the share of
 held-out pairs whose chosen response training moved the policy towards, and its difference from `random` at the same
-ratio, method and seed. Decision: intervals are over the held-out pairs and, where several were trained, over the seeds
+ratio, method and seed; where a study asks them, items of benchmarks in the same way (`karma.potential.outcomes`).
+Decision: intervals are over the held-out pairs, or items, and, where several were trained, over the seeds
 (`karma.statistics.compute_two_way`). Limit: with one seed the noise of training itself is in none of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import load_json
 from karma.potential.margins import POOLS, RANKED_AS, Candidates, select
+from karma.potential.outcomes import (
+    CELL,
+    compute_difference,
+    compute_outcomes,
+    compute_share,
+    find_outcomes,
+    find_untrained,
+    split_benchmarks,
+)
 from karma.potential.selection import gather_candidates
-from karma.statistics import compute_spearman, compute_two_way, compute_wilson
-from karma.study.experiment import Experiment
-from karma.study.stages import STAGES, Job
+from karma.statistics import compute_spearman
 from karma.vocabulary import METRICS
 
 N_PERMUTATIONS = 400  # behind an overlap by chance
-CELL = ["policy", "strategy", "metric", "ratio", "method"]
-RUN_COLUMNS = [*CELL, "seed", "n_pairs", "n_candidates", "same_data_as"]
 COLUMNS = [
     *CELL,
     "n_pairs",
@@ -40,6 +43,7 @@ COLUMNS = [
     "difference_low",
     "difference_high",
 ]
+CHANGES = ["change", "change_low", "change_high"]  # from the untrained policy; of benchmarks only
 
 
 def gather_pools(
@@ -178,110 +182,55 @@ def _restrict(pool: Candidates, mask: np.ndarray) -> Candidates:
     return Candidates(ids, pool.explicit[mask], pool.implicit[mask], pool.weight, pool.reasons[mask])
 
 
-def has_study(experiment: Experiment) -> bool:
-    """Tell whether an experiment selects pairs at all."""
-    return bool(experiment.settings.potential.metrics)
-
-
-def collect_selections(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read every training on a selection that is finished.
-
-    Returns:
-        One row a training (RUN_COLUMNS), and one row a training and held-out pair (CELL, seed, row_id, margin).
-    """
-    jobs = (Job(experiment, stage, p) for stage in [STAGES["07_alignment_potential"]]
-            for p in stage.jobs(experiment.settings))  # fmt: skip
-    found = [run for job in jobs for run in _read_runs(job)]
-    runs = pd.DataFrame([row for row, _ in found], columns=RUN_COLUMNS)
-    margins = pd.concat([m for _, m in found]) if found else pd.DataFrame(columns=[*CELL, "seed", "row_id", "margin"])
-    return runs, margins.reset_index(drop=True)
-
-
-def _read_runs(job: Job) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    s = job.experiment.settings
-    for method in s.potential.methods:
-        for seed in s.seeds:
-            folder: Path = job.folder / method / f"seed{seed}"
-            if not (folder / "held_out.parquet").is_file() or not (folder / "training.json").is_file():
-                continue
-            record, books = load_json(folder / "training.json"), load_json(job.folder / "accounting.json")
-            key = {**job.params, "ratio": float(job.params["ratio"]), "method": method, "seed": seed}
-            row = {**key, "n_pairs": record["n_train_pairs"], "n_candidates": books["settings"].get("candidates"),
-                   "same_data_as": record["same_data_as"]}  # fmt: skip
-            yield row, pq.read_table(folder / "held_out.parquet").to_pandas().assign(**key)
-
-
-def compare_selections(runs: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """Return each selection's held-out preference accuracy, and its difference from `random` on the same pairs.
+def compare_selections(
+    runs: pd.DataFrame, outcomes: pd.DataFrame, untrained: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return how right each selection's policy is, and its difference from `random` on the same pairs or items.
 
     Args:
-        runs, margins: from `collect_selections`.
+        runs: from `karma.potential.outcomes.collect_selections`. outcomes: from there, of the held-out pairs, or from
+            `collect_answers`, of the benchmarks. untrained: from `collect_answers`.
 
     Returns:
-        One row a CELL: COLUMNS; accuracy in [0, 1] with its 95 % interval (Wilson, over n held-out pairs and the
-        seeds), the paired difference from `random` with its 95 % interval (t), NaN where there is no `random` to
-        compare with.
+        One row a CELL (a benchmark and CELL): COLUMNS; accuracy in [0, 1] with its 95 % interval (Wilson, over n pairs
+        or items and the seeds), the paired difference from `random` with its 95 % interval (t), NaN where there is no
+        `random` to compare with. Of benchmarks, the change from the untrained policy besides (CHANGES).
     """
     rows: list[dict[str, Any]] = []
-    for cell, part in margins.groupby(CELL, sort=False):
-        key = dict(zip(CELL, cell, strict=True))
-        right = compute_outcomes(part)
-        same = (runs[CELL] == pd.Series(key)).all(axis=1)
-        found = compute_two_way(right.T)
-        several = (found["standard_error"], 1, found["df"]) if right.shape[1] > 1 else ()
-        low, high = compute_wilson(found["value"], len(right), *several)
-        lot = find_outcomes(margins, {**key, "metric": "random"}, part)
-        rows.append({**key, "n_pairs": int(runs.loc[same, "n_pairs"].iloc[0]), "n_seeds": int(same.sum()),
-                     "accuracy": found["value"], "low": low, "high": high, "n": len(right),
-                     **_name(compute_difference(right, lot))})  # fmt: skip
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for asked, whole in split_benchmarks(outcomes):
+        for cell, part in whole.groupby(CELL, sort=False):
+            key = dict(zip(CELL, cell, strict=True))
+            right = compute_outcomes(part)
+            kept = runs.loc[(runs[CELL] == pd.Series(key)).all(axis=1), "n_pairs"]
+            lot = find_outcomes(whole, {**key, "metric": "random"}, part)
+            start = find_untrained(untrained, part) if untrained is not None else None
+            rows.append({**asked, **key, "n_pairs": kept.max(), "n_seeds": right.shape[1], **compute_share(right),
+                         **_name("difference", compute_difference(right, lot)),
+                         **_name("change", compute_difference(right, start))})  # fmt: skip
+    columns = ["benchmark", *COLUMNS, *CHANGES] if "benchmark" in outcomes else COLUMNS
+    return pd.DataFrame(rows, columns=columns)
 
 
-def compare_metrics(margins: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+def compare_metrics(outcomes: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """Return how two metrics' trainings differ on the same held-out pairs, where both have the same seeds.
 
     Args:
-        margins: from `collect_selections`. first, second: metrics.
+        outcomes: from `karma.potential.outcomes.collect_selections`. first, second: metrics.
 
     Returns:
         One row a (policy, strategy, ratio, method): held-out accuracy of each, n pairs, and first minus second with its
         95 % interval (t, paired over the pairs).
     """
     rows: list[dict[str, Any]] = []
-    for cell, part in margins[margins["metric"] == first].groupby(CELL, sort=False):
+    for cell, part in outcomes[outcomes["metric"] == first].groupby(CELL, sort=False):
         key = dict(zip(CELL, cell, strict=True))
-        right, other = compute_outcomes(part), find_outcomes(margins, {**key, "metric": second}, part)
+        right, other = compute_outcomes(part), find_outcomes(outcomes, {**key, "metric": second}, part)
         if other is not None:
             rows.append({**{k: v for k, v in key.items() if k != "metric"}, first: float(right.to_numpy().mean()),
                          second: float(other.to_numpy().mean()), "n": len(right),
-                         **_name(compute_difference(right, other))})  # fmt: skip
+                         **_name("difference", compute_difference(right, other))})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def compute_outcomes(part: pd.DataFrame) -> pd.DataFrame:
-    """Return each held-out pair's outcome by seed (pairs x seeds): 1 right, 0 wrong, 1/2 where nothing moved."""
-    right = (part["margin"] > 0) + 0.5 * (part["margin"] == 0)
-    return right.groupby([part["row_id"], part["seed"]]).mean().unstack("seed")
-
-
-def find_outcomes(margins: pd.DataFrame, key: Mapping[str, Any], part: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the outcomes of another cell in the same seeds; None for the cell itself, or where seeds are missing."""
-    if key["metric"] == part["metric"].iloc[0]:
-        return None
-    others = margins[(margins[CELL] == pd.Series(key)).all(axis=1) & margins["seed"].isin(part["seed"])]
-    return compute_outcomes(others) if set(others["seed"]) == set(part["seed"]) else None
-
-
-def compute_difference(right: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, float]:
-    """Return the mean of right minus baseline, paired by held-out pair and seed, as `karma.statistics.compute_two_way`.
-
-    Args:
-        right, baseline: pairs x seeds, from `compute_outcomes`; without a baseline everything is NaN.
-    """
-    if baseline is None:
-        return dict.fromkeys(("value", "standard_error", "low", "high", "df"), float("nan"))
-    return compute_two_way((right - baseline).dropna().T)
-
-
-def _name(found: Mapping[str, float]) -> dict[str, float]:
-    return {"difference": found["value"], "difference_low": found["low"], "difference_high": found["high"]}
+def _name(what: str, found: Mapping[str, float]) -> dict[str, float]:
+    return {what: found["value"], f"{what}_low": found["low"], f"{what}_high": found["high"]}

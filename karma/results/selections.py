@@ -1,20 +1,30 @@
 """The selection study in the report: the data-size curve, every selection beside `random`, and kinship beside a judge.
 
-The numbers come from `karma.potential.study`, as the notebooks of stage 07 show them; here they are the comparison of
-record, since 06 waits for every selection. A study without selections gets nothing, not even a heading.
+The numbers come from `karma.potential`, as the notebooks of stage 07 show them; here they are the comparison of record,
+since 06 waits for every selection: on the held-out pairs, and on the benchmarks where the study asks them. A study
+without selections gets nothing, not even a heading.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
+from karma.figures.potential import plot_curve, plot_leads
+from karma.figures.style import save_figure
 from karma.files import load_json
+from karma.potential.outcomes import collect_answers, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
-from karma.potential.study import collect_selections, compare_metrics, compare_selections
+from karma.potential.study import compare_metrics, compare_selections
+from karma.results.study import find_titles
 from karma.results.tables import Table, build_plain
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
+from karma.vocabulary import order_benchmarks
 
 TEXT = """## The selection study: alignment potential against the lot
 
@@ -22,10 +32,17 @@ Held-out preference accuracy after training on a part of a pair set, over the pa
 intervals over the held-out pairs, the same for all; the dotted line is a coin. A metric earns its keep where its
 difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell. Then M_AP
 against each rival metric, and whether a metric's lead over `random` changes with the data: all corrected (Holm)."""
+ON_BENCHMARKS = """## The selection study on the benchmarks
+
+The same policies, asked the policies' benchmarks: the score's difference from `random` by metric, 95 % intervals paired
+by item, a panel a benchmark. Above the dotted line the metric's selection made the better policy; an interval that
+crosses it cannot tell. Then every metric against `random`, M_AP against each other metric, and whether a lead over
+`random` changes with the data: all corrected (Holm)."""
 NOTES = {
     False: "one seed: the noise of training is in none of these intervals",
     True: "intervals hold held-out pairs and seeds",
 }
+NOTES_OF_ITEMS = {**NOTES, True: "intervals hold items and seeds"}
 
 
 def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
@@ -34,72 +51,142 @@ def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list
     Args:
         experiment: the study. tables, figures: folders to write to.
     """
-    runs, margins = collect_selections(experiment)
-    compared = compare_selections(runs, margins)
+    runs, outcomes = collect_selections(experiment)
+    answers, untrained = collect_answers(experiment)
+    return [
+        *_show_held_out(experiment, compare_selections(runs, outcomes), outcomes, tables, figures),
+        *_show_benchmarks(experiment, compare_selections(runs, answers, untrained), answers, tables, figures),
+    ]
+
+
+def _show_held_out(
+    experiment: Experiment, compared: pd.DataFrame, outcomes: pd.DataFrame, tables: Path, figures: Path
+) -> list[Any]:
     if compared.empty:
         return []
-    import matplotlib.pyplot as plt
     from IPython.display import Markdown
 
-    from karma.figures.potential import plot_curve
-    from karma.figures.style import save_figure
-
-    axes = plot_curve(compared)
-    save_figure(axes[0], figures / "selections")
-    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
     made = [
         build_selection_table(compared),
-        *build_test_tables(margins),
-        *filter(None, [build_agreement_table(experiment), build_union_table(margins)]),
+        *build_test_tables(outcomes),
+        *filter(None, [build_agreement_table(experiment), build_union_table(outcomes)]),
     ]
+    _save(made, compared, tables, "selection_intervals")
+    return [Markdown(TEXT), _save_figure(plot_curve(compared), figures / "selections"), *made]
+
+
+def _show_benchmarks(
+    experiment: Experiment, compared: pd.DataFrame, answers: pd.DataFrame, tables: Path, figures: Path
+) -> list[Any]:
+    if compared.empty:
+        return []
+    from IPython.display import Markdown
+
+    own = find_titles(experiment.settings)
+    asked = order_benchmarks(list(compared["benchmark"].unique()), "table4")
+    titles = {name: own.get(name, title) for name, title in asked.items()}
+    n_jobs = sum(1 for _ in STAGES["selection_evaluation"].jobs(experiment.settings))
+    missing = n_jobs - int(compared.groupby("benchmark")["n_seeds"].sum().max())
+    notes = (f"{missing} of {n_jobs} evaluations are missing: the gaps above name them",) if missing else ()
+    made = [build_selection_table(compared, titles, notes), *build_test_tables(answers, titles)]
+    _save(made, compared, tables, "selection_benchmark_intervals")
+    axes = plot_leads(compared, titles)
+    drawn = [_save_figure(axes, figures / "selection_benchmarks")] if len(axes) else []
+    return [Markdown(ON_BENCHMARKS), *drawn, *made]
+
+
+def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) -> None:
     for table in made:
         table.save(tables)
-    compared.to_csv(tables / "selection_intervals.csv", index=False)
-    return [Markdown(TEXT), axes[0].figure, *made]
+    compared.to_csv(tables / f"{name}.csv", index=False)
 
 
-def build_selection_table(compared: pd.DataFrame) -> Table:
-    """Return the comparison of all selections as a table, from `compare_selections`."""
-    rows = compared.sort_values(["policy", "strategy", "method", "ratio", "metric"], kind="stable")
-    names = [f"{r.strategy}+{r.metric}-{r.ratio:g}" for r in rows.itertuples()]
-    columns = {"policy": rows["policy"], "selection": names, "method": rows["method"], "pairs": rows["n_pairs"],
-               "n": rows["n"], "accuracy": rows["accuracy"], "95 %": _join(rows["low"], rows["high"]),
-               "difference": rows["difference"],
-               "95 % of it": _join(rows["difference_low"], rows["difference_high"])}  # fmt: skip
-    frame = pd.DataFrame(columns).set_index(["policy", "selection", "method"])
-    caption = "Held-out accuracy (share of n pairs) after training on each selection, and its difference from `random`."
-    return build_plain("selections", caption, frame, notes=(NOTES[bool((compared["n_seeds"] > 1).any())],))
+def _save_figure(axes: np.ndarray, path: Path) -> Figure:
+    save_figure(axes[0], path)
+    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
+    return axes[0].figure
 
 
-def build_test_tables(margins: pd.DataFrame) -> list[Table]:
-    """Return M_AP against each rival, and each metric's lead over the data size; only what can be tested."""
+def build_selection_table(
+    compared: pd.DataFrame, titles: Mapping[str, str] | None = None, notes: tuple[str, ...] = ()
+) -> Table:
+    """Return the comparison of all selections as a table, from `compare_selections`.
+
+    Args:
+        compared: on the held-out pairs, or on benchmarks. titles: of benchmarks. notes: what else a reader must know.
+    """
+    order = [*(["benchmark"] if titles else []), "policy", "strategy", "method", "ratio", "metric"]
+    places = {name: place for place, name in enumerate(titles or {})}
+    rows = compared.sort_values(order, kind="stable", key=lambda c: c.map(places) if c.name == "benchmark" else c)
+    columns = {"policy": rows["policy"], "selection": _name_selections(rows), "method": rows["method"],
+               "pairs": rows["n_pairs"], "n": rows["n"], "accuracy": rows["accuracy"],
+               "95 %": _join(rows["low"], rows["high"])}  # fmt: skip
+    index = ["policy", "selection", "method"]
+    if titles:
+        columns = {"benchmark": rows["benchmark"].map(titles), **columns, "change": rows["change"],
+                   "95 % of the change": _join(rows["change_low"], rows["change_high"])}  # fmt: skip
+        index = ["benchmark", *index]
+    columns |= {"difference": rows["difference"], "95 % of it": _join(rows["difference_low"], rows["difference_high"])}
+    frame, several = pd.DataFrame(columns).set_index(index), bool((compared["n_seeds"] > 1).any())
+    if not titles:
+        caption = ("Held-out accuracy (share of n pairs) after training on each selection, and its difference from "
+                   "`random`.")  # fmt: skip
+        return build_plain("selections", caption, frame, notes=(NOTES[several], *notes))
+    caption = ("Accuracy (share of n) after training on each selection, its change from the untrained policy, and its "
+               "difference from `random`.")  # fmt: skip
+    single = "intervals are each at 95 %, not corrected for their number: the tests are in the next table"
+    return build_plain(
+        "selection_benchmarks", caption, frame, notes=(NOTES_OF_ITEMS[several], *_name_units(titles), single, *notes)
+    )
+
+
+def build_test_tables(outcomes: pd.DataFrame, titles: Mapping[str, str] | None = None) -> list[Table]:
+    """Return M_AP against each rival, and each metric's lead over the data size; only what can be tested.
+
+    Args:
+        outcomes: of the held-out pairs, or of benchmarks. titles: of benchmarks, on which every metric is tested
+            against `random` too.
+    """
+    place, name = ["policy", "method"], "selection_benchmark" if titles else "selection"
+    rivals = ("Accuracy after training on a metric's selection less that after another's." if titles else
+              "Held-out accuracy after training on M_AP's selection less that after a rival's.")  # fmt: skip
     asked = {
-        "selection_rivals": (compare_rivals(margins), ["policy", "method", "selection", "rival"],
-                             "Held-out accuracy after training on M_AP's selection less that after a rival's."),
-        "selection_trends": (compute_trends(margins), ["policy", "method", "strategy", "metric"],
-                             "Does a metric's lead over `random` change with the pairs kept? Its change a doubling."),
+        f"{name}_rivals": (compare_rivals(outcomes, all_against="random" if titles else ""),
+                           [*place, "selection", "rival"], rivals),
+        f"{name}_trends": (compute_trends(outcomes), [*place, "strategy", "metric"],
+                           "Does a metric's lead over `random` change with the pairs kept? Its change a doubling."),
     }  # fmt: skip
+    noise = (NOTES_OF_ITEMS if titles else NOTES)[outcomes["seed"].nunique() > 1]
+    notes = ("p_holm: corrected for all rows of this table", noise, *_name_units(titles or {}))
     tables = []
-    for name, (rows, index, caption) in asked.items():
+    for table, (rows, index, caption) in asked.items():
         if rows.empty:
             continue
         if "ratio" in rows:
-            selection = [f"{r.strategy}+{r.metric}-{r.ratio:g}" for r in rows.itertuples()]
-            rows = rows.assign(selection=selection).drop(columns=["strategy", "metric", "ratio"])
+            rows = rows.assign(selection=_name_selections(rows)).drop(columns=["strategy", "metric", "ratio"])
+        if titles:
+            rows, index = rows.assign(benchmark=rows["benchmark"].map(titles)), ["benchmark", *index]
         low, high = rows.pop("low"), rows.pop("high")
         rows.insert(list(rows).index("value") + 1, "95 %", _join(low, high))
-        notes = ("p_holm: corrected for all rows of this table", NOTES[margins["seed"].nunique() > 1])
-        tables.append(build_plain(name, caption, rows.set_index(index), notes=notes))
+        tables.append(build_plain(table, caption, rows.set_index(index), notes=notes))
     return tables
+
+
+def _name_units(titles: Mapping[str, str]) -> list[str]:
+    return [f"n of {titles['ifeval']}: instructions; those of a prompt are one cluster"] if "ifeval" in titles else []
+
+
+def _name_selections(rows: pd.DataFrame) -> list[str]:
+    return [f"{r.strategy}+{r.metric}-{r.ratio:g}" for r in rows.itertuples()]
 
 
 def _join(low: pd.Series, high: pd.Series) -> list[str]:
     return ["n/a" if pd.isna(a) else f"{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)]
 
 
-def build_union_table(margins: pd.DataFrame) -> Table | None:
+def build_union_table(outcomes: pd.DataFrame) -> Table | None:
     """Return what training on M_AP gave with annotations and without; None where not both were trained."""
-    frame = compare_metrics(margins, "m_ap", "m_ap_annotated")
+    frame = compare_metrics(outcomes, "m_ap", "m_ap_annotated")
     if frame.empty:
         return None
     frame = frame.sort_values(["policy", "strategy", "method", "ratio"], kind="stable")

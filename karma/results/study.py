@@ -140,6 +140,9 @@ def collect_results(source: Job | Experiment) -> Study:
         gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
     for job in _jobs(experiment, "cross_evaluation"):
         gaps += [_gap(job, path) for path in job.products if not path.exists()]
+    for job in _jobs(experiment, "selection_evaluation"):
+        scores = list(_load_scores(job, gaps))
+        gaps += [_gap(job, path) for path in job.products[1:] if scores and not path.exists()]
     cost = [_load_cost(job, gaps) for job in _jobs(experiment, "annotation")]
     table = experiment.outputs / "kinship" / "scores.csv"
     cells = {(strategy, method) for method in s.methods for strategy in s.list_trained(method)}
@@ -152,12 +155,13 @@ def collect_results(source: Job | Experiment) -> Study:
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
-        untrained=frozenset(product(trained, s.methods)) - cells, titles=_find_titles(s),
+        untrained=frozenset(product(trained, s.methods)) - cells, titles=find_titles(s),
         distance=s.kinship.distance,
     )  # fmt: skip
 
 
-def _find_titles(settings: Settings) -> dict[str, str]:
+def find_titles(settings: Settings) -> dict[str, str]:
+    """Return what a study calls strategies and benchmarks whose usual title would mislead, by name (`Study.titles`)."""
     own = {name: title_strategy(name, settings.annotation.source) for name in settings.strategies}
     titles = {name: title for name, title in own.items() if title != title_of(name)}
     return titles | ({"ifeval": "Held-out prompts"} if settings.benchmarks.folder == PACKAGED_ITEMS else {})

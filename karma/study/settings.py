@@ -230,11 +230,18 @@ class Potential(_Strict):
     ratios: Annotated[list[Ratio], Field(min_length=1), AfterValidator(_check_unique)]
     strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
+    on_benchmarks: bool
     explicit: Literal["score", "annotation"]
     implicit: Literal["absolute", "signed"]
     weight: float = Field(ge=0, le=100)
     batch_tokens: Count
     seed: int
+
+    @model_validator(mode="after")
+    def _check_benchmarks(self) -> Self:
+        if self.on_benchmarks and not self.metrics:
+            raise ValueError("potential.on_benchmarks: name what is selected by in potential.metrics, or set it false")
+        return self
 
 
 class SelfPlay(_Strict):

@@ -50,7 +50,7 @@ class Stage:
 
     @property
     def has_notebook(self) -> bool:
-        """Tell whether the stage is a numbered notebook (pool, annotation and cross_evaluation are commands)."""
+        """Tell whether the stage is a numbered notebook; the others are commands (pool, cross_evaluation, ...)."""
         return self.name[:2].isdigit()
 
 
@@ -87,6 +87,12 @@ def _list_selections(s: Settings) -> Iterator[Params]:
         yield {"policy": policy, "strategy": strategy, "metric": metric, "ratio": str(float(ratio))}
 
 
+def _list_selection_runs(s: Settings) -> Iterator[Params]:
+    trainings = list(product(s.potential.methods, s.seeds))
+    for selection in _list_selections(s) if s.potential.on_benchmarks else ():
+        yield from ({**selection, "method": method, "seed": str(seed)} for method, seed in trainings)
+
+
 def _list_rounds(s: Settings) -> Iterator[Params]:
     for policy, arm, number in product(s.policies, s.self_play.arms, range(s.self_play.rounds)):
         yield {"policy": policy, "arm": arm, "round": str(number + 1)}
@@ -114,9 +120,14 @@ def _cross_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("04_alignment_training", p), *(("03_binarization", {"strategy": name}) for name in s.strategies)]
 
 
+def _selection_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    selection = {k: p[k] for k in STAGES["07_alignment_potential"].per}
+    return [("07_alignment_potential", selection), ("05_policy_evaluation", _start(p["policy"]))]
+
+
 def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-             "07_alignment_potential", "09_label_audit", "cross_evaluation")  # fmt: skip
+             "07_alignment_potential", "09_label_audit", "cross_evaluation", "selection_evaluation")  # fmt: skip
     last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
@@ -174,6 +185,10 @@ STAGES = {
               (*(f"potential.{k}" for k in _POTENTIAL), "seeds", "training", "pairs.held_out", "pairs.seed", "compute",
                "annotation.source", "annotation.field"), _list_selections,
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
+        Stage("selection_evaluation", ("policy", "strategy", "metric", "ratio", "method", "seed"),
+              "selections/{policy}/{strategy}+{metric}-{ratio}/{method}/seed{seed}",
+              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _list_selection_runs,
+              _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation"),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
                "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels"), _list_once,
