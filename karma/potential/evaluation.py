@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.evaluation.compare import compare_answers
-from karma.evaluation.runner import evaluate, save_evaluation
+from karma.evaluation.runner import evaluate, limit_policies, save_evaluation
 from karma.evaluation.scoring import list_warnings
 from karma.models.ask import CachedModel
 from karma.models.load import add_trained
@@ -34,7 +34,7 @@ def run(job: Any) -> None:
             f"{folder}: no trained policy lies there: run `karma notebook 07_alignment_potential` with its policy, "
             "strategy, metric and ratio first"
         )
-    settings = job.settings.benchmarks
+    settings = limit_policies(job.settings.benchmarks)
     models, name = add_trained(job.models, policy, folder / "model")
     model = CachedModel(models, name, job.settings.compute, settings.batch_size, outputs / "answers")
     scores, given = evaluate(model, settings.policy, settings, job.experiment.root, settings.protocol)

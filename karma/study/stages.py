@@ -187,7 +187,7 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("selection_evaluation", ("policy", "strategy", "metric", "ratio", "method", "seed"),
               "selections/{policy}/{strategy}+{metric}-{ratio}/{method}/seed{seed}",
-              ("scores.json", "answers.parquet"), (*_EVALUATION, "benchmarks.policy"), _list_selection_runs,
+              ("scores.json", "answers.parquet"), (*_EVALUATION, *_POLICY), _list_selection_runs,
               _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation"),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
