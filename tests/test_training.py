@@ -28,7 +28,8 @@ COMPUTE = change_base("compute", device="cpu", dtype="float32")
 SETTINGS = {
     "epochs": 1.0, "per_device_batch_size": 2, "gradient_accumulation": 1, "devices": 1, "learning_rate": 1e-3,
     "warmup_steps": 0, "scheduler": "constant", "max_length": 128, "gradient_checkpointing": False, "beta": 0.1,
-    "loss_type": "sigmoid", "label_smoothing": 0.0, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
+    "loss_type": "sigmoid", "label_smoothing": 0.0,
+    "smooth_by_confidence": False, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
     "merge_adapter": False, "checkpoint_steps": 0, "sample_tokens": 8, "accelerate": None,
 }  # fmt: skip
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}

@@ -215,6 +215,7 @@ class Training(_Strict):
     beta: float = Field(gt=0)
     loss_type: str
     label_smoothing: Share
+    smooth_by_confidence: bool
     simpo: Simpo
     lora: Lora | None
     merge_adapter: bool
@@ -335,6 +336,17 @@ class Settings(_Strict):
             if unknown := [name for name in names if name not in self.strategies]:
                 raise ValueError(f"trained_on.{method}: '{unknown[0]}' is not among the strategies of this experiment")
 
+    def _check_smoothing(self) -> None:
+        """Raise a ValueError where labels are to be smoothed by a confidence that they will not have."""
+        if not self.training.smooth_by_confidence:
+            return
+        if any("rlaif" in self.list_trained(method) for method in self.methods):
+            raise ValueError("training.smooth_by_confidence: rlaif's labels are annotations, of unknown confidence: "
+                             "leave rlaif out of strategies, or of trained_on")  # fmt: skip
+        if self.self_play.rounds:
+            raise ValueError("training.smooth_by_confidence: self-play's pairs have no label confidence: set it to "
+                             "false")  # fmt: skip
+
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
         if self.compute.backend != "vllm":
@@ -351,6 +363,7 @@ class Settings(_Strict):
         if not self.strategies and not self.self_play.rounds:
             raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
         self._check_trained_on()
+        self._check_smoothing()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:

@@ -25,6 +25,7 @@ from karma.training.trainers import (
     check_method,
     choose_weights_dtype,
     count_accumulation,
+    find_confidence,
     find_trainer,
     is_curriculum,
     is_sharded,
@@ -48,7 +49,8 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
 
     Raises:
         InputError: no pairs (left), a malformed message, an empty text, chosen equal to rejected (`drop_unusable`
-            leaves such pairs out), stages out of order, or a method that cannot be trained as set.
+            leaves such pairs out), a label confidence that is needed and unknown, stages out of order, or a method that
+            cannot be trained as set.
     """
     check_method(method, settings)
     if not len(pairs):
@@ -61,6 +63,7 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
             "the pairs' stages are out of order: write them again with `karma binarize --order curriculum`"
         )
     _refuse_unusable(pairs, method)
+    find_confidence(pairs, method, settings)
     sides = find_trainer(method).sides
     rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length

@@ -12,6 +12,8 @@ log-probabilities are computed of the pairs that training will see, and kept in 
 seed does not repeat them, unless its states are needed: then it is repeated in the same batches, so that weights do not
 depend, by rounding, on what lay there; metrics that need a pass over the whole vocabulary (entropy, mean logits) are
 not logged.
+Pairs that carry their label confidence are trained with labels smoothed by it (`smooth_loss`). TRL's own smoothing does
+not fit: one number for all pairs, none in its sigmoid loss, and its robust loss divides by 2c - 1, 0 at a coin flip.
 Limit: models with a scaled or capped head and mixtures of experts go TRL's own way, in DPO also those with sliding
 windows or recurrent layers, in SFT all on CUDA, where TRL picks the positions itself.
 
@@ -47,6 +49,7 @@ from karma.models.logprobs import (
     has_plain_head,
     plan_batches,
 )
+from karma.pairs.pairs import CONFIDENCE
 
 _REPLACED = "karma_replaced_head"  # set on a model whose fused pass was replaced
 _UNSCORED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")  # need the whole vocabulary again
@@ -75,13 +78,38 @@ class SharedPromptDPOTrainer(DPOTrainer):
         reference_file: parquet of the reference's log-probabilities, read if it is there, written if not; None keeps
             none.
         scratch: a folder of this run that all its processes see, needed with several.
-        **options: DPOTrainer's.
+        **options: DPOTrainer's; where `train_dataset` has a column label_confidence, labels are smoothed by it.
     """
 
     def __init__(self, *args: Any, reference_file: Path | None = None, scratch: Path | None = None, **options: Any):
         self.reference_file, self.scratch = reference_file, scratch
         super().__init__(*args, **options)
         self.ref_model = None  # its log-probabilities are known
+        if CONFIDENCE in options["train_dataset"].column_names:
+            self.data_collator = functools.partial(_collate_confidence, self.data_collator)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), CONFIDENCE]))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return TRL's loss, smoothed where the batch has label confidence."""
+        if CONFIDENCE not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        asked = {name: value for name, value in inputs.items() if name != CONFIDENCE}
+        passes: list[Any] = []
+
+        def score(**batch: Any) -> Any:  # TRL's pass, seen once more: the loss alone does not tell each pair's margin
+            passes.append(model(**batch))
+            return passes[-1]
+
+        loss = super().compute_loss(score, asked, False, num_items_in_batch)
+        chosen, rejected = passes[0].log_probs.sum(dim=1).chunk(2)
+        margins = self.beta * (chosen - asked["ref_chosen_logps"] - rejected + asked["ref_rejected_logps"])
+        loss = smooth_loss(loss, margins, inputs[CONFIDENCE])
+        return (loss, passes[0]) if return_outputs else loss
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Compute the reference's log-probabilities in order of length, or read them."""
@@ -150,6 +178,30 @@ class SharedPromptDPOTrainer(DPOTrainer):
             for key in _UNSCORED:
                 self._metrics["train"].pop(key, None)
         super().log(logs, start_time)
+
+
+def smooth_loss(loss: torch.Tensor, margins: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """Return conservative DPO: the mean over pairs of c * loss(m) + (1 - c) * loss(-m), loss(m) = -log sigmoid(m).
+
+    A label smoothing of 1 - c, a pair. As loss(-m) = loss(m) + m, it is the plain loss plus the mean of (1 - c) * m:
+    equal to it at c = 1, without a gradient at m = 0 where the label is a coin flip, smallest at sigmoid(m) = c.
+
+    Args:
+        loss: mean of loss(m), in nats. margins: m, reward margins in nats (n,). confidence: c in [0, 1] (n,).
+
+    Example:
+        >>> m = torch.tensor([1.0])
+        >>> plain, turned = (-torch.nn.functional.logsigmoid(x).mean() for x in (m, -m))
+        >>> round(smooth_loss(plain, m, torch.tensor([0.8])).item(), 6), round((0.8 * plain + 0.2 * turned).item(), 6)
+        (0.513262, 0.513262)
+
+    Paper: none for a pair of its own c; DPO's Eq. 7 (arXiv 2305.18290), and its authors' note on cDPO.
+    """
+    return loss + ((1 - confidence) * margins).mean()
+
+
+def _collate_confidence(collate: Callable[..., dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**collate(pairs), CONFIDENCE: torch.tensor([pair[CONFIDENCE] for pair in pairs])}
 
 
 class UpdateSampler(Sampler):

@@ -14,7 +14,13 @@ from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
 from karma.study.settings import Compute, Training
 from karma.training.progress import LiveView
-from karma.training.trainers import build_dataset, choose_weights_dtype, count_accumulation, find_trainer
+from karma.training.trainers import (
+    build_dataset,
+    choose_weights_dtype,
+    count_accumulation,
+    find_confidence,
+    find_trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Run:
         seed: of data order and adapters. settings: the experiment's `training`.
         device, dtype, threads: where and in what it computes.
         folder: where checkpoints, the progress file and `model/` go.
-        identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device.
+        identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device, and label
+            confidence where labels are smoothed by it.
         reference_file: where the reference's log-probabilities are kept, of a method that has one.
         data_digest: of the texts it is tuned on.
         start: digest of all that decides what the untrained policy answers: weights, precision, device, code.
@@ -87,7 +94,8 @@ def describe_run(
         reference_folder: where the reference's log-probabilities are kept for other seeds; None: not kept.
 
     Raises:
-        InputError: an unknown method, a device that is not there, or a policy without weights.
+        InputError: an unknown method, a device that is not there, a policy without weights, or a pair whose label
+            confidence is unknown where labels are smoothed by it.
 
     Example:
         >>> from karma.study.experiment import load_experiment
@@ -104,8 +112,11 @@ def describe_run(
     device = choose_device(compute.device)
     dtype = choose_dtype(compute.dtype, device)
     weights, texts = compute_weights_digest(models, policy), compute_text_digest(pairs, method)
-    data = compute_digest([texts, pairs["stage"].to_pylist()]) if "stage" in pairs.column_names else texts
-    identity = compute_digest([data, settings.as_dict(), seed, code, method, weights, dtype, device, compute.threads])
+    stages = pairs["stage"].to_pylist() if "stage" in pairs.column_names else None
+    besides = [column for column in (stages, find_confidence(pairs, method, settings)) if column is not None]
+    data = compute_digest([texts, *besides]) if besides else texts
+    how = {key: value for key, value in settings.as_dict().items() if key != "smooth_by_confidence"}  # it is in `data`
+    identity = compute_digest([data, how, seed, code, method, weights, dtype, device, compute.threads])
     start = compute_digest([weights, dtype, device, compute.threads, code])
     kept_in = choose_weights_dtype(settings, dtype)
     reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from karma.errors import InputError, KarmaError
+from karma.pairs.pairs import CONFIDENCE
 from karma.study.settings import Lora, Training
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
@@ -54,6 +55,7 @@ class Trainer:
         per_token: rewards are of mean log-probabilities, not of their sums.
         has_reference: compares with the untrained policy.
         scores_in_chunks: the vocabulary head never sees all positions at once.
+        smooths: settings -> whether labels are smoothed by each pair's confidence.
     """
 
     build: Callable[[Any, Training, dict[str, Any], dict[str, Any], Reference], Any]
@@ -63,6 +65,7 @@ class Trainer:
     per_token: bool = False
     has_reference: bool = False
     scores_in_chunks: bool = False
+    smooths: Callable[[Training], bool] = lambda settings: False
 
 
 def find_trainer(method: str) -> Trainer:
@@ -95,6 +98,26 @@ def build_dataset(pairs: pa.Table, method: str):
     return Dataset.from_dict({name: pairs[column].to_pylist() for name, column in renamed.items()})
 
 
+def find_confidence(pairs: pa.Table, method: str, settings: Training) -> list[float] | None:
+    """Return each pair's label confidence, where a method smooths labels by it; None where it does not.
+
+    Raises:
+        InputError: that of a pair is unknown, or no probability.
+    """
+    if not find_trainer(method).smooths(settings):
+        return None
+    known = CONFIDENCE in pairs.column_names
+    found: list[Any] = pairs[CONFIDENCE].to_pylist() if known else [None] * pairs.num_rows
+    lost = [place for place, sure in enumerate(found) if sure is None or not 0 <= sure <= 1]
+    if lost:
+        raise InputError(
+            f"pair {pairs['row_id'][lost[0]].as_py()}: its label_confidence is {found[lost[0]] or 'unknown'} (so of "
+            f"{len(lost)} of {len(found)} pairs), and labels are smoothed by it: make pairs by scores whose number of "
+            "items is known (rlaif's have none), or set training.smooth_by_confidence to false"
+        )
+    return found
+
+
 def is_curriculum(pairs: pa.Table) -> bool:
     """Tell whether the pairs are to be trained in their order: stage 03 gave them stages."""
     return "stage" in pairs.column_names
@@ -105,6 +128,8 @@ def check_method(method: str, settings: Training) -> None:
     find_trainer(method).check(settings)
     if settings.merge_adapter and not settings.lora:
         raise InputError("training.merge_adapter needs training.lora: there is no adapter to merge")
+    if settings.smooth_by_confidence and not find_trainer(method).smooths(settings):
+        raise InputError(f"training.smooth_by_confidence means nothing to {method}: train by dpo, or set it to false")
 
 
 def choose_weights_dtype(settings: Training, dtype: str) -> str:
@@ -146,7 +171,10 @@ def build_trainer(
         "train_sampling_strategy": "sequential" if is_curriculum(pairs) else "random",
         "ddp_find_unused_parameters": False,
     }  # fmt: skip
-    options = {"train_dataset": build_dataset(pairs, method), "processing_class": tokenizer,
+    dataset, confidence = build_dataset(pairs, method), find_confidence(pairs, method, settings)
+    if confidence is not None:
+        dataset = dataset.add_column(CONFIDENCE, confidence)
+    options = {"train_dataset": dataset, "processing_class": tokenizer,
                "peft_config": _build_lora(model, settings.lora) if settings.lora else None}  # fmt: skip
     return find_trainer(method).build(model, settings, shared, options, reference or Reference())
 
@@ -177,6 +205,9 @@ def _check_dpo(settings: Training) -> None:
         raise InputError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
     if settings.loss_type == "robust" and settings.label_smoothing >= 0.5:
         raise InputError("training.loss_type robust needs training.label_smoothing below 0.5")
+    if settings.smooth_by_confidence and settings.loss_type != "sigmoid":
+        raise InputError(f"training.smooth_by_confidence is for loss_type sigmoid, not {settings.loss_type}: "
+                         "set training.loss_type to sigmoid")  # fmt: skip
 
 
 def _build_simpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
@@ -233,6 +264,6 @@ def _build_lora(model: Any, lora: Lora):
 TRAINERS = {
     "sft": Trainer(_build_sft, ("chosen",), lambda settings: settings.beta),
     "dpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta, _check_dpo, has_reference=True,
-                   scores_in_chunks=True),
+                   scores_in_chunks=True, smooths=lambda settings: settings.smooth_by_confidence),
     "simpo": Trainer(_build_simpo, ("chosen", "rejected"), lambda settings: settings.simpo.beta, per_token=True),
 }  # fmt: skip
