@@ -181,7 +181,14 @@ def choose_by_annotation(candidates: Candidates, rejected: str, max_length_ratio
     return Choice(row[chosen], chosen, loser, dropped)
 
 
-def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, strategy: str, tau: float) -> np.ndarray:
+def choose_in_sets(
+    s_pref: np.ndarray,
+    kinship: np.ndarray,
+    sets: np.ndarray,
+    strategy: str,
+    tau: float,
+    confidence: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the (chosen, rejected) pair a strategy picks in each set of origin models; ties go to S_pref, then order.
 
     A prompt in the pool was answered by a few origin models (UltraFeedback: four of 17), so that a strategy's choice is
@@ -194,6 +201,7 @@ def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, st
         sets: k x c positions of models.
         strategy: a key of RULES.
         tau: lowest kinship of an eligible pair.
+        confidence: n x n, as of `choose_by_kinship`.
 
     Returns:
         k x 2 positions; (-1, -1) where no pair is eligible or the pick is equal in S_pref.
@@ -213,7 +221,7 @@ def choose_in_sets(s_pref: np.ndarray, kinship: np.ndarray, sets: np.ndarray, st
     row, model = np.repeat(np.arange(n_sets), size), sets.ravel()
     order = np.tile(np.arange(size, 0, -1, dtype=np.uint64), n_sets)  # the earlier wins
     candidates = Candidates(n_sets, row, model, order, np.full(len(row), np.nan))
-    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau)
+    choice = choose_by_kinship(strategy, candidates, s_pref, kinship, tau, confidence=confidence)
     picked = np.full((n_sets, 2), -1)
     picked[choice.row] = np.stack([model[choice.chosen], model[choice.rejected]], axis=1)
     return picked

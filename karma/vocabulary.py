@@ -68,15 +68,18 @@ STRATEGIES = {
         BY_S_PREF, BY_SCORES, "rival", "ours"),
 }  # fmt: skip
 OTHER_SETS = {  # pair sets that no strategy of a study made
+    "length": Strategy(
+        "length", "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
+        "the first confound to rule out; ours"),
+    "min_confidence": Strategy(
+        "K_sim, sure", r"K$_{sim}$, sure", "the pairs of K_sim whose label is at least .95 sure, and no others",
+        BY_S_PREF, BY_SCORES, "other", "ours"),
     "binarized": Strategy(
         "binarized", "binarized", "taken as it is from a set that others made", "its annotation",
         "those of a set that others made", "other", "ours"),
     "self_play": Strategy(
         "self-play", "self-play", "the best-scored and the worst-scored of several answers of the policy itself",
         "what the scorer gave this answer", "scores of the policy's own answers", "other", "arXiv 2503.01864"),
-    "length": Strategy(
-        "length", "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
-        "the first confound to rule out; ours"),
     "custom": Strategy(
         "custom", "custom", "as they were given", "not said by the pairs", "not said by the pairs", "other", "ours"),
 }  # fmt: skip

@@ -153,6 +153,8 @@ def test_the_sample_through_the_command(real_data, tmp_path):
         "delta",
         "random",
         "least_kin",
+        "k_sure",
+        "min_confidence",
         "length",
     ]
     for frame in (accuracy.dropna(subset=["label_accuracy"]), strategies):
@@ -219,6 +221,29 @@ def test_a_known_truth_is_found_by_every_strategy():
     assert rows["label_accuracy"].to_numpy() == pytest.approx(share)
     assert (rows["low"] < 0.8).all() and (rows["high"] > 0.8).all()
     assert (rows.drop("random")["n_pairs"] == 200 * 70).all() and rows.loc["random", "n_pairs"] == 200 * 70 * 6
+
+
+def test_sure_labels_by_eye():
+    """Nearest kin are a coin flip: k_sim takes them, k_sure the next of kin that are told apart, min_confidence nothing."""
+    score, values = np.array([0.9, 0.89, 0.5, 0.1]), np.array([[0.2, 0.9, 0.4, 0.1]])
+    both = make_comparisons(score, values)
+    kin = np.array([[1, 0.99, 0.8, 0.3], [0.99, 1, 0.7, 0.3], [0.8, 0.7, 1, 0.6], [0.3, 0.3, 0.6, 1]])
+    sure = np.full((4, 4), 1.0)
+    sure[0, 1] = sure[1, 0] = 0.55
+    sets = list_sets(both.judgments.answered, 0)
+    found = {}
+    for name, known in (("known", sure), ("unknown", None)):
+        own = replace(both, kinship=kin, confidence=known)
+        found[name] = measure_strategies(own, pick_all(own, sets, 0.1, 0), sets, 0.0).set_index("strategy")
+    assert not {"k_sure", "min_confidence"} & set(found["unknown"].index)
+    rows = found["known"]
+    assert rows.drop(["k_sure", "min_confidence"]).equals(found["unknown"])
+    assert rows.loc["k_sim", ["n_pairs", "label_accuracy", "mean_truth_gap"]].tolist() == pytest.approx([1, 0, -0.7])
+    assert rows.loc["k_sure", ["n_pairs", "label_accuracy", "mean_truth_gap"]].tolist() == pytest.approx([1, 0, -0.2])
+    assert rows.loc["min_confidence", "n_pairs"] == 0 and math.isnan(rows.loc["min_confidence", "label_accuracy"])
+    surer = replace(both, kinship=kin, confidence=np.ones((4, 4)))
+    rows = measure_strategies(surer, pick_all(surer, sets, 0.1, 0), sets, 0.0).set_index("strategy")
+    assert rows.loc["k_sim"].equals(rows.loc["k_sure"]) and rows.loc["k_sim"].equals(rows.loc["min_confidence"])
 
 
 def test_the_two_way_interval_by_hand():

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from karma.files import atomic_path
-from karma.vocabulary import STRATEGIES
+from karma.vocabulary import OTHER_SETS, STRATEGIES
 
 COLUMN_WIDTH_IN, PAGE_WIDTH_IN = 3.5, 7.0
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
@@ -33,7 +33,8 @@ def set_style() -> None:
 
 def strategy_style(strategy: str) -> dict[str, str]:
     """Return the colour, hatch and marker of a strategy, the same in every figure: by its place in the vocabulary."""
-    return row_style(list(STRATEGIES).index(strategy) if strategy in STRATEGIES else len(STRATEGIES))
+    names = [*STRATEGIES, *OTHER_SETS]
+    return row_style(names.index(strategy if strategy in names else "custom"))
 
 
 def row_style(place: int) -> dict[str, str]:

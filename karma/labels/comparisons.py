@@ -41,6 +41,7 @@ class Comparisons:
         pairs: a row a pair: chosen, rejected (positions; chosen has the higher S_pref, or the first name), gap (of
             S_pref), kinship, and p_flip where the scores' sampling error is known.
         margin: prompts x pairs, judged value of chosen less that of rejected; NaN where not both are judged.
+        confidence: models x models, probability that a label survives the scores' sampling error; None: unknown.
     """
 
     judgments: Judgments
@@ -48,6 +49,7 @@ class Comparisons:
     kinship: np.ndarray
     pairs: pd.DataFrame
     margin: np.ndarray
+    confidence: np.ndarray | None = None
 
     @cached_property
     def pair_of(self) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The audit of recorded judgments: one call from a source and a score table to every table, and the words for them.
 
 Min-max, S_pref and kinship run over the models that have both scores and judgments; `sensitivity.csv` says how the
-accuracies move where the whole table normalises, and with the tie cut. Decision: every comparison is in the books
-(decided, judged ties, equal S_pref add up), and so is every judgment. Limit: any number of prompts leaves an interval
-wide where models are few.
+accuracies move with the tie cut, and where the whole table normalises (whose labels are sure stays as it is). Decision:
+every comparison is in the books (decided, judged ties, equal S_pref add up), and so is every judgment. Limit: any
+number of prompts leaves an interval wide where models are few.
 
 Paper: ours; Eq. 1 to 3 make the labels.
 """
@@ -17,8 +17,13 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import atomic_path, save_json
-from karma.kinship.similarity import compute_cosine, compute_kinship
-from karma.kinship.uncertainty import compute_pair_uncertainty, draw_tables, limit_draws
+from karma.kinship.similarity import MAX_SQUARE, compute_cosine, compute_kinship
+from karma.kinship.uncertainty import (
+    compute_label_confidence,
+    compute_pair_uncertainty,
+    draw_tables,
+    limit_draws,
+)
 from karma.labels.agreement import measure_agreement
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
@@ -101,7 +106,7 @@ def audit_recorded(
     normalized = compute_normalized(table)
     whole = compute_s_pref(table)[rows].set_axis(names)
     kin = compute_cosine(normalized.loc[rows].set_axis(names))
-    over_all = build_comparisons(kept, whole, kin)
+    over_all = replace(build_comparisons(kept, whole, kin), confidence=comparisons.confidence)
     moved = measure_strategies(over_all, pick_all(over_all, sets, tau, seed), sets, tie)
     parts.append(_stack("normalised by", "judged models", accuracy, strategies))
     parts.append(_stack("normalised by", "whole table", measure_slices(over_all, tie).head(1), moved))
@@ -150,7 +155,8 @@ def _add_flips(comparisons: Comparisons, table: ScoreTable, tau: float, seed: in
     names = comparisons.judgments.models
     sides = [[names[i] for i in comparisons.pairs[side]] for side in ("chosen", "rejected")]
     flips = found.loc[pd.MultiIndex.from_arrays(sides)].to_numpy()
-    return replace(comparisons, pairs=comparisons.pairs.assign(p_flip=flips))
+    sure = compute_label_confidence(table, seed).to_numpy() if len(names) <= MAX_SQUARE else None
+    return replace(comparisons, pairs=comparisons.pairs.assign(p_flip=flips), confidence=sure)
 
 
 def _stack(setting: str, value: object, accuracy: pd.DataFrame, strategies: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +187,7 @@ def _is_own_judge(judgments: Judgments) -> bool:
 
 
 def save_recorded(audit: RecordedAudit, folder: Path) -> None:
-    """Write the tables and accounting.json, each whole; what is not known is an empty cell."""
+    """Write the tables, accounting.json, each whole; what is not known is an empty cell."""
     tables = {"label_accuracy": audit.accuracy, "strategies": audit.strategies, "sensitivity": audit.sensitivity,
               "models": audit.models, "surface": audit.surface}  # fmt: skip
     if len(audit.agreement):

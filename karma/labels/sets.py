@@ -4,7 +4,9 @@ A pool holds a few responses a prompt (UltraFeedback: four), so a strategy's pai
 models that have a judged response to a prompt all sets of four count, or 5,000 drawn by seed where there are more
 (`karma.strategies.build_sets`); every strategy meets the same sets. Picks that hang on scores alone are made once a set
 (`choose_in_sets`); `length` (the longest response against the shortest) and `rlaif` (`choose_by_annotation`) once a set
-and prompt. `random` is its mean over all pairs of the set, without a draw and without tau. Decision: a pick counts as
+and prompt. `random` is its mean over all pairs of the set, without a draw and without tau. Where the scores' sampling
+error is known, `k_sure` picks among surely labelled pairs and `min_confidence` drops the picks of k_sim that are less
+sure (as `pairs.min_confidence` of a study would), both at .95. Decision: a pick counts as
 `n_pairs` where its pair is judged at all, which votes on some pairs leave open. Limit: sets overlap, so n is no measure
 of what is known; the intervals leave out one model, with all sets it is in, at a time.
 
@@ -22,10 +24,11 @@ from karma.labels.audit import COLUMNS
 from karma.labels.comparisons import Comparisons, sum_clusters
 from karma.pool.draws import compute_draws
 from karma.statistics import compute_comparison_share
-from karma.strategies import RULES, Candidates, build_sets, choose_by_annotation, choose_in_sets
+from karma.strategies import RULES, SURE, SURE_ONLY, Candidates, build_sets, choose_by_annotation, choose_in_sets
 
 SET_SIZE = 4
-ORDER = ("k_score", "k_sim", "k_score_sim", "delta", "random", "least_kin", "length", "rlaif")
+ORDER = ("k_score", "k_sim", "k_score_sim", "delta", "random", "least_kin", "k_sure", "min_confidence", "length",
+         "rlaif")  # fmt: skip
 _CHUNK = 200_000  # sets looked at together: some 100 MB
 
 
@@ -93,10 +96,12 @@ def pick_all(comparisons: Comparisons, sets: Sets, tau: float, seed: int) -> dic
     Args:
         comparisons: of the models. sets: of the prompts. tau: least kinship of an eligible pair. seed: of draws.
     """
-    found = {
-        name: _pick_by_scores(comparisons, sets, name, tau) for name in ORDER if name in RULES and name != "random"
-    }
+    known = comparisons.confidence is not None
+    by_scores = [name for name in ORDER if name in RULES and name != "random" and (known or name not in SURE_ONLY)]
+    found = {name: _pick_by_scores(comparisons, sets, name, tau) for name in by_scores}
     found["random"] = _pick_every(comparisons, sets)
+    if known:
+        found["min_confidence"] = _keep_sure(comparisons, found["k_sim"])
     judgments = comparisons.judgments
     if np.isfinite(judgments.lengths).any():
         found["length"] = _pick_by_response(comparisons, sets, judgments.lengths, "worst", seed)
@@ -106,12 +111,22 @@ def pick_all(comparisons: Comparisons, sets: Sets, tau: float, seed: int) -> dic
 
 
 def _pick_by_scores(comparisons: Comparisons, sets: Sets, strategy: str, tau: float) -> Picks:
-    parts = [choose_in_sets(comparisons.s_pref, comparisons.kinship, sets.members[k : k + _CHUNK], strategy, tau)
-             for k in range(0, len(sets.members), _CHUNK)]  # fmt: skip
+    parts = [
+        choose_in_sets(comparisons.s_pref, comparisons.kinship, sets.members[k : k + _CHUNK], strategy, tau,
+                       comparisons.confidence)
+        for k in range(0, len(sets.members), _CHUNK)
+    ]  # fmt: skip
     chosen = np.concatenate(parts) if parts else np.zeros((0, 2), int)
     kept = chosen[:, 0] >= 0
     pair = comparisons.pair_of[chosen[kept, 0], chosen[kept, 1]]
     return Picks(sets.members[kept], sets.pattern[kept], pair, np.ones(len(pair)))
+
+
+def _keep_sure(comparisons: Comparisons, picks: Picks) -> Picks:
+    assert comparisons.confidence is not None and picks.prompt is None
+    one, other = (comparisons.pairs[side].to_numpy()[picks.pair] for side in ("chosen", "rejected"))
+    sure = comparisons.confidence[one, other] >= SURE
+    return Picks(picks.members[sure], picks.pattern[sure], picks.pair[sure], picks.sign[sure])
 
 
 def _pick_every(comparisons: Comparisons, sets: Sets) -> Picks:
