@@ -17,6 +17,7 @@ from karma.errors import InputError
 from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
+from karma.pairs.calibration import load_calibration
 from karma.pairs.card import LICENCE_GROUPS
 from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
@@ -77,8 +78,11 @@ def binarize(
         typer.Option(help="Match lengths: the longer response at most so many times the shorter, in characters."),
     ] = default("pairs", "max_length_ratio"),
     min_confidence: Annotated[
-        float | None, typer.Option(help="Drop pairs whose label sampling error leaves less sure than this, 0..1.")
+        float | None, typer.Option(help="Drop pairs whose label_confidence is less than this, 0..1.")
     ] = default("pairs", "min_confidence"),
+    calibration: Annotated[
+        Path | None, typer.Option(help="calibration.json of `karma audit-labels`: label_confidence by it.")
+    ] = default("pairs", "calibration"),
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where anything is dropped that --expect does not name.")
     ] = False,
@@ -102,7 +106,7 @@ def binarize(
 def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, revision: str | None, order: str,
     stages: int, annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
-    contaminated: Path | None, strict: bool,
+    contaminated: Path | None, calibration: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
@@ -142,6 +146,7 @@ def run_binarize(
             annotations=load_annotations(annotations) if annotations else None,
             excluded_origin_models=excluded,
             contaminated=load_instructions(contaminated) if contaminated else (),
+            calibration=load_calibration(calibration) if calibration else None,
             **rules,
         )
     for name, accounting in books.items():

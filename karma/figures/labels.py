@@ -15,6 +15,7 @@ from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, row_sty
 from karma.vocabulary import title_strategy
 
 if TYPE_CHECKING:
+    from karma.labels.calibration import CalibrationAudit
     from karma.labels.recorded import RecordedAudit
 
 CEILING_TITLE = "truth (ceiling)"
@@ -179,8 +180,40 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
     return axes
 
 
+def plot_reliability(audit: "CalibrationAudit") -> Axes:
+    """Plot how often labels of held-out prompts were right against how sure they were said to be, 95 % intervals.
+
+    The number at a point is how many decided comparisons it stands for.
+
+    Args:
+        audit: from `karma.labels.calibration.fit_calibration`.
+    """
+    held = audit.model.held_out
+    brier = {"calibrated": held.brier_calibrated, "sampling error": held.brier_sampling_error}
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN * 1.5, 3.8))
+    axes.plot([0, 1], [0, 1], ls=":", color="black", lw=1, label="as sure as right")
+    for place, (name, rows) in enumerate(audit.curve.groupby("confidence", sort=False)):
+        score = brier[str(name)]
+        errors = [rows["label_accuracy"] - rows["low"], rows["high"] - rows["label_accuracy"]]
+        label = f"{name}: Brier {score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else str(name)
+        axes.errorbar(rows["mean_confidence"], rows["label_accuracy"], yerr=errors, elinewidth=1, label=label,
+                      color=PALETTE[place], marker="os"[place], ls="--" if place else "-")  # fmt: skip
+        for _, row in rows.iterrows():
+            text = f" {row['n_decided']:,}"
+            axes.text(
+                row["mean_confidence"], row["label_accuracy"], text, va="bottom", fontsize=8, color=PALETTE[place]
+            )
+    constant = held.brier_constant
+    axes.plot([], [], " ", label=f"a constant: Brier {constant.value:.3f} ({constant.low:.3f} to {constant.high:.3f})")
+    axes.set(xlabel="label confidence (mean of a bin of one tenth)\nat each point: decided comparisons",
+             ylabel=f"labels confirmed\n(share of {held.n_decided:,} decided, {held.n_prompts:,} prompts)",
+             xlim=(-0.02, 1.14), ylim=(-0.02, 1.08))  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    return axes
+
+
 def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
-    """Draw and save the figures of an audit of recorded judgments: four, and people's agreement where they voted."""
+    """Draw and save the figures of an audit of recorded judgments."""
     drawn = {
         "label_accuracy": plot_label_accuracy(audit.strategies, "recorded", "the judge"),
         "surface": plot_accuracy_surface(audit.surface),
@@ -189,6 +222,8 @@ def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
     }
     if len(audit.agreement):
         drawn["agreement"] = plot_agreement(audit.agreement)
+    if audit.calibration:
+        drawn["reliability"] = plot_reliability(audit.calibration)
     for name, axes in drawn.items():
         save_figure(axes, folder / name)
         plt.close(axes.get_figure(root=True))

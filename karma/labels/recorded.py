@@ -25,6 +25,7 @@ from karma.kinship.uncertainty import (
     limit_draws,
 )
 from karma.labels.agreement import measure_agreement
+from karma.labels.calibration import CalibrationAudit, describe_calibration, fit_calibration
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
 from karma.labels.layouts import load_judgments
@@ -48,6 +49,7 @@ class RecordedAudit:
         accuracy: label_accuracy.csv, slices of model pairs. strategies: strategies.csv, sets of models.
         sensitivity: by tie cut and normalisation. models: who is mislabelled. surface: gap x kinship.
         books: accounting.json. source: for captions.
+        calibration: calibration.json and its curve; None where there is too little, `books` says of what.
     """
 
     accuracy: pd.DataFrame
@@ -58,6 +60,7 @@ class RecordedAudit:
     agreement: pd.DataFrame
     books: dict[str, Any]
     source: str
+    calibration: CalibrationAudit | None = None
 
 
 def audit_recorded(
@@ -110,15 +113,19 @@ def audit_recorded(
     moved = measure_strategies(over_all, pick_all(over_all, sets, tau, seed), sets, tie)
     parts.append(_stack("normalised by", "judged models", accuracy, strategies))
     parts.append(_stack("normalised by", "whole table", measure_slices(over_all, tie).head(1), moved))
+    try:
+        calibration, said = fit_calibration(comparisons, tie, Path(table.source).name, seed), "calibration.json"
+    except InputError as error:  # a small source is audited all the same
+        calibration, said = None, str(error)
     books = _keep_books(kept, comparisons, tie) | {
         "table": table.source, "n_models_in_table": len(table.scores), "matched": match.rows,
         "unmatched": match.unmatched, "n_unmatched": len(match.unmatched), "constant_benchmarks": constant,
         "tie": tie, "tau": tau, "seed": seed, "n_sets": len(sets.members), "set_size": int(sets.members.shape[1]),
-        "prompts_without_set": int((sets.pattern_of < 0).sum()),
+        "prompts_without_set": int((sets.pattern_of < 0).sum()), "calibration": said,
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
                          measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
-                         kept.source)  # fmt: skip
+                         kept.source, calibration)  # fmt: skip
 
 
 def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
@@ -187,7 +194,7 @@ def _is_own_judge(judgments: Judgments) -> bool:
 
 
 def save_recorded(audit: RecordedAudit, folder: Path) -> None:
-    """Write the tables, accounting.json, each whole; what is not known is an empty cell."""
+    """Write the tables, accounting.json and calibration.json, each whole; what is not known is an empty cell."""
     tables = {"label_accuracy": audit.accuracy, "strategies": audit.strategies, "sensitivity": audit.sensitivity,
               "models": audit.models, "surface": audit.surface}  # fmt: skip
     if len(audit.agreement):
@@ -196,6 +203,12 @@ def save_recorded(audit: RecordedAudit, folder: Path) -> None:
         with atomic_path(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
     save_json(audit.books, folder / "accounting.json")
+    for name in ("reliability.csv", "calibration.json"):  # an earlier audit's must not pass for this one's
+        (folder / name).unlink(missing_ok=True)
+    if audit.calibration:
+        with atomic_path(folder / "reliability.csv") as temporary:
+            audit.calibration.curve.to_csv(temporary, index=False)
+        save_json(audit.calibration.model.model_dump(mode="json"), folder / "calibration.json")
 
 
 def describe_recorded(audit: RecordedAudit) -> list[str]:
@@ -217,6 +230,8 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
               f"{row['high']:.3f}] of {row['n_votes']:,} votes" for _, row in audit.agreement.iterrows()]  # fmt: skip
     if books["rlaif_by_construction"]:
         lines.append(f"note: {BY_CONSTRUCTION}")
+    found = audit.calibration
+    lines.append(describe_calibration(found.model) if found else f"note: {books['calibration']}")
     whole = audit.sensitivity.query("setting == 'normalised by' and value == 'whole table'")
     own = audit.sensitivity.query("setting == 'normalised by' and value == 'judged models'")
     moved = zip(own["strategy"], own["label_accuracy"], whole["label_accuracy"], strict=True)

@@ -51,14 +51,21 @@ class Binarizer:
                 raise InputError(f"strategy {strategy} needs a score table; only rlaif does without")
         self.books = {s: Accounting(s) for s in self.strategies}
         self.origins = build_origins(self.scores, self.rules.seed)
-        asking = [
-            s for s in self.strategies if s in SURE_ONLY or (self.rules.min_confidence is not None and s != "rlaif")
-        ]
-        if asking and self.origins.confidence is None:
-            raise InputError(f"{asking[0]}: label confidence is {self.origins.confidence_source}")
+        self._check_confidence()
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
         self._truthfulqa: set[str] = set()
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
+
+    def _check_confidence(self) -> None:
+        """Raise where a strategy or a rule needs the sampling error of scores whose number of items is unknown."""
+        rules, labelled = self.rules, [s for s in self.strategies if s != "rlaif"]
+        if self.origins.confidence is not None or not labelled:
+            return
+        if rules.calibration and "p_flip" in rules.calibration.facts:
+            raise InputError(f"the calibration reads p_flip: label confidence is {self.origins.confidence_source}")
+        asking = [s for s in labelled if s in SURE_ONLY or (rules.min_confidence is not None and not rules.calibration)]
+        if asking:
+            raise InputError(f"{asking[0]}: label confidence is {self.origins.confidence_source}")
 
     def run(self, pool: ResponsePool) -> Iterator[dict[str, pa.Table]]:
         """Yield, for each batch of the pool, the pairs of each strategy."""
@@ -107,7 +114,7 @@ class Binarizer:
             draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
                                compute_keys(batch.response_digest[usable])),
             annotation=self._annotate(batch, usable),
-            length=None if self.rules.max_length_ratio is None
+            length=None if self.rules.max_length_ratio is None and self.rules.calibration is None
             else count_characters(batch.response.take(pa.array(usable))),
         )  # fmt: skip
 
@@ -150,10 +157,17 @@ class Binarizer:
             return choose_by_annotation(candidates, rules.rejected, rules.max_length_ratio)
         scores = origins.s_pref, origins.kinship, rules.tau, rules.max_length_ratio, origins.confidence
         choice = choose_by_kinship(strategy, candidates, *scores)
-        if rules.min_confidence is None or origins.confidence is None:
+        if rules.min_confidence is None:
             return choice
-        sure = origins.confidence[candidates.model[choice.chosen], candidates.model[choice.rejected]]
+        sure = self._compute_confidence(candidates, choice)
+        assert sure is not None, "checked before a row was read"
         return _drop(choice, {"unsure_label": sure < rules.min_confidence}, candidates.n_rows)
+
+    def _compute_confidence(self, candidates: Candidates, choice: Choice) -> np.ndarray | None:
+        lengths = candidates.length
+        own = None if lengths is None else (lengths[choice.chosen], lengths[choice.rejected])
+        models = candidates.model[choice.chosen], candidates.model[choice.rejected]
+        return self.origins.compute_confidence(*models, self.rules.calibration, own)
 
     def _filter(self, batch: ResponseBatch, usable: np.ndarray, choice: Choice) -> Choice:
         """Drop pairs whose two texts make no preference."""
@@ -198,8 +212,8 @@ class Binarizer:
         else:
             scores = self.origins.s_pref[models[0]], self.origins.s_pref[models[1]]
         kinship = self.origins.kinship[models] if self.origins.known else pa.nulls(len(choice.row), pa.float64())
-        sure = None if strategy == "rlaif" else self.origins.confidence
-        confidence = pa.nulls(len(choice.row), pa.float64()) if sure is None else pa.array(sure[models], pa.float64())
+        sure = None if strategy == "rlaif" else self._compute_confidence(candidates, choice)
+        confidence = pa.nulls(len(choice.row), pa.float64()) if sure is None else pa.array(sure, pa.float64())
         names, rows = pa.array(batch.model_names, pa.string()), pa.array(choice.row)
         columns = [
             to_hex(batch.row_digest[choice.row]),

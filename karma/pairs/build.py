@@ -132,7 +132,8 @@ def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:
         "match_rows": sorted(binarizer.strategies) if binarizer.match_rows else None,
     }
     for strategy, accounting in binarizer.books.items():
-        of_scores = binarizer.origins.confidence_source
+        given = binarizer.rules.calibration
+        of_scores = given.sentence if given else binarizer.origins.confidence_source
         accounting.settings = settings | {
             "label_confidence": "unknown: labels are annotations" if strategy == "rlaif" else of_scores
         }

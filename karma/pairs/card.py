@@ -71,13 +71,15 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, "
         "as TRL's DPOTrainer takes them; for SFT "
         "rename `chosen` to `completion`. `kinship` is the cosine of the two origin models, `label_confidence` "
-        "the probability that sampling error of their scores leaves the label as it is (empty where it is unknown). "
+        f"{_CALIBRATED if s.get('calibration') else _UNCALIBRATED} (empty where it is unknown). "
         "`row_id`, `chosen_id` and "
         "`rejected_id` are hashes of content." + (_SELECTION_COLUMNS if "metric" in s else ""),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
+_UNCALIBRATED = "the probability that sampling error of their scores leaves the label as it is"
+_CALIBRATED = "the probability that the label is right, by a model fitted on recorded judgments"
 _SELECTION_COLUMNS = (
     " `explicit_margin` is how far the scores of chosen and rejected lie apart, `implicit_margin` how far the "
     "policy's log-probabilities do, and `potential` z(explicit) - weight z(implicit) over all candidates."

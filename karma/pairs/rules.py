@@ -17,11 +17,14 @@ import numpy as np
 from karma.errors import InputError
 from karma.kinship.similarity import compute_kinship
 from karma.kinship.uncertainty import compute_label_confidence
+from karma.pairs.calibration import Calibration, compute_facts
 from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable
+
+Lengths = tuple[np.ndarray, np.ndarray]  # characters of chosen and of rejected
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Rules:
         same_system_prompt: drop pairs whose responses obeyed different custom system prompts.
         max_length_ratio: only pairs whose longer response has at most so many times the characters of the shorter one
             are eligible, to every strategy; at least 1, None for any.
-        min_confidence: drop pairs whose label is less sure, 0..1 (`karma.kinship.uncertainty`); of rlaif, whose labels
-            are annotations, none.
+        min_confidence: drop pairs whose label confidence is less, 0..1; of rlaif, whose labels are annotations, none.
+        calibration: what an audit made of the facts of a pair, for label confidence; None: from sampling error alone
+            (`karma.kinship.uncertainty`), which is also what k_sure goes by in any case.
         near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
     """
 
@@ -60,6 +64,7 @@ class Rules:
     near_identical: float | None = None
     max_length_ratio: float | None = None
     min_confidence: float | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
@@ -82,6 +87,7 @@ class Rules:
         return kept | {
             "annotations": self.annotations.name if self.annotations else f"recorded {self.annotation_field}",
             "contaminated": len(set(self.contaminated)),
+            "calibration": self.calibration and self.calibration.sentence,
         }
 
 
@@ -105,6 +111,21 @@ class Origins:
     def known(self) -> bool:
         """Tell whether there are scores at all."""
         return bool(self.position)
+
+    def compute_confidence(
+        self, chosen: np.ndarray, rejected: np.ndarray, calibration: Calibration | None, lengths: Lengths | None
+    ) -> np.ndarray | None:
+        """Return the label confidence of pairs, or None where it is unknown.
+
+        Args:
+            chosen, rejected: positions of their origin models, (n,) each.
+            calibration: an audit's model; None: sampling error alone. lengths: characters of both texts, for it.
+        """
+        sure = None if self.confidence is None else self.confidence[chosen, rejected]
+        if calibration is None:
+            return sure
+        gap = self.s_pref[chosen] - self.s_pref[rejected]
+        return calibration.compute(compute_facts(gap, self.kinship[chosen, rejected], sure, lengths))
 
 
 def build_origins(scores: ScoreTable | None, seed: int = 0) -> Origins:

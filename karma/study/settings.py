@@ -182,6 +182,7 @@ class Pairs(_Strict):
     curriculum_stages: int | None = Field(ge=1, le=127)
     max_length_ratio: float | None = Field(ge=1)
     min_confidence: float | None = Field(ge=0, le=1)
+    calibration: str | None
 
 
 class Lora(_Strict):

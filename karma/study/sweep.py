@@ -142,7 +142,7 @@ def fingerprint_settings(job: Job) -> dict[str, Any]:
     values, root = job.settings.as_dict(), job.experiment.root
     named = [values.get("benchmarks", {}).get("folder"), values.get("pool", {}).get("instructions"),
              values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
-             values.get("self_play", {}).get("prompts")]  # fmt: skip
+             values.get("self_play", {}).get("prompts"), values.get("pairs", {}).get("calibration")]  # fmt: skip
     named += [spec["path"] for spec in job.models.values()]
     named += ["karma/data/demo/held_out.jsonl"] if named[0] == PACKAGED_ITEMS else []  # part of the packaged items
     digests = {name: compute_file_digest(root / name) for name in named if name and (root / name).exists()}
