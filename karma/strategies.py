@@ -17,6 +17,7 @@ rows (among the origin models of a score table, which have no responses to draw 
     least_kin    the kinship, lowest first                                (control: ours)
     random       a draw                                                   (control: ours)
     rlaif        the annotations of single responses; kinship plays no part
+    density_ratio    the log-probabilities of single responses under two models, as rlaif    (rival: Dr.SoW)
 
 k_score and k_score_sim therefore agree on the chosen response wherever both keep the row.
 Limit: a row of c candidates makes c (c - 1) / 2 pairs; rows of thousands of responses need another way.
@@ -47,6 +48,7 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Crit
 }
 WITHOUT_TAU = {"delta"}  # whose own rule asks for no kinship
 SURE_ONLY = {"k_sure"}
+RATED = ("rlaif", "density_ratio")  # whose pairs follow from a score of each response (`choose_by_annotation`)
 SURE = 0.95  # label confidence: the level of every interval of the kit, so that sampling error flips at most 1 in 20
 
 
@@ -149,7 +151,7 @@ def choose_by_kinship(
 
 
 def choose_by_annotation(candidates: Candidates, rejected: str, max_length_ratio: float | None = None) -> Choice:
-    """Pick the best annotated response against a lower one: the instance-wise baseline.
+    """Pick the best annotated response against a lower one: the instance-wise baseline, and density_ratio.
 
     Args:
         candidates: annotations may be NaN; such responses take no part.

@@ -66,13 +66,18 @@ STRATEGIES = {
     "k_sure": Strategy(
         "K_sure", r"K$_{sure}$", "the two responses whose origin models are nearest kin, of those surely told apart",
         BY_S_PREF, BY_SCORES, "rival", "ours"),
+    "density_ratio": Strategy(
+        "density ratio", "density ratio",
+        "the response that a strong model favours most over a weak one, against a lower one",
+        "ln pi_strong(y|x) - ln pi_weak(y|x), in nats", "those of a strong model over a weak one, by log-probability",
+        "rival", "density ratio, arXiv 2411.02481"),
 }  # fmt: skip
 OTHER_SETS = {  # pair sets that no strategy of a study made
     "length": Strategy(
         "length", "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
         "the first confound to rule out; ours"),
     "min_confidence": Strategy(
-        "K_sim, sure", r"K$_{sim}$, sure", "the pairs of K_sim whose label is at least .95 sure, and no others",
+        "K_sim, sure", r"K$_{sim}$, sure", "one of K_sim whose label is at least .95 sure",
         BY_S_PREF, BY_SCORES, "other", "ours"),
     "binarized": Strategy(
         "binarized", "binarized", "taken as it is from a set that others made", "its annotation",

@@ -15,7 +15,7 @@ from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import load_pairs
 from karma.study.experiment import load_base
 
-STRATEGIES = list(vocabulary.STRATEGIES)
+STRATEGIES = [name for name in vocabulary.STRATEGIES if name != "density_ratio"]  # `all` without --densities
 MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "UltraLM-65b"]
 
 

@@ -279,7 +279,7 @@ def test_real_rows_against_a_plain_loop(real_data, strategy):
     assert len(found) >= 199
 
 
-STRATEGIES = list(vocabulary.STRATEGIES)
+STRATEGIES = [name for name in vocabulary.STRATEGIES if name != "density_ratio"]  # tests/test_density_ratio.py
 MODELS = ["GPT-4", "bard", "alpaca-7b", "starchat", "pythia-12b", "llama-2-7b-chat"]
 TEXTS = st.text(max_size=6) | st.sampled_from(["same", "", " ", "naïve 你好 🎉", "x" * 300])
 COMPLETION = st.fixed_dictionaries({

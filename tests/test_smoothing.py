@@ -105,7 +105,7 @@ def test_the_confidence_is_part_of_a_smoothed_run_and_of_no_other(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("strategies: [rlaif, k_sim]\nmethods: [dpo]", "rlaif's labels are annotations, of unknown confidence: leave rlaif out"),
+    ("strategies: [rlaif, k_sim]\nmethods: [dpo]", "rlaif's labels are of unknown confidence: leave rlaif out"),
     ("strategies: [k_sim]\nself_play: {rounds: 1}", "self-play's pairs have no label confidence: set it to false"),
 ])  # fmt: skip
 def test_an_experiment_whose_labels_will_have_no_confidence_is_refused(tmp_path, text, message):

@@ -25,14 +25,15 @@ from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
 from karma.results.study import collect_results
 from karma.results.tables import build_tables
-from karma.strategies import RULES
+from karma.strategies import RATED, RULES
 from karma.training.card import build_model_card
-from karma.vocabulary import BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks
+from karma.vocabulary import BASELINE, BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks
 from tests.study_files import make_experiment, write_study
 
 ALL = f"""
 strategies: [{", ".join(STRATEGIES)}]
 methods: [{", ".join(METHODS)}]
+density_ratio: {{strong: smollm2-135m, weak: smollm2-drop-2}}
 """
 
 
@@ -142,8 +143,8 @@ def test_every_method_has_curves(method):
     assert len(plot_training(history, method)) >= 3
 
 
-def test_every_strategy_but_the_baseline_has_its_rule_here():
-    assert set(RULES) == {name for name, row in STRATEGIES.items() if row.role != "baseline"}
+def test_every_strategy_that_rates_no_response_has_its_rule_here():
+    assert set(RULES) == set(STRATEGIES) - set(RATED) and BASELINE in RATED
 
 
 def test_who_chooses_the_signed_metric_is_told_what_it_ranks_highest():

@@ -33,7 +33,7 @@ def binarize(
     pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
     strategy: Annotated[
         list[str],
-        typer.Option(help=f"{', '.join(STRATEGIES)}; may repeat, or `all`."),
+        typer.Option(help=f"{', '.join(STRATEGIES)}; may repeat, or `all` (density_ratio with --densities only)."),
     ],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
     columns: Columns = None,
@@ -50,7 +50,12 @@ def binarize(
     annotations: Annotated[
         Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score instead.")
     ] = None,
-    rejected: Annotated[str, typer.Option(help="rlaif: random_lower or worst.")] = default("pairs", "rejected"),
+    densities: Annotated[
+        Path | None, typer.Option(help="density_ratio: densities.parquet of `karma density_ratio`, or such a table.")
+    ] = None,
+    rejected: Annotated[str, typer.Option(help="rlaif, density_ratio: random_lower or worst.")] = default(
+        "pairs", "rejected"
+    ),
     exclude_model: Annotated[list[str], typer.Option(help="Origin model to leave out; may repeat.")] = default(
         "pool", "excluded_origin_models"
     ),
@@ -105,7 +110,8 @@ def binarize(
 
 def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, revision: str | None, order: str,
-    stages: int, annotations: Path | None, annotation: str, exclude_model: list[str], exclude_licence: list[str] | None,
+    stages: int, annotations: Path | None, densities: Path | None, annotation: str, exclude_model: list[str],
+    exclude_licence: list[str] | None,
     contaminated: Path | None, calibration: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     **rules: Any,
@@ -120,7 +126,8 @@ def run_binarize(
     Raises:
         InputError: an option or file that cannot be used; nothing has been written then.
     """
-    strategies = list(STRATEGIES) if "all" in strategy else list(dict.fromkeys(strategy))
+    every = [name for name in STRATEGIES if name != "density_ratio" or densities]
+    strategies = every if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
     excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
@@ -144,6 +151,7 @@ def run_binarize(
             progress=advance,
             annotation_field=annotation,
             annotations=load_annotations(annotations) if annotations else None,
+            densities=load_annotations(densities) if densities else None,
             excluded_origin_models=excluded,
             contaminated=load_instructions(contaminated) if contaminated else (),
             calibration=load_calibration(calibration) if calibration else None,

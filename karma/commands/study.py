@@ -56,6 +56,11 @@ def annotation(experiment: Experiment) -> None:
     _run_stage("annotation", experiment, None)
 
 
+def density_ratio(experiment: Experiment) -> None:
+    """Score a study's pool by a strong and a weak model's log-probabilities, for the strategy density_ratio."""
+    _run_stage("density_ratio", experiment, None)
+
+
 def cross_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     """Measure a policy on every held-out pair: `-p policy=P -p strategy=k_sim -p method=dpo -p seed=0`."""
     _run_stage("cross_evaluation", experiment, p)
@@ -82,7 +87,8 @@ def models(experiment: Experiment) -> None:
     table = Table("model", "role", "comes from", "is here")
     for name in specs:
         roles = {"origin": name in settings.origin_models, "policy": name in settings.policies,
-                 "judge": name == settings.annotation.judge}  # fmt: skip
+                 "judge": name == settings.annotation.judge, "strong": name == settings.density_ratio.strong,
+                 "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
 

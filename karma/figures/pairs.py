@@ -216,7 +216,7 @@ def plot_curriculum(pairs: pa.Table, strategy: str) -> Axes:
             fontsize=8,
         )
     ax.figure.colorbar(points, ax=ax, label="kinship (cosine)")
-    unit = "annotation" if strategy == "rlaif" else "S_pref"
+    unit = {"rlaif": "annotation", "density_ratio": "log-density ratio (nats)"}.get(strategy, "S_pref")
     ax.set(
         xlabel="place in the order of training (pairs)",
         ylabel=f"{unit}, chosen minus rejected",

@@ -44,7 +44,7 @@ UNUSED = {
     "excluded_origin_model": "its origin model is excluded",
     "empty_response": "the response is missing or blank",
     "over_length": "the response is longer than the limit (filter)",
-    "not_annotated": "the response has no annotation (rlaif only)",
+    "not_annotated": "the response has no annotation (rlaif), or no log-probabilities (density_ratio)",
 }
 
 

@@ -24,7 +24,16 @@ from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
-from karma.strategies import SURE_ONLY, Candidates, Choice, choose_by_annotation, choose_by_kinship, list_pairs, orient
+from karma.strategies import (
+    RATED,
+    SURE_ONLY,
+    Candidates,
+    Choice,
+    choose_by_annotation,
+    choose_by_kinship,
+    list_pairs,
+    orient,
+)
 from karma.vocabulary import STRATEGIES
 
 
@@ -47,8 +56,11 @@ class Binarizer:
         for strategy in self.strategies:
             if strategy not in STRATEGIES:
                 raise InputError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
-            if self.scores is None and strategy != "rlaif":
-                raise InputError(f"strategy {strategy} needs a score table; only rlaif does without")
+            if self.scores is None and strategy not in RATED:
+                raise InputError(f"strategy {strategy} needs a score table; only {' and '.join(RATED)} do without")
+        if "density_ratio" in self.strategies and self.rules.densities is None:
+            raise InputError("density_ratio needs a strong and a weak model's log-probabilities: score the pool with "
+                             "`karma density_ratio`, and give the table with --densities")  # fmt: skip
         self.books = {s: Accounting(s) for s in self.strategies}
         self.origins = build_origins(self.scores, self.rules.seed)
         self._check_confidence()
@@ -58,7 +70,7 @@ class Binarizer:
 
     def _check_confidence(self) -> None:
         """Raise where a strategy or a rule needs the sampling error of scores whose number of items is unknown."""
-        rules, labelled = self.rules, [s for s in self.strategies if s != "rlaif"]
+        rules, labelled = self.rules, [s for s in self.strategies if s not in RATED]
         if self.origins.confidence is not None or not labelled:
             return
         if rules.calibration and "p_flip" in rules.calibration.facts:
@@ -81,13 +93,14 @@ class Binarizer:
         usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())))
         candidates = self._list_candidates(batch, usable, models[usable])
         barred = self._bar_rows(batch)
-        choices = {s: self._filter(batch, usable, self._choose(s, candidates)) for s in self.strategies}
+        own = {s: self._rate(s, batch, usable, candidates) for s in self.strategies}
+        choices = {s: self._filter(batch, usable, self._choose(s, own[s])) for s in self.strategies}
         choices = {s: _bar(choice, barred, batch.n_rows) for s, choice in choices.items()}
         if self.match_rows:
             choices = _match(choices, batch.n_rows)
         for strategy, choice in choices.items():
-            self._enter(strategy, batch, unused, candidates, choice)
-        return {s: self._build_table(s, batch, usable, candidates, choice) for s, choice in choices.items()}
+            self._enter(strategy, batch, unused, own[strategy], choice)
+        return {s: self._build_table(s, batch, usable, own[s], choice) for s, choice in choices.items()}
 
     def pair_all(self, batch: ResponseBatch, rows: np.ndarray) -> pa.Table:
         """Return every pair of usable responses by two origin models, whatever their kinship, higher S_pref first.
@@ -143,6 +156,13 @@ class Binarizer:
             return np.asarray(batch.annotation[usable])
         return self.rules.annotations.look_up(batch.row_digest[batch.row[usable]], batch.response_digest[usable])
 
+    def _rate(self, strategy: str, batch: ResponseBatch, usable: np.ndarray, candidates: Candidates) -> Candidates:
+        """Return the candidates with what rates them for a strategy: annotations, but for density_ratio."""
+        if strategy != "density_ratio" or self.rules.densities is None:
+            return candidates
+        found = self.rules.densities.look_up(batch.row_digest[batch.row[usable]], batch.response_digest[usable])
+        return replace(candidates, annotation=found)
+
     def _bar_rows(self, batch: ResponseBatch) -> dict[str, np.ndarray]:
         barred = {"no_prompt": _is_blank(batch.instruction)}
         for reason, known in (("truthfulqa", self._truthfulqa), ("contaminated", self._contaminated)):
@@ -153,7 +173,7 @@ class Binarizer:
 
     def _choose(self, strategy: str, candidates: Candidates) -> Choice:
         rules, origins = self.rules, self.origins
-        if strategy == "rlaif":
+        if strategy in RATED:
             return choose_by_annotation(candidates, rules.rejected, rules.max_length_ratio)
         scores = origins.s_pref, origins.kinship, rules.tau, rules.max_length_ratio, origins.confidence
         choice = choose_by_kinship(strategy, candidates, *scores)
@@ -196,7 +216,7 @@ class Binarizer:
         part.dropped.update({k: int(mask.sum()) for k, mask in choice.dropped.items()})
         part.responses_unused.update({k: int(mask.sum()) for k, mask in unused.items()})
         part.responses_usable = len(candidates.row)
-        if strategy == "rlaif":
+        if strategy in RATED:
             part.responses_usable = int(np.isfinite(candidates.annotation).sum())
             part.responses_unused["not_annotated"] = len(candidates.row) - part.responses_usable
         part.check()
@@ -207,12 +227,12 @@ class Binarizer:
     ) -> pa.Table:
         chosen, rejected = usable[choice.chosen], usable[choice.rejected]
         models = candidates.model[choice.chosen], candidates.model[choice.rejected]
-        if strategy == "rlaif":
+        if strategy in RATED:
             scores = candidates.annotation[choice.chosen], candidates.annotation[choice.rejected]
         else:
             scores = self.origins.s_pref[models[0]], self.origins.s_pref[models[1]]
         kinship = self.origins.kinship[models] if self.origins.known else pa.nulls(len(choice.row), pa.float64())
-        sure = None if strategy == "rlaif" else self._compute_confidence(candidates, choice)
+        sure = None if strategy in RATED else self._compute_confidence(candidates, choice)
         confidence = pa.nulls(len(choice.row), pa.float64()) if sure is None else pa.array(sure, pa.float64())
         names, rows = pa.array(batch.model_names, pa.string()), pa.array(choice.row)
         columns = [

@@ -29,8 +29,8 @@ def build_pairs(
 
     Args:
         pool: from `load_pool`.
-        scores: the origin models' scores; None only for rlaif.
-        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin or k_sure.
+        scores: the origin models' scores; None only for rlaif and density_ratio.
+        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin, k_sure or density_ratio.
         tau: least kinship of an eligible pair (cosine, -1..1); delta has none.
         seed: of the draws.
         **options: further fields of `karma.pairs.rules.Rules`.
@@ -134,6 +134,6 @@ def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:
     for strategy, accounting in binarizer.books.items():
         given = binarizer.rules.calibration
         of_scores = given.sentence if given else binarizer.origins.confidence_source
-        accounting.settings = settings | {
-            "label_confidence": "unknown: labels are annotations" if strategy == "rlaif" else of_scores
-        }
+        rated = {"rlaif": "annotations", "density_ratio": "density ratios"}
+        unknown = f"unknown: labels are {rated[strategy]}" if strategy in rated else None
+        accounting.settings = settings | {"label_confidence": unknown or of_scores}

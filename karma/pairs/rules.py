@@ -34,10 +34,11 @@ class Rules:
     Attributes:
         tau: least kinship (cosine, -1..1) of an eligible pair; delta has none.
         seed: of every draw.
-        rejected: rlaif: "random_lower" or "worst".
+        rejected: rlaif, density_ratio: "random_lower" or "worst".
         annotation_field: rlaif: the recorded annotation that labels: overall_score, fine-grained_score,
             mean_aspect.
         annotations: rlaif: a table of scores by row and response, in place of the recorded ones.
+        densities: density_ratio: the same table of log-density ratios (`karma.labels.density_ratio`).
         excluded_origin_models: models whose responses take no part.
         drop_truthfulqa: drop rows from TruthfulQA, and rows of other sources that repeat its questions.
         contaminated: instructions to drop (compared casefolded, white space collapsed).
@@ -65,6 +66,7 @@ class Rules:
     max_length_ratio: float | None = None
     min_confidence: float | None = None
     calibration: Calibration | None = None
+    densities: AnnotationTable | None = None
 
     def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
@@ -82,10 +84,11 @@ class Rules:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what accounting.json records of the rules."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("annotations", "contaminated")}
+        kept = {k: v for k, v in vars(self).items() if k not in ("annotations", "densities", "contaminated")}
         kept["excluded_origin_models"] = sorted(canonical_model_name(m) for m in self.excluded_origin_models)
         return kept | {
             "annotations": self.annotations.name if self.annotations else f"recorded {self.annotation_field}",
+            "densities": self.densities and self.densities.name,
             "contaminated": len(set(self.contaminated)),
             "calibration": self.calibration and self.calibration.sentence,
         }

@@ -172,6 +172,13 @@ class Annotation(_Strict):
     batch_size: Count
 
 
+class DensityRatio(_Strict):
+    """Whose log-probabilities label the strategy density_ratio."""
+
+    strong: Name | None
+    weak: Name | None
+
+
 class Pairs(_Strict):
     """Which pairs are kept, and which rows stay out of training."""
 
@@ -314,6 +321,7 @@ class Settings(_Strict):
     kinship: Kinship
     pool: Pool
     annotation: Annotation
+    density_ratio: DensityRatio
     pairs: Pairs
     training: Training
     potential: Potential
@@ -341,9 +349,11 @@ class Settings(_Strict):
         """Raise a ValueError where labels are to be smoothed by a confidence that they will not have."""
         if not self.training.smooth_by_confidence:
             return
-        if any("rlaif" in self.list_trained(method) for method in self.methods):
-            raise ValueError("training.smooth_by_confidence: rlaif's labels are annotations, of unknown confidence: "
-                             "leave rlaif out of strategies, or of trained_on")  # fmt: skip
+        trained = {name for method in self.methods for name in self.list_trained(method)}
+        for name in ("rlaif", "density_ratio"):
+            if name in trained:
+                raise ValueError(f"training.smooth_by_confidence: {name}'s labels are of unknown confidence: "
+                                 f"leave {name} out of strategies, or of trained_on")  # fmt: skip
         if self.self_play.rounds:
             raise ValueError("training.smooth_by_confidence: self-play's pairs have no label confidence: set it to "
                              "false")  # fmt: skip
@@ -369,6 +379,11 @@ class Settings(_Strict):
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:
             named["self_play.scorer_model"] = [self.self_play.scorer_model]
+        if "density_ratio" in self.strategies:
+            both = self.density_ratio
+            if not both.strong or not both.weak or both.strong == both.weak:
+                raise ValueError("density_ratio: name two models, density_ratio.strong and density_ratio.weak")
+            named |= {"density_ratio.strong": [both.strong], "density_ratio.weak": [both.weak]}
         named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
         if self.strategies and (self.scores.table == "measured" or self.pool.source == "generate"):
             named["origin_models"] = self.origin_models
@@ -387,7 +402,7 @@ class Settings(_Strict):
         if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
             raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
         loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
-        loaded |= {key: names for key, names in named.items() if key.startswith("models.")}
+        loaded |= {key: names for key, names in named.items() if key.startswith(("models.", "density_ratio."))}
         for key, names in loaded.items():
             for name in names:
                 if self.models[name].api:

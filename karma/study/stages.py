@@ -104,7 +104,8 @@ def _start(policy: str) -> Params:
 
 def _pairs_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     annotated = [("annotation", Params())] if _needs_annotations(s) else []
-    return [("pool", {}), ("02_kinship_analysis", {}), *annotated]
+    scored = [("density_ratio", Params())] if p.get("strategy") == "density_ratio" else []
+    return [("pool", {}), ("02_kinship_analysis", {}), *annotated, *scored]
 
 
 def _evaluation_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
@@ -166,6 +167,11 @@ STAGES = {
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
               lambda s: _list_once(s) if _needs_annotations(s) else iter(()), lambda s, p: [("pool", {})],
               lambda s, p: [s.annotation.judge or "none"], module="pool.rate"),
+        Stage("density_ratio", (), "pool", ("densities.parquet", "density_cost.json"),
+              ("density_ratio", "training.max_length", "compute"),
+              lambda s: _list_once(s) if "density_ratio" in s.strategies else iter(()), lambda s, p: [("pool", {})],
+              lambda s, p: [s.density_ratio.strong or "none", s.density_ratio.weak or "none"],
+              module="labels.density_ratio"),
         Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
               ("pairs", "kinship.tau", "annotation.source", "annotation.field",
                "pool.excluded_origin_models"), lambda s: ({"strategy": name} for name in s.strategies), _pairs_inputs),
