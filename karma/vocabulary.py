@@ -116,6 +116,9 @@ METHODS = {
     "dpo": Method(
         "DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs", math.log(2)),
     "simpo": Method("SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", "pairs"),
+    "cdpo": Method(
+        "cDPO", "as DPO, each label trusted as far as its confidence says",
+        "arXiv 2305.18290, its authors' conservative form; a confidence a pair: ours", "pairs", math.log(2)),
 }  # fmt: skip
 
 

@@ -74,6 +74,20 @@ def test_a_small_study_cannot_tell_and_says_what_it_would_take(claims):
         "K_score's lead over K_sim is larger for smaller policies, DPO", "verdict"]  # fmt: skip
 
 
+def test_smoothed_labels_are_compared_with_plain_ones_where_both_were_trained(tmp_path):
+    extra = "\nstrategies: [k_sim, k_score]\nmethods: [dpo, cdpo]\ntrained_on: {cdpo: [k_sim]}\nseeds: [0, 1]\n"
+    experiment, _ = make_study(tmp_path, extra, select_from="k_sim")
+    for seed in (0, 1):
+        set_answers(experiment, f"k_sim/dpo/seed{seed}", 0.2)
+        set_answers(experiment, f"k_sim/cdpo/seed{seed}", 0.7)
+    found = test_claims(collect_results(experiment)).set_index("claim")
+    row = found.loc["cDPO on K_sim beats DPO on it"]
+    assert row["effect"] == pytest.approx(0.5, abs=0.02) and row["verdict"].startswith("supported (n = ")
+    assert "2 seeds" in row["basis"] and "cDPO on K_score beats DPO on it" not in found.index
+    (tmp_path / "plain").mkdir()
+    assert not test_claims(make_study(tmp_path / "plain")[1])["claim"].str.contains("cDPO").any()
+
+
 def test_a_clear_gain_is_supported_and_a_clear_loss_contradicted(tmp_path):
     experiment, _ = make_study(tmp_path)
     for method in ("sft", "dpo"):

@@ -23,7 +23,7 @@ from karma.kinship.uncertainty import compute_label_confidence
 from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets
 from karma.pairs.curriculum import order_pairs
 from karma.pairs.folder import save_pairs
-from karma.pairs.pairs import load_pairs, split_pairs
+from karma.pairs.pairs import cut_to_smallest, load_pairs, split_pairs
 from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import load_pool, save_pool
@@ -688,3 +688,33 @@ def test_straight_into_trl(some_rows, tmp_path, method):
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     if method == "dpo":
         assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_all_sets_train_on_as_many_pairs_as_the_smallest(tmp_path):
+    """Equal training parts, held-out pairs whole, rows in common kept in common, the same whatever the order."""
+    answers = [("gpt-4", "G"), ("bard", "B"), ("alpaca-7b", "A")]
+    rows = [make_row(instruction=f"Question {i}?", responses=[(m, f"{t} {i}", 1.0) for m, t in answers[: 2 + i % 2]])
+            for i in range(60)]  # fmt: skip
+    names = ["k_sim", "delta", "k_score"]
+    plain = build_pair_sets(load_pool(rows), PAPER, names, **OPTIONS)
+    plain["delta"] = build_pairs(load_pool(rows[:30]), PAPER, "delta", **OPTIONS)
+    cut = cut_to_smallest(plain, 0.25, 3)
+    parts = {name: split_pairs(pairs, 0.25, 3) for name, pairs in cut.items()}
+    assert len({len(train) for train, _ in parts.values()}) == 1
+    assert cut["delta"].table.equals(plain["delta"].table) and len(parts["delta"][0]) > 10
+    kept = {}
+    for name in names:
+        cut[name].accounting.check()
+        assert parts[name][1].table.equals(split_pairs(plain[name], 0.25, 3)[1].table), "held-out pairs stay"
+        assert cut[name].accounting.dropped["beyond_smallest"] == len(plain[name]) - len(cut[name])
+        assert load_pairs(save_pairs(cut[name], tmp_path / name)).table.equals(cut[name].table)
+        kept[name] = set(parts[name][0].table["row_id"].to_pylist())
+    assert kept["k_sim"] == kept["k_score"] and cut["k_sim"].accounting.dropped["beyond_smallest"] > 10
+    again = cut_to_smallest(dict(reversed(plain.items())), 0.25, 3)
+    assert all(again[name].table.equals(cut[name].table) for name in names)
+    assert not cut_to_smallest(plain, 0.25, 4)["k_sim"].table.equals(cut["k_sim"].table)
+    none = build_pairs(load_pool([{**rows[0], "completions": rows[0]["completions"][:1]}]), PAPER, "delta", **OPTIONS)
+    with pytest.raises(
+        InputError, match=r"delta has no pair to train on, so that no set would: leave it out of pairs\."
+    ):
+        cut_to_smallest({**plain, "delta": none}, 0.25, 3)

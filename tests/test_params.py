@@ -9,6 +9,7 @@ import pytest
 from karma.errors import InputError
 from karma.files import find_project_root
 from karma.study.experiment import load_base, load_experiment
+from karma.study.stages import list_jobs
 
 ROOT = find_project_root()
 
@@ -33,7 +34,7 @@ def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment
     assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play", "families", "evidence"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play", "families", "evidence", "labels"])
 def test_shipped_experiments_load(name):
     assert load_experiment(name).settings.name == name
 
@@ -83,6 +84,22 @@ def test_evidence_is_the_demo_with_nothing_left_out():
     assert evidence.models == demo.models and evidence.pool == demo.pool and evidence.strategies == demo.strategies
     assert all(evidence.list_trained(method) == evidence.strategies for method in ("sft", "dpo"))
     assert len(evidence.seeds) == 3 and evidence.benchmarks.held_out_pairs and evidence.potential.on_benchmarks
+
+
+def test_labels_trains_six_data_sets_alike_by_three_seeds():
+    demo, labels = load_experiment("demo").settings, load_experiment("labels").settings
+    assert labels.models == demo.models and labels.pool == demo.pool and labels.scores == demo.scores
+    runs = [job.params for job in list_jobs(load_experiment("labels")) if job.stage.name == "04_alignment_training"]
+    sets = {(p["strategy"], p["method"]) for p in runs}
+    assert sets == {*((name, "dpo") for name in labels.strategies), ("k_sim", "cdpo")} and len(runs) == 18
+    assert labels.pairs.equal_numbers == labels.strategies and labels.list_trained("cdpo") == ["k_sim"]
+
+
+def test_a_method_s_strategies_are_taken_back_by_null(experiment):
+    study = experiment("extends: demo\nname: mine\nmethods: [dpo]\ntrained_on: {sft: null, dpo: null}\n")
+    assert study.settings.list_trained("dpo") == study.settings.strategies
+    with pytest.raises(InputError, match="trained_on: 'sft' is not among the methods of this experiment"):
+        experiment("extends: demo\nname: mine\nmethods: [dpo]\n")
 
 
 def test_the_paper_is_32_runs_with_appendix_a():

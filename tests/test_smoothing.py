@@ -78,12 +78,12 @@ def test_each_pair_has_its_own_confidence():
 
 @pytest.mark.parametrize(("values", "method", "changes", "message"), [
     ([0.9, None, float("nan")], "dpo", {}, r"pair 1: its label_confidence is unknown \(so of 2 of 3 pairs\).*number of "
-     r"items is known.* or set training.smooth_by_confidence to false"),
+     r"items is known.* or train by dpo with training.smooth_by_confidence false"),
     ([0.9, 1.0, 1.5], "dpo", {}, r"pair 2: its label_confidence is 1\.5 \(so of 1 of 3 pairs\)"),
     (None, "dpo", {}, r"pair 0: its label_confidence is unknown \(so of 3 of 3 pairs\)"),
     ([1.0] * 3, "sft", {}, "smooth_by_confidence means nothing to sft: train by dpo, or set it to false"),
     ([1.0] * 3, "simpo", {}, "smooth_by_confidence means nothing to simpo"),
-    ([1.0] * 3, "dpo", {"loss_type": "ipo"}, "smooth_by_confidence is for loss_type sigmoid, not ipo: set"),
+    ([1.0] * 3, "dpo", {"loss_type": "ipo"}, r"smooth_by_confidence \(method cdpo\) is for loss_type sigmoid, not ipo: set"),
 ])  # fmt: skip
 def test_what_cannot_be_smoothed_is_refused_before_a_model_loads(tmp_path, values, method, changes, message):
     pairs = make_pairs(3) if values is None else add_confidence(make_pairs(3), values)
@@ -106,10 +106,26 @@ def test_the_confidence_is_part_of_a_smoothed_run_and_of_no_other(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("strategies: [rlaif, k_sim]\nmethods: [dpo]", "rlaif's labels are of unknown confidence: leave rlaif out"),
-    ("strategies: [k_sim]\nself_play: {rounds: 1}", "self-play's pairs have no label confidence: set it to false"),
+    ("strategies: [k_sim]\nself_play: {rounds: 1}", "self-play's pairs have no label confidence: train them by dpo, unsmoothed"),
 ])  # fmt: skip
 def test_an_experiment_whose_labels_will_have_no_confidence_is_refused(tmp_path, text, message):
     file = Path(tmp_path) / "x.yaml"
     file.write_text(f"extends: smoke\nname: x\n{text}\ntraining: {{smooth_by_confidence: true}}\n")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"training.smooth_by_confidence: {message}"):
         load_experiment(file)
+    by_method = text.replace("[dpo]", "[dpo, cdpo]").replace("rounds: 1", "rounds: 1, method: cdpo")
+    file.write_text(f"extends: smoke\nname: x\n{by_method}\n")
+    with pytest.raises(InputError, match=f"method cdpo: {message}"):
+        load_experiment(file)
+
+
+def test_cdpo_is_dpo_with_smoothing(tmp_path):
+    pairs = add_confidence(make_pairs(6), [0.6, 0.7, 0.8, 0.9, 1.0, 0.5])
+    records = [train_tiny(pairs, make_pairs(2), method, settings(**changes), tmp_path / method)
+               for method, changes in (("dpo", SMOOTH), ("cdpo", {}))]  # fmt: skip
+    models = [(tmp_path / method / "model" / "model.safetensors").read_bytes() for method in ("dpo", "cdpo")]
+    assert models[0] == models[1] and records[0]["held_out"] == records[1]["held_out"]
+    with pytest.raises(InputError, match="its label_confidence is unknown"):
+        describe_tiny(make_pairs(3), "cdpo", settings(), tmp_path)
+    with pytest.raises(InputError, match=r"smooth_by_confidence \(method cdpo\) is for loss_type sigmoid, not robust"):
+        check_pairs(pairs, load_tokenizer(MODELS, "tiny"), "cdpo", settings(loss_type="robust"))

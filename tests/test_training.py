@@ -247,7 +247,7 @@ def test_the_held_out_interval_is_that_of_the_share_ties_included():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_the_same_after_json(tmp_path, method):
     """What `accelerate launch` is given: a process of its own trains just this."""
-    run = describe_tiny(make_pairs(3), method, settings(lora=LORA), tmp_path, code="x")
+    run = describe_tiny(make_pairs(3, label_confidence=0.9), method, settings(lora=LORA), tmp_path, code="x")
     assert Run.from_dict(json.loads(json.dumps(run.as_dict()))) == run
 
 

@@ -46,7 +46,8 @@ def score_densities(
     """
     started, device = time.perf_counter(), choose_device(compute.device)
     torch.set_num_threads(compute.threads)
-    found, n_tokens = {}, 0
+    found: dict[str, list[float | None]] = {}
+    n_tokens = 0
     for role, name in (("strong", strong), ("weak", weak)):
         found[role], asked = _ask(rows, models, name, compute, device, max_length)
         n_tokens += asked

@@ -32,6 +32,7 @@ DROPPED = {
     "equal_scores": "all of the policy's answers score the same: no preference (self-play)",
     "not_drawn": "a pair beyond the number of candidates, by lot (self-play)",
     "not_shared": "another requested strategy dropped the row (match_rows)",
+    "beyond_smallest": "a pair beyond the number that the smallest set trains on, by draw (equal_numbers)",
     "held_out": "kept out of training (split)",
     "in_training": "trained on, in the other part of the split",
     "empty_text": "chosen or rejected is blank",

@@ -14,6 +14,7 @@ Paper: section 2.3 (which two) and 2.4 (which is chosen, Eq. 3).
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,14 +85,58 @@ def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, Pa
         >>> len(train) + len(held), 60 < len(held) < 140, len(held) % 2
         (1000, True, 0)
     """
+    is_held = find_held_out(pairs, held_out, seed)
+    return _take_part(pairs, ~is_held, "held_out"), _take_part(pairs, is_held, "in_training")
+
+
+def cut_to_smallest(sets: Mapping[str, PairSet], held_out: float, seed: int) -> dict[str, PairSet]:
+    """Let all sets train on equally many pairs: each keeps as many of its training part as the smallest has, by draw.
+
+    The draw hangs on (seed, row) alone, so that sets which made a pair of the same row keep or drop it together, as far
+    as their numbers allow. Held-out pairs all stay. Limit: the sets then differ in their prompts.
+
+    Args:
+        sets: strategy -> its pairs. held_out, seed: as `split_pairs` will be given them.
+
+    Returns:
+        The sets, in the order of their pairs; what is dropped is counted as `beyond_smallest`.
+
+    Raises:
+        InputError: a set has no pair to train on.
+
+    Example:
+        >>> from karma.pairs.accounting import Accounting
+        >>> rows = [{"row_id": f"{i:032x}", "prompt": [{"role": "user", "content": f"{i}"}]} for i in range(40)]
+        >>> sets = {n: PairSet(pa.Table.from_pylist(rows[:n]), Accounting("k_sim", n, n)) for n in (40, 20)}
+        >>> parts = [split_pairs(pairs, 0.1, 0) for pairs in cut_to_smallest(sets, 0.1, 0).values()]
+        >>> len(parts[0][0]) == len(parts[1][0]) == len(split_pairs(sets[20], 0.1, 0)[0])
+        True
+    """
+    held = {name: find_held_out(pairs, held_out, seed) for name, pairs in sets.items()}
+    sizes = {name: int((~mask).sum()) for name, mask in held.items()}
+    least = min(sizes, key=lambda name: sizes[name])
+    if not sizes[least]:
+        raise InputError(f"{least} has no pair to train on, so that no set would: leave it out of pairs.equal_numbers")
+    found = {}
+    for name, pairs in sets.items():
+        keys = np.array([int(i, 16) >> 64 for i in pairs.table["row_id"].to_pylist()], np.uint64)
+        draws = compute_draws(seed, "equal_numbers", keys)
+        order = np.lexsort((draws, held[name]))  # the training part first, in order of its draws
+        kept = held[name].copy()
+        kept[order[: sizes[least]]] = True
+        found[name] = _take_part(pairs, kept, "beyond_smallest")
+    return found
+
+
+def find_held_out(pairs: PairSet, held_out: float, seed: int) -> np.ndarray:
+    """Tell which pairs `split_pairs` keeps out of training."""
     if not 0 <= held_out < 1:
         raise InputError(f"held_out is {held_out}: a share of the rows from 0 up to, not including, 1")
     prompts = pairs.table["prompt"].to_pylist()
     texts = [" ".join(" ".join(turn["content"] for turn in prompt).casefold().split()) for prompt in prompts]
     keys = np.array([xxh3_64_intdigest(text.encode("utf-8", "replace")) for text in texts], np.uint64)
     draws = compute_draws(seed, "held_out", keys).astype(np.float64) / 2.0**64
-    is_held = draws < held_out
-    return _take_part(pairs, ~is_held, "held_out"), _take_part(pairs, is_held, "in_training")
+    return np.asarray(draws < held_out)
 
 
 def _take_part(pairs: PairSet, mask: np.ndarray, reason: str) -> PairSet:

@@ -131,6 +131,10 @@ def _test_training(study: Study) -> Iterator[dict]:
     for method in study.methods:
         claim = f"{title_of(method)} beats the untrained policy"
         yield _record(claim, compute_difference(study, list(study.strategies), START, method=method))
+    for strategy in study.strategies if {"dpo", "cdpo"} <= set(study.methods) else ():
+        if not {(strategy, "dpo"), (strategy, "cdpo")} & study.untrained:
+            claim = f"{title_of('cdpo')} on {study.title(strategy)} beats {title_of('dpo')} on it"
+            yield _record(claim, _compare_methods(study, strategy, "cdpo", "dpo"))
     if "held_out_accuracy" not in study.trainings:
         return
     for strategy in study.strategies:
@@ -138,6 +142,14 @@ def _test_training(study: Study) -> Iterator[dict]:
         rows = rows.dropna(subset="held_out_accuracy")
         if len(rows):
             yield _test_held_out(f"DPO on {study.title(strategy)} prefers held-out chosen answers", rows)
+
+
+def _compare_methods(study: Study, strategy: str, method: str, rival: str) -> Estimate | None:
+    """Return by how much a method scores above another on one strategy's pairs; None where one was not trained."""
+    rows = study.results[(study.results["strategy"] == strategy) & study.results["method"].isin([method, rival])]
+    sign = np.where(rows["method"] == method, 1.0, -1.0)
+    weights = pd.Series(sign / rows.groupby("method")["value"].transform("size"), index=rows.index)
+    return compute_weighted(study, weights) if rows["method"].nunique() == 2 else None
 
 
 def _test_held_out(claim: str, rows: pd.DataFrame) -> dict:

@@ -190,6 +190,7 @@ class Pairs(_Strict):
     max_length_ratio: float | None = Field(ge=1)
     min_confidence: float | None = Field(ge=0, le=1)
     calibration: str | None
+    equal_numbers: Annotated[list[Strategy], AfterValidator(_check_unique)]
 
 
 class Lora(_Strict):
@@ -311,7 +312,7 @@ class Settings(_Strict):
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
     strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
-    trained_on: dict[Method, Annotated[list[Strategy], AfterValidator(_check_unique)]]
+    trained_on: dict[Method, Annotated[list[Strategy], AfterValidator(_check_unique)] | None]
     models: dict[Name, ModelSpec]
     origin_models: Annotated[list[Name], AfterValidator(_check_unique)]
     policies: Annotated[list[Name], AfterValidator(_check_unique)]
@@ -340,6 +341,8 @@ class Settings(_Strict):
 
     def _check_trained_on(self) -> None:
         for method, names in self.trained_on.items():
+            if names is None:  # takes back what an experiment that this one extends says
+                continue
             if method not in self.methods:
                 raise ValueError(f"trained_on: '{method}' is not among the methods of this experiment")
             if unknown := [name for name in names if name not in self.strategies]:
@@ -347,16 +350,16 @@ class Settings(_Strict):
 
     def _check_smoothing(self) -> None:
         """Raise a ValueError where labels are to be smoothed by a confidence that they will not have."""
-        if not self.training.smooth_by_confidence:
-            return
-        trained = {name for method in self.methods for name in self.list_trained(method)}
+        every = self.training.smooth_by_confidence
+        by, smoothed = ("training.smooth_by_confidence", self.methods) if every else ("method cdpo", ["cdpo"])
+        trained = {name for method in smoothed if method in self.methods for name in self.list_trained(method)}
         for name in ("rlaif", "density_ratio"):
             if name in trained:
-                raise ValueError(f"training.smooth_by_confidence: {name}'s labels are of unknown confidence: "
-                                 f"leave {name} out of strategies, or of trained_on")  # fmt: skip
-        if self.self_play.rounds:
-            raise ValueError("training.smooth_by_confidence: self-play's pairs have no label confidence: set it to "
-                             "false")  # fmt: skip
+                raise ValueError(
+                    f"{by}: {name}'s labels are of unknown confidence: leave {name} out of strategies, or of trained_on"
+                )
+        if self.self_play.rounds and (every or self.self_play.method == "cdpo"):
+            raise ValueError(f"{by}: self-play's pairs have no label confidence: train them by dpo, unsmoothed")
 
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""

@@ -104,7 +104,8 @@ def _start(policy: str) -> Params:
 
 def _pairs_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     annotated = [("annotation", Params())] if _needs_annotations(s) else []
-    scored = [("density_ratio", Params())] if p.get("strategy") == "density_ratio" else []
+    built = (p.get("strategy"), *s.pairs.match_rows, *s.pairs.equal_numbers)  # in one pass with the job's own
+    scored = [("density_ratio", Params())] if "density_ratio" in built else []
     return [("pool", {}), ("02_kinship_analysis", {}), *annotated, *scored]
 
 

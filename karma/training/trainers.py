@@ -113,7 +113,7 @@ def find_confidence(pairs: pa.Table, method: str, settings: Training) -> list[fl
         raise InputError(
             f"pair {pairs['row_id'][lost[0]].as_py()}: its label_confidence is {found[lost[0]] or 'unknown'} (so of "
             f"{len(lost)} of {len(found)} pairs), and labels are smoothed by it: make pairs by scores whose number of "
-            "items is known (rlaif's have none), or set training.smooth_by_confidence to false"
+            "items is known (rlaif's have none), or train by dpo with training.smooth_by_confidence false"
         )
     return found
 
@@ -206,8 +206,8 @@ def _check_dpo(settings: Training) -> None:
     if settings.loss_type == "robust" and settings.label_smoothing >= 0.5:
         raise InputError("training.loss_type robust needs training.label_smoothing below 0.5")
     if settings.smooth_by_confidence and settings.loss_type != "sigmoid":
-        raise InputError(f"training.smooth_by_confidence is for loss_type sigmoid, not {settings.loss_type}: "
-                         "set training.loss_type to sigmoid")  # fmt: skip
+        raise InputError(f"training.smooth_by_confidence (method cdpo) is for loss_type sigmoid, not "
+                         f"{settings.loss_type}: set training.loss_type to sigmoid")  # fmt: skip
 
 
 def _build_simpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
@@ -266,4 +266,7 @@ TRAINERS = {
     "dpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta, _check_dpo, has_reference=True,
                    scores_in_chunks=True, smooths=lambda settings: settings.smooth_by_confidence),
     "simpo": Trainer(_build_simpo, ("chosen", "rejected"), lambda settings: settings.simpo.beta, per_token=True),
+    "cdpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta,
+                    lambda settings: _check_dpo(settings.model_copy(update={"smooth_by_confidence": True})),
+                    has_reference=True, scores_in_chunks=True, smooths=lambda settings: True),
 }  # fmt: skip
