@@ -90,7 +90,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), CONFIDENCE]))
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), CONFIDENCE]))  # type: ignore[assignment]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
