@@ -252,6 +252,33 @@ def compute_comparison_share(
     return {"value": value, "low": low, "high": high}
 
 
+def compute_prompt_share(hits: ArrayLike, units: ArrayLike | None = None) -> dict[str, float]:
+    """Return a share with its interval clustered by prompt (Wilson's, at the linearised standard error).
+
+    Args:
+        hits: (prompts,), of a prompt: its preference, or the sum over several comparisons, halves allowed.
+        units: (prompts,), how many comparisons a prompt holds; None: one each.
+
+    Returns:
+        value, low, high; NaN where nothing is counted.
+
+    Example:
+        >>> {name: round(x, 2) for name, x in compute_prompt_share([1.0, 0.0, 0.5, 1.0]).items()}
+        {'value': 0.62, 'low': 0.12, 'high': 0.95}
+    """
+    own = np.asarray(hits, float)
+    size = np.ones(len(own)) if units is None else np.asarray(units, float)
+    own, size = own[size > 0], size[size > 0]
+    if not len(own):
+        return {"value": math.nan, "low": math.nan, "high": math.nan}
+    mean, n = compute_mean(own, size), len(own)
+    value = min(max(mean["value"], 0.0), 1.0)
+    if n < 2:
+        return {"value": value, "low": 0.0, "high": 1.0}
+    low, high = compute_wilson(value, n, mean["standard_error"], df=n - 1)
+    return {"value": value, "low": low, "high": high}
+
+
 def compute_spearman(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
     """Return Spearman's correlation with its 95 % interval: Fisher's z with Bonett and Wright's error.
 

@@ -28,13 +28,16 @@ MODELS = ("gpt-4", "bard", "llama-2-7b-chat", "alpaca-7b")
 
 @pytest.fixture
 def project(smoke) -> Path:
-    """The smoke project with what the README's reader has: a pool and recorded answers of their own."""
+    """The smoke project with what the README's reader has: a pool, recorded answers and responses of their own."""
     items = (smoke / "karma/data/demo/arc_easy.jsonl").read_text().splitlines()
     answers = [{"item_id": json.loads(item)["id"], "answer": "The answer is (A)."} for item in items]
     (smoke / "my_answers.jsonl").write_text("\n".join(json.dumps(answer) for answer in answers))
     rows = [{"source": "mine", "instruction": f"Name {i} fruits.", "completions": [{"model": m, "response": f"{m} names {i}"} for m in MODELS]}
             for i in range(10)]  # fmt: skip
     (smoke / "my_pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for name in "ab":
+        rows = [{"prompt": f"Name {i} fruits.", "response": f"{name} names {i}"} for i in range(4)]
+        (smoke / f"my_responses_{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return smoke
 
 

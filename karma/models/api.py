@@ -30,7 +30,7 @@ from karma.models.backends import Answered
 from karma.models.load import compute_weights_digest
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-N_ATTEMPTS, LONGEST_PAUSE_S, TIMEOUT_S = 7, 60, 600
+N_ATTEMPTS, LONGEST_PAUSE_S, TIMEOUT_S, CHECK_TIMEOUT_S = 7, 60, 600, 20
 
 
 class BusyError(KarmaError):
@@ -159,6 +159,21 @@ class ApiBackend:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def check_server(base_url: str) -> None:
+    """Raise an InputError where nothing answers at a server's address; any answer, a refusal too, will do.
+
+    Before hours of other work: a question itself is asked again after growing pauses.
+    """
+    request = urllib.request.Request(base_url.rstrip("/") + "/models", method="GET")
+    try:
+        with _OPENER.open(request, timeout=CHECK_TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError:
+        return
+    except (OSError, HTTPException, ValueError) as error:
+        raise InputError(f"no server answers at {base_url} ({error}): start it, or correct --base-url") from None
 
 
 _backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE_S)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -46,6 +47,33 @@ class Sampling(Protocol):
         """Share of the probability drawn from."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What answers took, whenever they were asked.
+
+    Attributes:
+        calls: prompts. prompt_tokens, new_tokens: None where a server does not say, or an older cache.
+        seconds: of each question, summed: of questions asked side by side more than passed. None: an older cache.
+    """
+
+    calls: int = 0
+    prompt_tokens: int | None = 0
+    new_tokens: int | None = 0
+    seconds: float | None = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Return the sum; what one of them does not know is unknown.
+
+        Example:
+            >>> Cost(1, 10, None, 0.5) + Cost(2, 5, 3, 0.5)
+            Cost(calls=3, prompt_tokens=15, new_tokens=None, seconds=1.0)
+        """
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        prompt_tokens = _add(self.prompt_tokens, other.prompt_tokens)
+        return Cost(self.calls + other.calls, prompt_tokens, _add(self.new_tokens, other.new_tokens), seconds)
+
+
+UNKNOWN = {"prompt_tokens": None, "new_tokens": None, "seconds": None}  # what a cache of before tells of its answers
 Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
 
 
@@ -62,7 +90,7 @@ class CachedModel(LM):
     Attributes:
         backend: what answers. digest: of the weights (or API model id).
         prompt_tokens, new_tokens (None: the server does not say), seconds: spent in this object, cached answers aside.
-        n_asked, n_cached: prompts.
+        n_asked, n_cached: prompts. cost: of all of them, with what those from the cache took when they were asked.
     """
 
     def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int, cache: Path | None = None):
@@ -75,6 +103,7 @@ class CachedModel(LM):
         self.new_tokens: int | None = 0
         self.n_asked = self.n_cached = 0
         self.seconds = 0.0
+        self.cost = Cost()
         self._tally = Lock()
 
     @property
@@ -183,14 +212,20 @@ class CachedModel(LM):
     def _look_up(self, work: Work) -> list[Any]:
         key, asked, n_prompts, ask = work
         if self._is_kept(key):
+            kept = load_json(self.cache / self.digest / f"{key}.json")  # type: ignore[operator]
             with self._tally:
                 self.n_cached += n_prompts
-            return load_json(self.cache / self.digest / f"{key}.json")["answers"]  # type: ignore[operator]
+                self.cost += Cost(n_prompts, **kept.get("cost", UNKNOWN))
+            return kept["answers"]
+        started = time.perf_counter()
         answered = ask()
+        cost = Cost(n_prompts, answered.prompt_tokens, answered.new_tokens, round(time.perf_counter() - started, 3))
         if self.cache is not None:
-            save_json({**asked, "answers": answered.answers}, self.cache / self.digest / f"{key}.json")
+            kept = {**asked, "answers": answered.answers, "cost": {name: getattr(cost, name) for name in UNKNOWN}}
+            save_json(kept, self.cache / self.digest / f"{key}.json")
         with self._tally:
             self.n_asked += n_prompts
+            self.cost += cost
             self.prompt_tokens = _add(self.prompt_tokens, answered.prompt_tokens)
             self.new_tokens = _add(self.new_tokens, answered.new_tokens)
         return answered.answers

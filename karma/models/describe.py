@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from karma.errors import InputError
-from karma.files import cache_folder
-from karma.models.load import Specs
+from karma.files import cache_folder, load_json
+from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
 from karma.study.settings import ModelSpec
 
@@ -69,3 +69,30 @@ def build_spec(model: str, base_url: str | None, key_env: str | None, revision: 
     except ValidationError as error:  # never with the value given: it may be the key
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(f"{where or 'model'}: {error.errors()[0]['msg']}") from None
+
+
+def find_trained(folder: Path) -> tuple[Specs, str] | None:
+    """Return (specifications, name) of a policy that a study or `karma train` trained; None for another folder.
+
+    Args:
+        folder: of the run (it holds `model/`), or its `model/`.
+
+    Raises:
+        InputError: an adapter whose base model is not known.
+    """
+    model = folder / "model" if (folder / "model").is_dir() else folder
+    run = model.parent if model.name == "model" else model
+    record = run / "provenance.json"
+    for stage in load_json(record).values() if record.is_file() and run != model else ():
+        policy = stage.get("params", {}).get("policy")
+        if policy in stage.get("models", {}):
+            title = "/".join(stage["params"].values())
+            specs, name = add_trained(stage["models"], policy, model)
+            return {**specs, title: specs[name]}, title
+    if (model / "adapter_config.json").is_file():
+        base = load_json(model / "adapter_config.json").get("base_model_name_or_path")
+        if not base:
+            raise InputError(f"{model}: the adapter does not name its base model: set training.merge_adapter to true")
+        specs, name = add_trained({base: build_spec(base, None, None, None)}, base, model)
+        return {**specs, run.name: specs[name]}, run.name
+    return None if model == folder else ({run.name: build_spec(str(model), None, None, None)}, run.name)

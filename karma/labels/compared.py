@@ -1,0 +1,163 @@
+"""What is compared: the prompts, and each model's responses to them, recorded in a file or written by a model now.
+
+A file of prompts is JSON lines or parquet with `prompt` (or `instruction`, or a verifiable prompt's `topic`); a file of
+responses has `response` (or `output`, `answer`) besides, as AlpacaEval's model_outputs.json. Prompts are matched by
+their text, white space at the ends apart. Decision: a recorded response that is empty is an error, since a judge would
+score a lost line; one that a model writes now is left out and counted, since that is what the model says.
+Limit: a conversation of several turns is no prompt here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from karma.errors import InputError
+from karma.evaluation.prompts import read_prompt
+from karma.files import compute_digest, compute_file_digest
+from karma.labels.judgments import shorten
+from karma.models.ask import CachedModel, Sampling, sample_responses
+from karma.pool.rows import parse_json
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+PROMPT, RESPONSE, MODEL = ("prompt", "instruction"), ("response", "output", "answer"), ("model", "generator")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model's responses.
+
+    Attributes:
+        name: of the model. responses: prompt_id -> text, none of it empty.
+        source: where they are from, for the card: file or model, its digest, counts and cost.
+        prompts: prompt_id -> text, of a recorded file.
+        digest: of the model's weights, "" of a file.
+    """
+
+    name: str
+    responses: dict[str, str]
+    source: dict[str, Any]
+    prompts: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
+def load_prompts(path: Path) -> dict[str, str]:
+    """Load a file of prompts.
+
+    Returns:
+        prompt_id -> text, in the file's order; the id is the row's prompt_id, else a digest of the text.
+
+    Raises:
+        InputError: unreadable, no prompt in a row, or one that stands twice.
+    """
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for number, row in read_rows(path):
+        text = _read_text(row, f"{path.name}, row {number}")
+        name = str(row.get("prompt_id") or compute_digest(text))
+        if text in seen or name in found:
+            raise InputError(f"{path.name}, row {number}: prompt '{shorten(text)}' stands twice: remove the copy")
+        seen.add(text)
+        found[name] = text
+    if not found:
+        raise InputError(f"{path.name} holds no prompts")
+    return found
+
+
+def load_responses(path: Path, prompts: dict[str, str] | None = None) -> Compared:
+    """Load a file of recorded responses of one model.
+
+    Args:
+        path: JSON lines, a JSON list, or parquet. prompts: those to be compared on; None: all of the file's.
+
+    Raises:
+        InputError: unreadable, a row without prompt or response, an empty response, a prompt that stands twice, several
+            models in one file, or none of the prompts.
+    """
+    ids = None if prompts is None else {text: name for name, text in prompts.items()}
+    own: dict[str, str] = {}
+    responses: dict[str, str] = {}
+    models: set[str] = set()
+    n_others = 0
+    for number, row in read_rows(path):
+        where = f"{path.name}, row {number}"
+        text = _read_text(row, where)
+        response = next((row[key] for key in RESPONSE if row.get(key) is not None), None)
+        if not isinstance(response, str):
+            raise InputError(f"{where} has no response: expected {', '.join(RESPONSE)} with a text")
+        models |= {str(row[key]) for key in MODEL if row.get(key)}
+        name = compute_digest(text) if ids is None else ids.get(text)
+        if name is None:
+            n_others += 1
+            continue
+        if name in own:
+            raise InputError(f"{where}: prompt '{shorten(text)}' stands twice: keep one response to it")
+        if not response.strip():
+            raise InputError(f"{where}: the response to '{shorten(text)}' is empty: remove the row, or answer it")
+        own[name], responses[name] = text, response
+    if len(models) > 1:
+        raise InputError(f"{path.name} holds responses of {' and '.join(sorted(models)[:2])}: give one file a model")
+    if not own:
+        raise InputError(f"{path.name} has no response to any of the {len(prompts or {})} prompts: no common prompts")
+    source = {"file": path.name, "digest": compute_file_digest(path), "responses": len(own), "other_prompts": n_others}
+    return Compared(models.pop() if models else path.stem, responses, source, own)
+
+
+def ask_model(model: CachedModel, name: str, prompts: dict[str, str], settings: Sampling, seed: int) -> Compared:
+    """Let a model answer the prompts.
+
+    Args:
+        model: who answers. name: for tables. prompts: prompt_id -> text. settings: how a response is drawn.
+        seed: of the draws.
+
+    Raises:
+        InputError: every response is empty.
+    """
+    texts = sample_responses(model, list(prompts.values()), settings, seed)
+    responses = {prompt: text for prompt, text in zip(prompts, texts, strict=True) if text}
+    if not responses:
+        raise InputError(f"{name}: all {len(texts)} responses are empty: nothing can be judged")
+    cost = model.cost
+    source = {
+        "model": name, "digest": model.digest, "backend": model.backend.name, "dtype": model.dtype,
+        "max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "top_p": settings.top_p,
+        "seed": seed, "responses": len(responses), "empty": len(texts) - len(responses),
+        "kept_from_before": model.n_cached, "new_tokens": cost.new_tokens, "seconds": cost.seconds,
+    }  # fmt: skip
+    return Compared(name, responses, source, digest=model.digest)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of JSON lines, a JSON list or parquet.
+
+    Raises:
+        InputError: no such file, another suffix, unreadable, or a row that is no object.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give a file ({', '.join(SUFFIXES)})")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path.name}: expected {', '.join(SUFFIXES)}")
+    rows: Iterator[tuple[int, Any]]
+    if path.suffix == ".parquet":
+        try:
+            rows = iter(enumerate(pq.read_table(path).to_pylist(), 1))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path.name} cannot be read as parquet: {shorten(error)}") from error
+    else:
+        rows = parse_json(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{path.name}, row {number} is no object: expected prompt, and response")
+        yield number, row
+
+
+def _read_text(row: dict[str, Any], where: str) -> str:
+    if "topic" in row:
+        return read_prompt(row, where, verifiable=False).text
+    text = next((row[key] for key in PROMPT if row.get(key)), None)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where} has no prompt: expected {' or '.join(PROMPT)} with a text")
+    return text.strip()
