@@ -19,7 +19,8 @@ from karma.errors import KarmaError
 
 COMMANDS = {  # command -> its file in karma/commands
     "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
-    "density_ratio": "study", "cross_evaluation": "study", "selection_evaluation": "study", "models": "study",
+    "density_ratio": "study", "cross_evaluation": "study", "selection_evaluation": "study",
+    "pairwise_evaluation": "study", "models": "study",
     "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train", "kinship": "kinship",
     "audit-labels": "audit_labels", "win-rate": "win_rate", "report": "report",
 }  # fmt: skip

@@ -162,11 +162,16 @@ def test_an_experiment_declares_an_api_origin_model(tmp_path):
     assert load_experiment(path).settings.models["far"].api.key_env == "TEST_KEY"
 
 
+def test_a_judge_may_be_behind_an_api(tmp_path):
+    settings = load_experiment(write_experiment(tmp_path, annotation__judge="far", win_rates__judge="far")).settings
+    assert (settings.annotation.judge, settings.win_rates.judge) == ("far", "far")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"policies": ["far"]}, "policies: 'far' is behind an API"),
-        ({"annotation__judge": "far"}, "annotation.judge: 'far' is behind an API"),
+        ({"self_play__scorer_model": "far"}, "self_play.scorer_model: 'far' is behind an API"),
         ({"models__kin": {"perturbed": "far", "noise": 0.1}}, "models.kin.perturbed: 'far' is behind an API"),
         ({"models__far__api__base_url": "http://me:sk-word@host/v1"}, "base_url"),
         ({"models__far__api__key_env": "sk-word"}, "key_env"),

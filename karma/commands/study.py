@@ -74,6 +74,11 @@ def selection_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     _run_stage("selection_evaluation", experiment, p)
 
 
+def pairwise_evaluation(experiment: Experiment, p: Parameters = None) -> None:
+    """Set a policy's trainings against rlaif's and the untrained policy, before a judge: `-p policy=P`."""
+    _run_stage("pairwise_evaluation", experiment, p)
+
+
 def models(experiment: Experiment) -> None:
     """List a study's models: where each comes from, what it is for, and whether it is here."""
     from rich.console import Console
@@ -87,8 +92,8 @@ def models(experiment: Experiment) -> None:
     table = Table("model", "role", "comes from", "is here")
     for name in specs:
         roles = {"origin": name in settings.origin_models, "policy": name in settings.policies,
-                 "judge": name == settings.annotation.judge, "strong": name == settings.density_ratio.strong,
-                 "weak": name == settings.density_ratio.weak}  # fmt: skip
+                 "judge": name in (settings.annotation.judge, settings.win_rates.judge),
+                 "strong": name == settings.density_ratio.strong, "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
 

@@ -138,7 +138,7 @@ def collect_results(source: Job | Experiment) -> Study:
         gaps += [_gap(job, path) for job in _jobs(experiment, name) for path in job.products if not path.exists()]
     for job in _jobs(experiment, "07_alignment_potential"):
         gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
-    for job in _jobs(experiment, "cross_evaluation"):
+    for job in (*_jobs(experiment, "cross_evaluation"), *_jobs(experiment, "pairwise_evaluation")):
         gaps += [_gap(job, path) for path in job.products if not path.exists()]
     for job in _jobs(experiment, "selection_evaluation"):
         scores = list(_load_scores(job, gaps))

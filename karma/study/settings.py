@@ -305,6 +305,20 @@ class Labels(_Strict):
         return self
 
 
+class WinRates(_Strict):
+    """Every training's answers against the baseline's and the untrained policy's; off without a judge."""
+
+    judge: Name | None
+    n_prompts: Count | None
+    max_new_tokens: Count
+    temperature: float = Field(ge=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+    batch_size: Count
+    reply_tokens: Count
+    tie: float = Field(ge=0, lt=1)
+    seed: int
+
+
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
@@ -328,6 +342,7 @@ class Settings(_Strict):
     potential: Potential
     self_play: SelfPlay
     labels: Labels
+    win_rates: WinRates
 
     @property
     def has_annotations(self) -> bool:
@@ -388,6 +403,7 @@ class Settings(_Strict):
                 raise ValueError("density_ratio: name two models, density_ratio.strong and density_ratio.weak")
             named |= {"density_ratio.strong": [both.strong], "density_ratio.weak": [both.weak]}
         named["annotation.judge"] = [self.annotation.judge or "none"] if self.annotation.source == "judge" else []
+        named["win_rates.judge"] = [self.win_rates.judge] if self.win_rates.judge else []
         if self.strategies and (self.scores.table == "measured" or self.pool.source == "generate"):
             named["origin_models"] = self.origin_models
         for name, spec in self.models.items():
@@ -404,7 +420,7 @@ class Settings(_Strict):
             raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
         if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
             raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
-        loaded = {key: named[key] for key in ("policies", "annotation.judge", "self_play.scorer_model")}
+        loaded = {key: named[key] for key in ("policies", "self_play.scorer_model")}
         loaded |= {key: names for key, names in named.items() if key.startswith(("models.", "density_ratio."))}
         for key, names in loaded.items():
             for name in names:
@@ -421,6 +437,8 @@ class Settings(_Strict):
                     f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
                     f"{len(self.origin_models)} origin models"
                 )
+        if self.win_rates.judge and not self.pairs.held_out:
+            raise ValueError("win_rates.judge: no prompt is held out: set pairs.held_out above 0")
         if self.labels.audit and not self.pool.instructions:
             raise ValueError("labels.audit: name the file of the pool's verifiable prompts in pool.instructions")
         if self.strategies and self.scores.table == "measured" and len(self.origin_models) < 2:

@@ -127,9 +127,19 @@ def _selection_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("07_alignment_potential", selection), ("05_policy_evaluation", _start(p["policy"]))]
 
 
+def _list_judged(s: Settings) -> Iterator[Params]:
+    yield from ({"policy": name} for name in s.policies if s.strategies and s.win_rates.judge)
+
+
+def _judged_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    runs = [("04_alignment_training", run) for run in _list_runs(s) if run["policy"] == p["policy"]]
+    return [*runs, *(("03_binarization", {"strategy": name}) for name in s.strategies)]
+
+
 def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-             "07_alignment_potential", "09_label_audit", "cross_evaluation", "selection_evaluation")  # fmt: skip
+             "07_alignment_potential", "09_label_audit", "cross_evaluation", "selection_evaluation",
+             "pairwise_evaluation")  # fmt: skip
     last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
@@ -186,6 +196,9 @@ STAGES = {
               ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
               "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
               module="training.cross"),
+        Stage("pairwise_evaluation", ("policy",), "win_rates/{policy}", ("win_rates.csv", "verdicts.parquet"),
+              ("win_rates", "pairs.held_out", "pairs.seed", "compute"), _list_judged, _judged_inputs,
+              lambda s, p: [p["policy"], s.win_rates.judge or "none"], module="labels.policies"),
         Stage("07_alignment_potential", ("policy", "strategy", "metric", "ratio"),
               "selections/{policy}/{strategy}+{metric}-{ratio}",
               ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
@@ -198,7 +211,8 @@ STAGES = {
               _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation"),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
-               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels"), _list_once,
+               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels",
+               "win_rates"), _list_once,
               _results_inputs, module="results.page", draws=True),
         Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",
               ("self_play.json", "pairs.parquet", "accounting.json", "training.json", "model/"),
