@@ -17,7 +17,7 @@ from karma.models.logprobs import compute_logps
 from karma.pairs.build import build_pairs
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import load_pool, save_pool
-from karma.pool.rate import list_responses
+from karma.pool.responses import list_responses
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from karma.study.stages import find_job, list_jobs

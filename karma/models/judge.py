@@ -1,18 +1,29 @@
 """The RLAIF baseline's annotator: a judge model that rates every response on its own.
 
 The rating is the expectation over the tokens "1" to "5" of the judge's next-token distribution, without sampling. The
-responses to one instruction lie in one row that shares it, hidden from each other, and what all begin with is read
-once (`karma.models.prefill`). Calls, tokens and seconds are counted, because not needing them is what kinship is for.
+responses to one instruction lie in one row that shares it, hidden from each other, and what all of a pass begin with
+is read once (`karma.models.prefill`). Ratings are kept as they come, a shard of prompts a file named by its content, so
+that a killed job goes on. Calls, tokens and seconds are counted, because not needing them is what kinship is for.
+Limit: a judge that is loaded here; one behind an API writes its rating (`karma.pool.rate`).
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
-from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
+from karma.files import compute_digest, load_json, save_json
+from karma.models.load import (
+    Specs,
+    choose_device,
+    choose_dtype,
+    compute_weights_digest,
+    load_model,
+    load_tokenizer,
+)
 from karma.models.logprobs import choose_pass_tokens
 from karma.models.prefill import compute_choice_logits
 from karma.study.settings import Compute
@@ -25,51 +36,74 @@ Response: {response}
 
 Reply with one digit."""
 RATINGS = "12345"
+SHARD = 64  # prompts whose ratings are kept together: what a kill costs at most
 
 
 def annotate(
-    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int
+    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int, cache: Path | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Rate each response with a judge model.
+    """Rate each response with a judge model that is loaded here.
 
     Args:
         rows: dictionaries with row_id, response_id, model, instruction, response.
         models: name -> specification. judge: which of them rates.
         compute: the experiment's `compute`.
         batch_size: prompts a forward pass, at most.
+        cache: folder in which ratings are kept as they come, by content; None keeps nothing.
 
     Returns:
-        A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds).
+        A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds; those of
+        kept ratings included).
     """
-    started, device = time.perf_counter(), choose_device(compute.device)
+    device = choose_device(compute.device)
+    dtype, digest = choose_dtype(compute.dtype, device), compute_weights_digest(models, judge)
     torch.set_num_threads(compute.threads)
     tokenizer = load_tokenizer(models, judge)
-    model = load_model(models, judge, choose_dtype(compute.dtype, device), device)
     digits = [tokenizer.encode(rating, add_special_tokens=False)[-1] for rating in RATINGS]
     prompts = [_write_prompt(tokenizer, row) for row in rows]
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row["row_id"], []).append(i)
-    budget = batch_size * max(map(len, ids), default=1)  # tokens, as a batch of the longest prompts has
-    budget = min(budget, choose_pass_tokens(device))
-    asked, scores = [[ids[i] for i in some] for some in groups.values()], [0.0] * len(rows)
+    model, scores, seconds = None, [0.0] * len(rows), 0.0
     with tqdm(total=len(rows), desc=f"{judge} rates", unit="response") as bar:
-        logits = compute_choice_logits(model, asked, tokenizer.pad_token_id, budget, digits, bar.update)
-    for some, found in zip(groups.values(), logits, strict=True):
-        for i, score in zip(some, _expect(found), strict=True):
-            scores[i] = score
+        grouped = list(groups.values())
+        for shard in (grouped[start : start + SHARD] for start in range(0, len(grouped), SHARD)):
+            asked = [[ids[i] for i in some] for some in shard]
+            key = compute_digest([digest, dtype, device, digits, batch_size, asked])
+            path = None if cache is None else cache / digest / f"ratings-{key}.json"
+            if path is not None and path.is_file():
+                kept = load_json(path)
+                bar.update(sum(map(len, shard)))
+            else:
+                model = model or load_model(models, judge, dtype, device)
+                started, budget = time.perf_counter(), batch_size * max(len(one) for some in asked for one in some)
+                budget = min(budget, choose_pass_tokens(device))  # tokens, as a batch of the longest prompts has
+                logits = compute_choice_logits(model, asked, tokenizer.pad_token_id, budget, digits, bar.update)
+                kept = {
+                    "scores": [_expect(found) for found in logits],
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+                if path is not None:
+                    save_json(kept, path)
+            seconds += kept["seconds"]
+            for some, found in zip(shard, kept["scores"], strict=True):
+                for i, score in zip(some, found, strict=True):
+                    scores[i] = score
     table = pa.table({k: [row[k] for row in rows] for k in ("row_id", "response_id", "model")} | {"score": scores})
     cost = {"annotator": judge, "calls": len(rows), "prompt_tokens": sum(map(len, ids)), "device": device,
-            "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+            "seconds": round(seconds, 3)}  # fmt: skip
     return table, cost
 
 
 def _write_prompt(tokenizer: Any, row: dict[str, str]) -> str:
-    content = JUDGE_PROMPT.format(instruction=row["instruction"], response=row["response"])
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    turns = [{"role": "user", "content": write_question(row)}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def write_question(row: dict[str, str]) -> str:
+    """Return what a judge is asked about a response: row holds instruction and response."""
+    return JUDGE_PROMPT.format(instruction=row["instruction"], response=row["response"])
 
 
 def _expect(logits: torch.Tensor) -> list[float]:

@@ -16,11 +16,13 @@ Paper: section 3.1 (the pool of responses). The identities are ours.
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from karma.errors import InputError
@@ -86,6 +88,19 @@ def compute_response_id(model: str | None, response: str | None) -> str:
     """
     seed = xxh3_64_intdigest(canonical_model_name(model).encode()) if model is not None else 0
     return xxh3_128_digest((response or "").encode("utf-8", "replace"), seed).hex()
+
+
+def list_responses(pool: Path) -> list[dict[str, str]]:
+    """Return the responses of a pool's parquet file, blank ones left out.
+
+    Returns:
+        Dictionaries with row_id, response_id, model, instruction, response; those of a prompt follow each other.
+    """
+    return [
+        {"row_id": compute_row_id(row), "response_id": compute_response_id(c["model"], c["response"]),
+         "model": c["model"], "instruction": row["instruction"], "response": c["response"]}
+        for row in pq.read_table(pool).to_pylist() for c in row["completions"] if c["response"]
+    ]  # fmt: skip
 
 
 def compute_row_id(row: dict[str, Any]) -> str:
