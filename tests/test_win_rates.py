@@ -207,8 +207,6 @@ def test_recorded_judgments_against_the_leaderboard(real_data):
     assert np.abs(controlled - adjusted).mean() < 2.6 < np.abs(plain - adjusted).mean() - 2
     assert (controlled > plain).all(), "all of them write less than the baseline"
     assert spearmanr(controlled, adjusted).statistic > 0.85
-    print(controlled.round(2), spearmanr(controlled, adjusted).statistic, found[["lc_low", "lc_high"]].round(3))
-    assert ((found["lc_low"] * 100 <= adjusted) & (adjusted <= found["lc_high"] * 100)).sum() >= 0
 
 
 # --- Bradley-Terry --------------------------------------------------------------------------------------------------
