@@ -8,7 +8,9 @@ where all lengths are equal it is the win rate itself, since a regression with a
 Decision: AlpacaEval 2 chooses the strength of an L1 penalty by cross-validation and pulls each fit to judgments of its
 own baseline's long and short twins; neither exists for two models of one's own, so length and difficulty get a fixed
 weak prior instead (normal, 2.5 in log-odds), the constant none. The interval is linearised, a prompt the unit.
-Limit: where one model is longer on every prompt, length and model cannot be told apart, and the prior decides.
+Limit: where one model is longer on every prompt, length and model cannot be told apart, and the prior decides. How near
+it comes to the leaderboard's own values is measured on recorded judgments without the baseline's answers only
+(tests/test_win_rates.py): for eight models 2.5 points off on average, where the sample's plain rates are 1.9 off.
 
 Source: Dubois et al. 2024 (arXiv 2404.04475); the prior: Gelman et al. 2008 (doi 10.1214/08-AOAS191), as a normal.
 """
