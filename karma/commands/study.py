@@ -93,7 +93,8 @@ def models(experiment: Experiment) -> None:
     for name in specs:
         roles = {"origin": name in settings.origin_models, "policy": name in settings.policies,
                  "judge": name in (settings.annotation.judge, settings.win_rates.judge),
-                 "strong": name == settings.density_ratio.strong, "weak": name == settings.density_ratio.weak}  # fmt: skip
+                 "strong": name == settings.density_ratio.strong,
+                 "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
 
