@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,11 +30,13 @@ from karma.figures import (
     pairs,
     potential,
     results,
+    win_rates,
 )
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
 from karma.kinship.study import KinshipStudy, build_study
+from karma.labels import agreement
 from karma.labels.judgments import build_values
 from karma.labels.recorded import audit_recorded
 from karma.pairs.agreement import compute_agreement, compute_overlap
@@ -72,7 +75,24 @@ def recorded(n_models: int) -> dict[str, tuple]:
     judged = build_values(pd.DataFrame(rows, columns=["prompt", "model", "value", "length"]), "made up", "own", "share")
     audit = audit_recorded(judged, load_score_table("paper"))
     return {"plot_accuracy_surface": (audit.surface,), "plot_mislabelled": (audit.models,),
-            "plot_trade_off": (audit.accuracy, audit.strategies, "recorded")}  # fmt: skip
+            "plot_trade_off": (audit.accuracy, audit.strategies, "recorded"),
+            "plot_reliability": (audit.calibration,)}  # fmt: skip
+
+
+def draw_vote_agreement():
+    judges = (agreement.LABELS, agreement.LONGER, agreement.OTHER, agreement.ANOTHER)
+    rows = [{"judge": judge, "on": on, "n_votes": 12345, "agreement": 0.5 + 0.1 * place, "low": 0.3, "high": 0.95}
+            for on in (agreement.OWN, agreement.SHARED) for place, judge in enumerate(judges)]  # fmt: skip
+    return labels.plot_vote_agreement(pd.DataFrame(rows))
+
+
+def draw_win_rates(n_models: int):
+    names = [f"a model with a long name {place}" for place in range(n_models)]
+    rows = [{"model_a": a, "model_b": b, "n_judged": 805, "win_rate": 0.6, "low": 0.5, "high": 0.7,
+             "length_controlled": 0.55, "lc_low": 0.4, "lc_high": 0.7} for a, b in combinations(names, 2)]  # fmt: skip
+    ratings = pd.DataFrame({"model": names, "rating": np.linspace(1, -1, n_models)})
+    ratings = ratings.assign(low=ratings["rating"] - 0.3, high=ratings["rating"] + 0.3)
+    return win_rates.plot_win_rates(pd.DataFrame(rows), ratings if n_models > 2 else None)
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------
@@ -314,6 +334,9 @@ PLOTS: dict[str, Callable] = {
     "plot_label_accuracy: nothing decided": lambda s: labels.plot_label_accuracy(label_frame(False), "recorded"),
     **{f"{plot}: {n}": lambda s, plot=plot, n=n: getattr(labels, plot)(*recorded(n)[plot])
        for plot in ("plot_accuracy_surface", "plot_trade_off", "plot_mislabelled") for n in (3, 16)},
+    "plot_reliability": lambda s: labels.plot_reliability(*recorded(16)["plot_reliability"]),
+    "plot_vote_agreement": lambda s: draw_vote_agreement(),
+    **{f"plot_win_rates: {n} models": lambda s, n=n: draw_win_rates(n) for n in (2, 4)},
     "plot_model_truth: paper": lambda s: draw_model_truth(16),
     "plot_model_truth: six models": lambda s: draw_model_truth(6),
     **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},

@@ -158,7 +158,7 @@ def plot_mislabelled(models: pd.DataFrame) -> Axes:
     return axes
 
 
-def plot_agreement(agreement: pd.DataFrame) -> Axes:
+def plot_vote_agreement(agreement: pd.DataFrame) -> Axes:
     """Plot how often each judge agrees with a person's vote, on its own comparisons and on those that all decide.
 
     Args:
@@ -183,7 +183,7 @@ def plot_agreement(agreement: pd.DataFrame) -> Axes:
 def plot_reliability(audit: "CalibrationAudit") -> Axes:
     """Plot how often labels of held-out prompts were right against how sure they were said to be, 95 % intervals.
 
-    The number at a point is how many decided comparisons it stands for.
+    A point's area is in proportion to the decided comparisons that it stands for.
 
     Args:
         audit: from `karma.labels.calibration.fit_calibration`.
@@ -197,15 +197,12 @@ def plot_reliability(audit: "CalibrationAudit") -> Axes:
         errors = [rows["label_accuracy"] - rows["low"], rows["high"] - rows["label_accuracy"]]
         label = f"{name}: Brier {score.value:.3f} ({score.low:.3f} to {score.high:.3f})" if score else str(name)
         axes.errorbar(rows["mean_confidence"], rows["label_accuracy"], yerr=errors, elinewidth=1, label=label,
-                      color=PALETTE[place], marker="os"[place], ls="--" if place else "-")  # fmt: skip
-        for _, row in rows.iterrows():
-            text = f" {row['n_decided']:,}"
-            axes.text(
-                row["mean_confidence"], row["label_accuracy"], text, va="bottom", fontsize=8, color=PALETTE[place]
-            )
+                      color=PALETTE[place], marker="os"[place], markersize=2, ls="--" if place else "-")  # fmt: skip
+        axes.scatter(rows["mean_confidence"], rows["label_accuracy"], color=PALETTE[place], marker="os"[place],
+                     s=200 * rows["n_decided"] / audit.curve["n_decided"].max(), alpha=0.6)  # fmt: skip
     constant = held.brier_constant
     axes.plot([], [], " ", label=f"a constant: Brier {constant.value:.3f} ({constant.low:.3f} to {constant.high:.3f})")
-    axes.set(xlabel="label confidence (mean of a bin of one tenth)\nat each point: decided comparisons",
+    axes.set(xlabel="label confidence (mean of a bin of one tenth)\narea of a point: decided comparisons",
              ylabel=f"labels confirmed\n(share of {held.n_decided:,} decided, {held.n_prompts:,} prompts)",
              xlim=(-0.02, 1.14), ylim=(-0.02, 1.08))  # fmt: skip
     figure.legend(loc="outside lower center", ncols=1, frameon=False)
@@ -221,7 +218,7 @@ def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
         "mislabelled": plot_mislabelled(audit.models),
     }
     if len(audit.agreement):
-        drawn["agreement"] = plot_agreement(audit.agreement)
+        drawn["agreement"] = plot_vote_agreement(audit.agreement)
     if audit.calibration:
         drawn["reliability"] = plot_reliability(audit.calibration)
     for name, axes in drawn.items():

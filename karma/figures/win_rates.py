@@ -20,17 +20,18 @@ MOST_ROWS = 30
 
 
 def plot_win_rates(rates: pd.DataFrame, ratings: pd.DataFrame | None = None) -> Figure:
-    """Plot each pair's win rate, plain and length-controlled, and beside it the ratings.
+    """Plot each pair's win rate, plain and length-controlled, and below it the ratings.
 
     Args:
         rates: win_rates.csv; of more than 30 pairs the first 30. ratings: ratings.csv.
     """
     rows = rates.head(MOST_ROWS).reset_index(drop=True)
-    size = (PAGE_WIDTH_IN, 0.3 * max(len(rows), 0 if ratings is None else len(ratings)) + 1.5)
-    figure, panels = plt.subplots(1, 1 if ratings is None else 2, figsize=size, squeeze=False)
+    heights = [0.45 * len(rows) + 0.8] + ([] if ratings is None else [0.3 * min(len(ratings), MOST_ROWS) + 0.8])
+    figure, panels = plt.subplots(len(heights), 1, figsize=(PAGE_WIDTH_IN * 0.85, sum(heights) + 0.5), squeeze=False,
+                                  height_ratios=heights)  # fmt: skip
     _plot_rates(panels[0, 0], rows)
     if ratings is not None:
-        _plot_ratings(panels[0, 1], ratings)
+        _plot_ratings(panels[1, 0], ratings)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -43,7 +44,7 @@ def _plot_rates(axes: Axes, rows: pd.DataFrame) -> None:
         known = rows[rows[value].notna()]
         axes.hlines(known.index + shift, known[low], known[high], color=color, lw=2)
         axes.plot(known[value], known.index + shift, marker, color=color, mec="0.2", mew=0.5, label=title)
-    names = [f"{a} over {b} (n = {n})"
+    names = [f"{a}\nover {b} (n = {n})"
              for a, b, n in zip(rows["model_a"], rows["model_b"], rows["n_judged"], strict=True)]  # fmt: skip
     axes.set(yticks=range(len(rows)), yticklabels=names, xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5),
              xlabel="preferred\n(share, 95 % interval over prompts)")  # fmt: skip
