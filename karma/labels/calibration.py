@@ -79,8 +79,9 @@ def fit_calibration(comparisons: Comparisons, tie: float, score_table: str, seed
         >>> s_pref = pd.Series({"a": 0.0, "b": 0.5, "c": 1.0})
         >>> both = build_comparisons(build_values(rows, "x", "own", "points"), s_pref, pd.DataFrame(1.0, names, names))
         >>> model = fit_calibration(both, 0.0, "t.csv").model
-        >>> model.facts, model.compute({"s_pref_gap": np.array([0.5, 1.0])}).round(1).tolist()
-        (['s_pref_gap'], [0.6, 0.8])
+        >>> small, large = model.compute({"s_pref_gap": np.array([0.5, 1.0])})  # in truth .64 and .76
+        >>> model.facts, bool(0.55 < small < large < 0.85)
+        (['s_pref_gap'], True)
     """
     cases = _list_cases(comparisons, tie)
     held = _draw_held_out(comparisons, seed)[cases.prompt]
