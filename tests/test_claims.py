@@ -30,6 +30,7 @@ from karma.results.published import load_published
 from karma.results.study import collect_results, find_prompt
 from karma.results.tables import build_table1
 from karma.scores.normalise import compute_normalized
+from karma.scores.table import ScoreTable, load_benchmarks
 from karma.statistics import adjust_holm, compute_needed_n
 from karma.study.experiment import load_experiment
 from tests.boxes import check_boxes
@@ -201,6 +202,22 @@ def test_few_items_widen_the_interval(study):
     assert found.df == N_ITEMS - 1
     half = (found.interval[1] - found.interval[0]) / 2
     assert half == pytest.approx(stats.t.ppf(0.975, N_ITEMS - 1) * found.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("n_items", "verdict"), [(2000, "supported (n = 8 origin models)"), (6, "cannot tell with n = 8")]
+)
+def test_families_that_sampling_error_could_have_made_are_not_told_apart(n_items, verdict):
+    """Two families of four: alike inside, apart in between; with six items a benchmark that may be chance."""
+    names = [f"{family}-{size}b" for family in ("alpha", "beta") for size in (1, 3, 7, 9)]
+    scores = pd.DataFrame({"arc_easy": [0.6, 0.62, 0.61, 0.6, 0.5, 0.52, 0.51, 0.5],
+                           "ifeval": [0.3, 0.31, 0.32, 0.3, 0.4, 0.41, 0.42, 0.4]},
+                          index=pd.Index(names, name="origin_model"))  # fmt: skip
+    items = dict.fromkeys(scores, n_items)
+    table = ScoreTable(scores, load_benchmarks().loc[[*scores]], n_items=items)
+    study = replace(load_published(), scores=table)
+    row = test_claims(study).set_index("claim").loc["origin models of one family score alike (total)"]
+    assert row["verdict"].startswith(verdict) and (row["low"] > 0) == (n_items == 2000)
 
 
 def test_families_are_read_from_names():

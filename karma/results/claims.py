@@ -211,8 +211,10 @@ def _compare_families(table: ScoreTable, columns: list[str], claim: str, distanc
     gap = _compute_gap(measured.to_numpy(), unlike)
     source = "families as known" if known else "families read from the names"
     p = float(np.nan_to_num(test["p"], nan=1.0))
+    unsure = low <= 0 <= high  # Mantel takes the scores as measured: with so few items they might as well be others
+    verdict = f"cannot tell with n = {len(models)} origin models: sampling error of their scores" if unsure else ""
     return {"claim": claim, "effect": gap, "low": low, "high": high, "p": p,
-            "n": len(models), "needed_n": None, "verdict": "", "smallest": 0.0, "unit": "origin models",
+            "n": len(models), "needed_n": None, "verdict": verdict, "smallest": 0.0, "unit": "origin models",
             "standard_error": None, "bounds": lambda n_tests: (-np.inf, np.inf),  # no distance is too small to count
             "basis": f"{source}, {int((upper == 0).sum())} alike; {distance}; Mantel; scores redrawn"}  # fmt: skip
 
