@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -710,6 +711,13 @@ def test_all_sets_train_on_as_many_pairs_as_the_smallest(tmp_path):
         assert load_pairs(save_pairs(cut[name], tmp_path / name)).table.equals(cut[name].table)
         kept[name] = set(parts[name][0].table["row_id"].to_pylist())
     assert kept["k_sim"] == kept["k_score"] and cut["k_sim"].accounting.dropped["beyond_smallest"] > 10
+    backwards = {
+        name: replace(pairs, table=pairs.table.take([*range(len(pairs))][::-1])) for name, pairs in plain.items()
+    }
+    again = cut_to_smallest(backwards, 0.25, 3)
+    assert all(
+        set(again[name].table["row_id"].to_pylist()) == set(cut[name].table["row_id"].to_pylist()) for name in names
+    )
     again = cut_to_smallest(dict(reversed(plain.items())), 0.25, 3)
     assert all(again[name].table.equals(cut[name].table) for name in names)
     assert not cut_to_smallest(plain, 0.25, 4)["k_sim"].table.equals(cut["k_sim"].table)
