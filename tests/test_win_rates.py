@@ -242,6 +242,14 @@ def test_ratings_recover_known_strengths(strengths):
     assert found["rating"].is_monotonic_decreasing
 
 
+def test_a_comparison_repeated_on_its_prompt_tells_nothing_new():
+    own, n = [1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0], 8
+    once = compute_ratings(build_comparisons(own, range(n), [("x", "y")] * n))
+    again = compute_ratings(build_comparisons(own * 4, [*range(n)] * 4, [("x", "y")] * 4 * n))
+    for end in ("rating", "low", "high"):
+        assert again[end].to_numpy() == pytest.approx(once[end].to_numpy(), abs=1e-4)
+
+
 def test_intervals_of_ratings_hold_the_truth_though_prompts_are_shared():
     """A prompt on which one model is good moves all its comparisons at once: clustered by prompt, .95 of intervals hold."""
     generator, truth, covered = np.random.default_rng(1), np.array([0.5, 0.0, -0.5]), np.zeros(3)
