@@ -147,6 +147,20 @@ def wait_until(happened: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An OpenAI-compatible server at work, its key in TEST_KEY, which is asked again without waiting."""
+    from karma.models import api
+    from tests.chat_server import KEY, ChatServer
+
+    monkeypatch.setenv("TEST_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(api, "_backoff", lambda state: 0.01)
+    with ChatServer() as running:
+        yield running
+        running.shutdown()
+
+
 Karma = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -22,22 +22,13 @@ from karma.models.load import load_model, load_tokenizer
 from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
-from tests.chat_server import KEY, TINY, ChatServer
+from tests.chat_server import KEY, TINY
 from tests.conftest import change_base, start_child, wait_until
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
 COMPUTE = change_base("compute", device="cpu", dtype="float32")
 BENCHMARKS = change_base("benchmarks", folder=str(DEMO), limit=6, choice_tokens=6, descriptive_tokens=8)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
-    monkeypatch.setattr(api, "_backoff", lambda state: 0.01)
-    with ChatServer() as server:
-        yield server
-        server.shutdown()
 
 
 def connect(server, cache=None, batch_size=3, key_env="TEST_KEY"):

@@ -4,13 +4,13 @@ import pytest
 
 from karma.errors import KarmaError
 from karma.files import compute_digest
-from karma.models import api, judge
+from karma.models import judge
 from karma.models.judge import annotate
 from karma.pool import rate
 from karma.pool.annotations import load_annotations
 from karma.pool.rate import annotate_by_asking, read_rating
 from karma.study.settings import ModelSpec
-from tests.chat_server import KEY, TINY, ChatServer
+from tests.chat_server import TINY
 from tests.conftest import change_base
 
 
@@ -21,15 +21,6 @@ def make_id(*parts):
 COMPUTE = change_base("compute", device="cpu", dtype="float32")
 ROWS = [{"row_id": make_id(k), "response_id": make_id(k, m), "model": f"m{m}", "instruction": f"Say {k}.",
          "response": "word " * (1 + (k * m) % 5) + f"from {m}"} for k in range(6) for m in (1, 2)]  # fmt: skip
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
-    monkeypatch.setattr(api, "_backoff", lambda state: 0.01)
-    with ChatServer() as server:
-        yield server
-        server.shutdown()
 
 
 def connect(server):

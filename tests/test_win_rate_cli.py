@@ -18,11 +18,10 @@ from karma.errors import InputError
 from karma.evaluation.protocol import write_statements
 from karma.labels.pairwise import JUDGE_PROMPT
 from karma.labels.win_rates import COLUMNS, VERDICTS
-from karma.models import api
 from karma.models.ask import CachedModel
 from karma.models.describe import find_trained
 from karma.models.load import load_model, load_tokenizer
-from tests.chat_server import KEY, TINY, ChatServer
+from tests.chat_server import KEY, TINY
 from tests.conftest import change_base, start_child, wait_until
 
 N = 6
@@ -54,16 +53,6 @@ def judge(tmp_path_factory):
 @pytest.fixture
 def files(tmp_path):
     return [write_responses(tmp_path, name, words) for name, words in (("red", "one"), ("blue", "two two"))]
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("TEST_KEY", KEY)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(api, "_backoff", lambda state: 0.01)
-    with ChatServer() as server:
-        yield server
-        server.shutdown()
 
 
 def run(*arguments):

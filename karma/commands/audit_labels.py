@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from karma.commands.options import Columns, Out, default
-from karma.errors import InputError
+from karma.commands.options import Columns, Out, check_out, default
 from karma.labels.layouts import LAYOUTS, load_judgments
 from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
 from karma.scores.read import load_score_table
@@ -48,8 +47,7 @@ def run_audit_labels(
     from karma.figures.labels import save_recorded_figures
     from karma.figures.style import set_style
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
+    check_out(out)
     table = load_score_table(scores, columns)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)

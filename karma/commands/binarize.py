@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from karma.commands.options import Columns, Out, default
+from karma.commands.options import Columns, Out, check_out, default
 from karma.errors import InputError
 from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
@@ -239,8 +239,7 @@ def _check_options(
         raise InputError(f"--also {unknown[0]}: choose from {', '.join(_ALSO)}")
     if push_to_hub and len(strategies) > 1:
         raise InputError("--push-to-hub takes one strategy: a repository holds one set")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
+    check_out(out)
 
 
 class _show_progress:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, default, replace_options
+from karma.commands.options import Out, check_out, default, replace_options
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
@@ -107,8 +107,7 @@ def _check(out: Path, model: str | None, answers: Path | None, benchmarks: list[
         raise InputError(f"--benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}, or all")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
+    check_out(out)
 
 
 def _ask(

@@ -24,6 +24,12 @@ def default(group: str, key: str) -> Any:
     return getattr(getattr(load_base(), group), key)
 
 
+def check_out(out: Path) -> None:
+    """Raise an InputError where --out is a file."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder to write to")
+
+
 def replace_options(section: Section, **options: Any) -> Section:
     """Return a section of settings with the values of options of the same names, validated.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from karma.commands.options import Columns, Out, default, replace_options
+from karma.commands.options import Columns, Out, check_out, default, replace_options
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -179,8 +179,7 @@ def _check_options(
         raise InputError("--explicit kinship and --scores belong together: S_pref comes from a score table")
     if (explicit == "annotation") != (annotations is not None):
         raise InputError("--explicit annotation and --annotations belong together")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
+    check_out(out)
 
 
 def _check_candidates(source: PairSet, scores: np.ndarray, explicit: str, ratio: float | None, k: int | None) -> None:

@@ -8,7 +8,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from karma.commands.options import Out, default, replace_options
+from karma.commands.options import Out, check_out, default, replace_options
 from karma.errors import InputError
 from karma.files import save_json
 from karma.models.describe import build_spec
@@ -67,8 +67,7 @@ def run_train(
     """
     settings = build_settings(assignments)
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
+    check_out(out)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
     from karma.models.load import load_tokenizer

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, default, replace_options
+from karma.commands.options import Out, check_out, default, replace_options
 from karma.errors import InputError, KarmaError
 from karma.labels.compared import SUFFIXES, Compared, load_prompts, load_responses
+from karma.labels.win_rates import check_sides
 from karma.study.experiment import load_base, load_experiment
 from karma.study.settings import Compute
 
@@ -123,7 +124,8 @@ def run_win_rate(
     Raises:
         InputError: an option, a file or a model that cannot be used; found before a judge is asked.
     """
-    _check(models, out, tie)
+    check_sides(models, tie)
+    check_out(out)
     compute = replace_options(load_base().compute, backend=backend, device=device, dtype=dtype, threads=threads)
     how = replace_options(load_base().pool, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked, recorded = load_prompts(prompts) if prompts else None, {}
@@ -168,14 +170,3 @@ def _judge(
     yield f"judge: {judge.n_asked} questions asked ({judge.n_cached} kept from before), {judge.seconds:.0f} s"
     yield from describe_tournament(found)
     yield f"written to {out}"
-
-
-def _check(models: list[str], out: Path, tie: float) -> None:
-    if len(models) < 2:
-        raise InputError("give two models or more, or files of their responses: `karma win-rate A B --judge M`")
-    if twice := [name for name in models if models.count(name) > 1]:
-        raise InputError(f"{twice[0]} is given twice: compare it with another model")
-    if not 0 <= tie < 1:
-        raise InputError(f"--tie {tie}: expected 0 or more, below 1")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")

@@ -21,7 +21,7 @@ from karma.files import atomic_path, save_json
 from karma.labels.compared import Compared
 from karma.labels.pairwise import JUDGE_PROMPT, judge_pair
 from karma.labels.ratings import compute_ratings
-from karma.labels.win_rates import UNREAD, combine_orders, compute_win_rates
+from karma.labels.win_rates import UNREAD, check_sides, combine_orders, compute_win_rates
 from karma.models.ask import CachedModel
 from karma.statistics import compute_comparison_share
 
@@ -61,12 +61,7 @@ def hold_tournament(
             judge has been asked then.
     """
     names = [model.name for model in models]
-    if len(names) < 2:
-        raise InputError("a comparison needs two models")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two models are called '{twice[0]}': a name must tell them apart")
-    if not 0 <= tie < 1:
-        raise InputError(f"--tie {tie}: expected 0 or more, below 1")
+    check_sides(names, tie)
     known = {model.name: model for model in models}
     sides = [(known[a], known[b]) for a, b in (combinations(names, 2) if pairs is None else pairs)]
     for a, b in sides:

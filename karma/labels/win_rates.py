@@ -9,11 +9,12 @@ Decision: a prompt with an unread verdict is left out and counted, never halved:
 Limit: the models are held fixed, and so is the judge: an interval says what other prompts would give.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from karma.errors import InputError
 from karma.labels.length_control import control_length
 from karma.statistics import compute_prompt_share
 
@@ -22,6 +23,16 @@ VERDICTS = ["prompt_id", "model_a", "model_b", "order", "p_first", "verdict", "r
 COLUMNS = ["model_a", "model_b", "n_prompts", "n_judged", "win_rate", "low", "high", "length_controlled", "lc_low",
            "lc_high", "consistency", "n_ties", "n_unread", "judge_calls", "prompt_tokens", "seconds"]  # fmt: skip
 UNREAD = "unread"
+
+
+def check_sides(names: Sequence[str], tie: float) -> None:
+    """Raise an InputError where models cannot be set against each other: one alone, a name twice, an impossible tie."""
+    if len(names) < 2:
+        raise InputError("give two models or more, or files of their responses: `karma win-rate A B --judge M`")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{twice[0]} is given twice: where two models are called '{twice[0]}', rename one")
+    if not 0 <= tie < 1:
+        raise InputError(f"--tie {tie}: expected 0 or more, below 1")
 
 
 def name_verdicts(p_first: np.ndarray, tie: float) -> np.ndarray:
