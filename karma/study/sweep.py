@@ -37,7 +37,7 @@ from karma.study.progress import (
     show_progress,
     show_where,
 )
-from karma.study.settings import PACKAGED_ITEMS
+from karma.study.settings import PACKAGED_ITEMS, PLACEMENT
 from karma.study.stages import STAGES, Job, list_jobs
 
 HERE = Path(__file__).parent
@@ -140,6 +140,8 @@ def prepare(experiment: Experiment) -> None:
 def fingerprint_settings(job: Job) -> dict[str, Any]:
     """Return what a job reads: settings, models, and the contents of files that its settings name."""
     values, root = job.settings.as_dict(), job.experiment.root
+    for key in PLACEMENT:
+        values.get("compute", {}).pop(key, None)
     named = [values.get("benchmarks", {}).get("folder"), values.get("pool", {}).get("instructions"),
              values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
              values.get("self_play", {}).get("prompts"), values.get("pairs", {}).get("calibration")]  # fmt: skip
