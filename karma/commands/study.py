@@ -1,6 +1,7 @@
 """What runs or shows a study: run, status, notebook, the commands of stages, models."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,19 +15,29 @@ def run(
     cores: Annotated[int | None, typer.Option(help="CPU cores to use (default: all).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, why each runs and what it needs.")] = False,
     until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. 03_binarization.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Run the jobs on a cluster: slurm, or another of Snakemake's executors.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A folder with Snakemake's config.yaml for your cluster (docs/scale.md).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs submitted at a time (default: 100).")] = None,
 ) -> None:
     """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
     from karma.study import sweep as engine
+    from karma.study.cluster import check_resources, find_remote
     from karma.study.experiment import load_experiment
     from karma.study.stages import STAGES
 
     if until and until not in STAGES:
         raise InputError(f"--until {until}: no such stage; there are {', '.join(STAGES)}")
     study = load_experiment(experiment)
+    check_resources(study.settings.compute.resources)
+    remote = find_remote(executor, profile, jobs)
     if dry_run:
-        engine.show_plan(study, until)
+        engine.show_plan(study, until, remote is not None)
     else:
-        engine.run_sweep(study, cores, until)
+        engine.run_sweep(study, cores, until, remote)
 
 
 def status(experiment: Experiment) -> None:

@@ -5,6 +5,7 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 """
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -117,25 +118,37 @@ def check_parameters(notebook: Path, values: Collection[str]) -> None:
 
 @contextmanager
 def _devices(n: int) -> Iterator[None]:
-    """Hold `n` CUDA devices by file locks while a job runs, and show it only those."""
+    """Hold `n` CUDA devices by file locks while a job runs, and show it only those.
+
+    A job on a cluster sees those that its scheduler gave it ($KARMA_SCHEDULED says that there is one).
+    """
+    there = [] if "KARMA_SCHEDULED" in os.environ else list_gpus()
     with ExitStack() as stack:
         held: list[str] = []
-        while len(held) < min(n, count_gpus()):
-            for device in map(str, range(count_gpus())):
+        while len(held) < min(n, len(there)):
+            for device in there:
                 if len(held) < n and device not in held:
-                    lock = FileLock(cache_folder() / f"cuda-{device}.lock", timeout=0)
+                    lock = FileLock(cache_folder() / f"cuda-{platform.node()}-{device}.lock", timeout=0)
                     try:
                         stack.enter_context(lock)
                         held.append(device)
                     except Timeout:
                         continue
-            if len(held) < min(n, count_gpus()):
+            if len(held) < min(n, len(there)):
                 time.sleep(1)
         if held:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         yield
 
 
-def count_gpus() -> int:
-    """Return how many CUDA devices the driver shows, without importing torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+def list_gpus() -> list[str]:
+    """Return the CUDA devices that this process may use, without importing torch.
+
+    They are those of $CUDA_VISIBLE_DEVICES where it is set (by a scheduler, or by you), else all that the driver shows.
+    """
+    folder = Path("/proc/driver/nvidia/gpus")
+    n = len(list(folder.glob("*"))) if folder.is_dir() else 0
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not n or shown is None:
+        return [str(device) for device in range(n)]
+    return [device for device in (part.strip() for part in shown.split(",")) if device and device != "-1"]

@@ -7,6 +7,7 @@ execution counts) reruns nothing, while an edit of its code, or of a module behi
 import ast
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import karma
@@ -65,7 +66,7 @@ def compute_modules(source: str, where: str = "code", draws: bool = False) -> di
         >>> sorted(compute_modules("from karma.errors import InputError"))
         ['karma.data', 'karma.errors']
     """
-    todo, seen, found = _imports(source, "karma", where), set[str](), {"karma.data": _digest_data()}
+    todo, seen, found = set(_imports(source, "karma", where)), set[str](), {"karma.data": _digest_data()}
     while todo:
         name = todo.pop()
         path = _locate(name) if name else None
@@ -117,7 +118,8 @@ def _digest_data() -> str:
     return compute_digest([[p.name, compute_file_digest(p)] for p in files if p.suffix not in (".py", ".pyc")])
 
 
-def _imports(source: str, package: str, where: str) -> set[str]:
+@lru_cache(maxsize=1024)  # the stages share most modules, and parsing them was all that a sweep without work took
+def _imports(source: str, package: str, where: str) -> frozenset[str]:
     names = set()
     try:
         tree = ast.parse(source)
@@ -133,7 +135,7 @@ def _imports(source: str, package: str, where: str) -> set[str]:
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     lazy = {f"karma.{n.rpartition('.')[2]}" for n in names if n.startswith("karma.") and n.count(".") == 1}
     names |= {karma._LAZY[n.removeprefix("karma.")] for n in lazy if n.removeprefix("karma.") in karma._LAZY}
-    return {name for name in names if name == "karma" or name.startswith("karma.")}
+    return frozenset(name for name in names if name == "karma" or name.startswith("karma."))
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from karma.study.cluster import find_resources
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job, find_job, list_jobs
 
@@ -30,20 +31,24 @@ class JobState(TypedDict):
     started: float
     ended: float | None
     log: Path
+    told: str  # by the executor, of a job that failed
 
 
-def describe_needs(job: Job) -> str:
-    """Say what a job needs: models, data, devices."""
+def describe_needs(job: Job, elsewhere: bool = False) -> str:
+    """Say what a job needs: models, data, devices; and on a cluster (`elsewhere`) what it asks the scheduler for."""
     s = job.experiment.settings
     needs = [spec["hub"] or name for name, spec in job.models.items()]
     if job.stage.name == "pool":
         needs.append(s.pool.source if s.pool.source != "generate" else str(s.pool.instructions))
     if job.models:
-        gpus = s.compute.gpus_per_job
+        gpus = find_resources(job)["gpu"]
         needs.append(f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}")
     if job.stage.name == "04_alignment_training":
         t = s.training
         needs.append(f"{t.per_device_batch_size * t.gradient_accumulation * t.devices} pairs an update")
+    if elsewhere:
+        asked = find_resources(job)
+        needs.append(f"at most {asked['mem_mb'] / 1024:.0f} GiB and {asked['runtime'] / 60:.1f} h")
     return ", ".join(needs) or "files of earlier stages"
 
 
@@ -64,10 +69,11 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
             job = find_job(experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"})
             log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
             states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
-                              "started": event["time"], "ended": None, "log": log}  # fmt: skip
+                              "started": event["time"], "ended": None, "log": log, "told": ""}  # fmt: skip
         elif number in states and event["event"] in ("job_finished", "job_error"):
             states[number]["status"] = "done" if event["event"] == "job_finished" else "failed"
             states[number]["ended"] = event["time"]
+            states[number]["told"] = str(event.get("rule_msg") or "")
     return states
 
 
@@ -174,6 +180,18 @@ def find_last_line(path: Path) -> str:
     """Return a log's last line that says something."""
     lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()] if path.is_file() else []
     return lines[-1].strip() if lines else "no output"
+
+
+def explain_failure(state: JobState) -> str:
+    """Say in two lines why a job failed and where more is: its log's last line, or what the executor told.
+
+    A job that never began, or was ended from outside, says nothing in its log; what lies there may be of another day.
+    """
+    log = state["log"]
+    own = log.is_file() and log.stat().st_mtime >= state["started"] - 1
+    last = find_last_line(log) if own and log.stat().st_size else ""
+    told = " ".join(state["told"].split("\n")[0].split())
+    return f"{state['label']}: {last or told or 'no output'}\n    log {log}"
 
 
 def show_where(experiment: Experiment) -> None:

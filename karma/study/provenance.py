@@ -53,6 +53,7 @@ def save_provenance(job: Job, started: tuple[float, float], command: str = "") -
         "commit": find_commit(job.experiment.root),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
         "device": describe_device(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),  # set by a scheduler, a sweep or the user; else None
         "inputs": {_relative(p, job.experiment.root): compute_file_digest(p) for j in job.inputs for p in j.products},
         "command": command,
         "seconds": round(seconds, 3),

@@ -1,14 +1,17 @@
 """Start Snakemake, and clean up after a killed sweep.
 
 Snakemake runs as a child in the experiment's folder. Before it starts, survivors of a killed sweep are ended (every
-process of a sweep carries $KARMA_SWEEP), and the fingerprints of settings and code that rules depend on are rewritten
-where they changed. This command's own lock, held by a live process or by nobody, stands in for Snakemake's.
+process of a sweep carries $KARMA_SWEEP, every job on a cluster its name), and the fingerprints of settings and code
+that rules depend on are rewritten where they changed. This command's own lock, held by a live process or by nobody,
+stands in for Snakemake's. Ctrl-C, SIGTERM and SIGHUP end the whole sweep, not this command alone.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +24,8 @@ from rich.table import Column, Table
 
 from karma.errors import InterruptedSweep, KarmaError
 from karma.files import compute_file_digest, save_if_changed
-from karma.study.execute import count_gpus
+from karma.study.cluster import Remote, build_options, cancel_survivors
+from karma.study.execute import list_gpus
 from karma.study.experiment import Experiment
 from karma.study.fingerprint import compute_stage_code
 from karma.study.forks import start_server
@@ -29,6 +33,7 @@ from karma.study.progress import (
     JobState,
     console,
     describe_needs,
+    explain_failure,
     find_elapsed,
     find_last_line,
     read_events,
@@ -43,34 +48,40 @@ from karma.study.stages import STAGES, Job, list_jobs
 HERE = Path(__file__).parent
 
 
-def run_sweep(experiment: Experiment, cores: int | None = None, until: str | None = None) -> None:
+def run_sweep(
+    experiment: Experiment, cores: int | None = None, until: str | None = None, remote: Remote | None = None
+) -> None:
     """Run every job that is missing or out of date; independent jobs go on when one fails.
 
     Args:
         experiment: what to run.
         cores: CPU cores to use; None takes all.
         until: a stage's name; nothing after it runs.
+        remote: where jobs run; None: on this machine.
 
     Raises:
         KarmaError: another sweep of this experiment is at work, or jobs failed (their logs are named).
+        InterruptedSweep: it was stopped; nothing of it is at work any more.
     """
-    with _lock(experiment):
+    with _lock(experiment), _stopped_by_signals():
         _end_survivors(experiment)
         prepare(experiment)
         events = experiment.outputs / ".sweep" / "events.jsonl"
         events.unlink(missing_ok=True)
-        child = _start(experiment, events, cores, until)
         try:
+            child = _start(experiment, events, cores, until, remote)
             show_progress(experiment, events, child)
-        except KeyboardInterrupt:
+        except BaseException as error:
             _end_survivors(experiment)
-            raise InterruptedSweep("interrupted; the same command goes on from here") from None
+            if isinstance(error, KeyboardInterrupt):
+                raise InterruptedSweep("interrupted; the same command goes on from here") from None
+            raise
+        if child.returncode:  # Snakemake itself may have been killed, and its jobs not
+            _end_survivors(experiment)
     states = read_events(experiment, events)
     failed = [state for state in states.values() if state["status"] == "failed"]
     if failed:
-        lines = "\n".join(
-            f"  {state['label']}: {find_last_line(state['log'])}\n    log {state['log']}" for state in failed
-        )
+        lines = "\n".join(f"  {explain_failure(state)}" for state in failed)
         raise KarmaError(f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}")
     if child.returncode:
         raise KarmaError(f"the sweep stopped: {_last_error(experiment, events)}")
@@ -84,7 +95,7 @@ def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobStat
     prepare(experiment)
     events = experiment.outputs / ".sweep" / f"plan-{os.getpid()}.jsonl"
     try:
-        child = _start(experiment, events, None, until, "--dry-run")
+        child = _start(experiment, events, None, until, None, "--dry-run")
         child.wait()
         if child.returncode:
             raise KarmaError(f"the plan failed: {_last_error(experiment, events)}")
@@ -93,14 +104,14 @@ def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobStat
         events.unlink(missing_ok=True)
 
 
-def show_plan(experiment: Experiment, until: str | None = None) -> None:
-    """Print the plan: each job, why it runs, and what it needs."""
+def show_plan(experiment: Experiment, until: str | None = None, elsewhere: bool = False) -> None:
+    """Print the plan: each job, why it runs, and what it needs; `elsewhere`: what it asks a scheduler for, too."""
     jobs = plan_sweep(experiment, until)
     table = Table(
         Column("job", no_wrap=True), "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do"
     )
     for state in jobs:
-        table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"]))
+        table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"], elsewhere))
     Console(width=None if console.is_terminal else 220).print(table if jobs else "everything is up to date")
 
 
@@ -122,7 +133,7 @@ def show_status(experiment: Experiment) -> None:
     last = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
     for state in last.values():
         if state["status"] == "failed" and state["label"] in todo:
-            console.print(f"failed last time: {state['label']}: {find_last_line(state['log'])}\n  log {state['log']}")
+            console.print(f"failed last time: {explain_failure(state)}")
 
 
 def prepare(experiment: Experiment) -> None:
@@ -177,8 +188,31 @@ def _is_locked(experiment: Experiment) -> bool:
         return True
 
 
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Turn SIGTERM (of a batch system) and SIGHUP (of a closed terminal) into an InterruptedSweep, once."""
+
+    def stop(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # what is being ended is ended once
+        name = signal.Signals(number).name
+        raise InterruptedSweep(f"ended by {name}; the same command goes on from here", exit_code=128 + number)
+
+    wanted = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in wanted}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _end_survivors(experiment: Experiment) -> None:
-    """End every process of an earlier sweep of this experiment: Snakemake, its jobs, their kernels."""
+    """End everything of a sweep of this experiment: Snakemake, its jobs, their kernels, its jobs on a cluster."""
+    cancel_survivors(experiment)
     survivors = []
     for process in psutil.process_iter():
         try:
@@ -191,7 +225,7 @@ def _end_survivors(experiment: Experiment) -> None:
 
 
 def _start(
-    experiment: Experiment, events: Path, cores: int | None, until: str | None, *options: str
+    experiment: Experiment, events: Path, cores: int | None, until: str | None, remote: Remote | None, *options: str
 ) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ, "KARMA_EVENTS": str(events), "KARMA_EXPERIMENT": str(experiment.path),
@@ -202,17 +236,22 @@ def _start(
     }  # fmt: skip
     if "--dry-run" not in options:
         environment["KARMA_SWEEP"] = str(experiment.outputs)
+    if remote:  # its jobs reach no server here, and get their devices from the scheduler
+        environment.pop("KARMA_FORKS", None)
+        environment["KARMA_SCHEDULED"] = remote.executor
+    here = ["--cores", str(cores or "all"), "--resources", f"gpu={len(list_gpus())}"]
+    place = build_options(experiment, remote) if remote else here
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"),
         "--directory", str(experiment.outputs),
-        "--cores", str(cores or "all"), "--nolock", "--rerun-incomplete", "--keep-going", "--logger", "karma",
-        "--rerun-triggers", "mtime", "input", "--resources", f"gpus={count_gpus()}", *options,
+        *place, "--nolock", "--rerun-incomplete", "--keep-going", "--logger", "karma",
+        "--rerun-triggers", "mtime", "input", *options,
     ]  # fmt: skip
     output = (experiment.outputs / ".sweep" / "snakemake.log").open("w")
     with ExitStack() as stack:
         alive = []
         wanted = "--dry-run" not in options and "KARMA_FORKS" not in os.environ  # who has a server shares it
-        if wanted and sys.platform == "linux" and not count_gpus():
+        if wanted and sys.platform == "linux" and not remote and not list_gpus():
             alive = [stack.enter_context(start_server(environment, output))]  # it ends with Snakemake
         return subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=alive

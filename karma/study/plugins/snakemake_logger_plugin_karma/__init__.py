@@ -17,7 +17,7 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: LogRecord) -> None:
         """Write one event."""
         event = getattr(record, "event", None)
-        fields = ("jobid", "job_id", "rule_name", "wildcards", "reason", "log", "stats", "exception")
+        fields = ("jobid", "job_id", "rule_name", "wildcards", "reason", "log", "stats", "exception", "rule_msg")
         entry = {k: getattr(record, k) for k in fields if getattr(record, k, None) is not None}
         entry = {k: dict(v) if k == "wildcards" else v for k, v in entry.items()}
         entry |= {"event": str(event) if event else "message", "time": time.time(), "level": record.levelname}
