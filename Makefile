@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme smoke quick test test-all check lab bench clean
+.PHONY: help setup demo readme smoke quick test test-all faults check lab bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ test: setup  ## the test suite
 
 test-all: setup .venv/.cluster  ## what is too heavy for `make test` (marker `heavy`): clusters, whole studies
 	$(BIN)/python -m pytest -m heavy tests || test $$? -eq 5
+
+faults: setup  ## kill commands and sweeps at least 300 times in an hour, and compare what comes out
+	$(BIN)/python -m tests.faults
 
 check: setup  ## style, types, stripped notebooks
 	$(BIN)/ruff check .
