@@ -37,7 +37,7 @@ def write_settings(host: str, folder: Path) -> None:
         "TaskPlugin=task/none", "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core_Memory", "SlurmUser=root",
         f"StateSaveLocation={folder}/ctld", f"SlurmdSpoolDir={folder}/slurmd", f"SlurmctldPidFile={folder}/ctld.pid",
         f"SlurmdPidFile={folder}/slurmd.pid", "ReturnToService=2", "JobAcctGatherType=jobacct_gather/none",
-        "AccountingStorageType=accounting_storage/none", "SchedulerParameters=sched_interval=2", "MinJobAge=300",
+        "AccountingStorageType=accounting_storage/none", "SchedulerParameters=sched_interval=2", "MinJobAge=7200",
         "GresTypes=gpu", node, f"PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP",
     ]  # fmt: skip
     SETTINGS.mkdir(exist_ok=True)

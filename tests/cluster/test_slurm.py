@@ -100,9 +100,10 @@ def test_the_smoke_study_on_slurm_killed_and_resumed_equals_the_local_one(node, 
     assert left, "no job of the killed sweep was left in the queue"
 
     result = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, timeout=STUDY_LIMIT)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    log = (scores / ".sweep" / "snakemake.log").read_text()
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:] + log[-6000:]
     ended = {number: state for number, state, _ in list_queue("--states", "all")}
-    assert {ended[number] for number in left} <= {"CANCELLED", "COMPLETED"} and "CANCELLED" in ended.values()
+    assert {ended[number] for number in left} <= {"CANCELLED", "COMPLETED"} and "CANCELLED" in ended.values(), ended
     assert [row for row in list_queue() if row[2].startswith(prefix)] == []
     spans = read_starts(project)
     assert most >= 2 and any(a < c < b for a, b in spans for c, _ in spans), "no two jobs were side by side"
