@@ -36,7 +36,16 @@ from karma.study.settings import ModelSpec
 from tests.conftest import ROOT, copy_project, plain_environment
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
-CLOCKS = ("seconds", "core_seconds", "finished_at", "prompt_tokens_per_s", "tokens_per_s", "started_at", "cost")
+CLOCKS = (
+    "seconds",
+    "train_seconds",
+    "core_seconds",
+    "finished_at",
+    "prompt_tokens_per_s",
+    "tokens_per_s",
+    "started_at",
+    "cost",
+)
 
 
 @dataclass

@@ -34,8 +34,8 @@ def connect(address: str | None = None) -> Any:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"engine ray: no cluster at {address or 'this machine'} ({reason}): start one with "
-                             "`ray start --head`, or leave the address out") from None  # fmt: skip
+            raise InputError(f"engine ray: no cluster at {address or 'this machine'} ({reason}): start "
+                             "Ray's head node, or leave the address out") from None  # fmt: skip
     return ray
 
 
