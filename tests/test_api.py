@@ -1,9 +1,11 @@
 """Models behind an OpenAI-compatible server, against a real local one; vLLM's process, with the harness's HFLM in it."""
 
-import importlib.util
 import json
+import re
 import signal
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from karma.cli import app
 from karma.errors import InputError, KarmaError
 from karma.evaluation.runner import evaluate, save_evaluation
 from karma.files import find_project_root
-from karma.models import api
+from karma.models import api, engine
 from karma.models.ask import CachedModel, ask, sample_responses
 from karma.models.backends import VllmBackend
 from karma.models.describe import describe_model
@@ -216,7 +218,7 @@ def save_tiny(folder):
     return {"tiny": ModelSpec(path=str(folder)).model_dump()}
 
 
-def test_a_model_in_its_own_process_answers_the_same(tmp_path, monkeypatch):
+def test_a_model_in_its_own_process_answers_the_same(tmp_path, capsys):
     specs = save_tiny(tmp_path)
     apart = CachedModel(specs, "tiny", COMPUTE, 2)
     apart.backend = InItsProcess(specs, "tiny", COMPUTE, 2)
@@ -226,26 +228,53 @@ def test_a_model_in_its_own_process_answers_the_same(tmp_path, monkeypatch):
     pairs = [("Say", " a"), ("Say", " b")]
     for theirs, ours in zip(apart.backend.compare(pairs).answers, here.backend.compare(pairs).answers, strict=True):
         assert theirs == [pytest.approx(ours[0], abs=1e-4), ours[1]]
-    worker = apart.backend.inner
+    worker, answer = apart.backend.inner, ask(here, "Name a city.", 8)
     worker._process.kill()
-    with pytest.raises(KarmaError, match="out of memory or killed"):
+    assert ask(apart, "Name a city.", 8) == answer
+    assert (
+        capsys.readouterr().err.count("the model's process ended (exit code -9): out of memory or killed; started") == 1
+    )
+    worker._process.stdout = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        ask(apart, "Hi", 4)
+    assert worker._process is None, "the answer that was not waited for would be taken for the next question's"
+    worker._command = [sys.executable, "-c", "raise SystemExit(3)"]
+    with pytest.raises(KarmaError, match=r"exit code 3\): out of memory or killed, twice over the same question$"):
         ask(apart, "Hi", 4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_without_vllm_its_backend_says_so(tmp_path):
+class Interrupted:
+    """Someone presses Ctrl-C while an answer is waited for."""
+
+    def readline(self):
+        raise KeyboardInterrupt
+
+    def close(self):
+        pass
+
+
+def test_without_vllm_its_backend_says_so(tmp_path, monkeypatch):
     model = CachedModel(save_tiny(tmp_path), "tiny", COMPUTE.model_copy(update={"backend": "vllm"}), 2)
-    with pytest.raises(KarmaError, match="vllm"):
+    bare = Path(sys.base_prefix) / "bin" / "python3"  # has neither vLLM nor lm-evaluation-harness
+    monkeypatch.setenv("KARMA_VLLM_PYTHON", str(bare))
+    with pytest.raises(
+        KarmaError, match=rf"No module named .* under {bare}: run `make vllm`, or name in KARMA_VLLM_PYTHON"
+    ):
+        ask(model, "Hi", 4)
+    monkeypatch.setenv("KARMA_VLLM_PYTHON", "/nowhere/python")
+    with pytest.raises(
+        InputError, match="KARMA_VLLM_PYTHON is /nowhere/python, which is no program: give the whole path"
+    ):
         ask(model, "Hi", 4)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is missing: it needs a GPU and its own install"
-)
-def test_vllm_answers(tmp_path):
-    compute = change_base("compute", device="cuda", dtype="bfloat16", backend="vllm")
-    assert isinstance(ask(CachedModel(save_tiny(tmp_path), "tiny", compute, 8), "Hi", 4), str)
+def test_what_runs_beside_vllm_needs_nothing_of_the_kit():
+    imported = {
+        name.split(".")[0] for name in re.findall(r"^(?:import|from) (\S+)", Path(engine.__file__).read_text(), re.M)
+    }
+    assert (
+        imported <= set(sys.stdlib_module_names) and "karma" not in Path(engine.__file__).read_text().split('"""', 2)[2]
+    )
 
 
 def test_a_made_up_model_cannot_be_given_to_vllm():

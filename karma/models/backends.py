@@ -143,8 +143,9 @@ class TransformersBackend:
 class VllmBackend(TransformersBackend):
     """lm-evaluation-harness's vLLM class in a process of its own, since vLLM wants other pins and takes the whole GPU.
 
-    Batches are large (set batch_size to hundreds): vLLM schedules inside them. Not tested with vLLM itself, which needs
-    a GPU and is in the extra `vllm`; the process around it is tested with the harness's HFLM in vLLM's place.
+    That process may run under another interpreter (`karma.models.worker.find_python`). Batches are large (set
+    batch_size to hundreds): vLLM schedules inside them. Texts are tokenised there, by the tokenizer in the model's
+    folder. Tested with vLLM 0.32 on a CPU (`make vllm`); on a GPU it was not run.
     """
 
     name = "vllm"
@@ -157,15 +158,16 @@ class VllmBackend(TransformersBackend):
         self.location = find_model(models, name)
 
     def _open(self):
-        from karma.models.worker import WorkerModel
+        from karma.models.worker import WorkerModel, find_python
 
         options = {
             "pretrained": self.location[0],
             "dtype": self.dtype,
             "batch_size": self.batch_size,
+            "enforce_eager": self.device == "cpu",  # compiling takes longer there than what is asked of a CPU
             **self.location[1],
         }
-        return WorkerModel(self.engine, options)
+        return WorkerModel(self.engine, options, find_python())
 
     def _adapt(self, settings: dict[str, Any], seed: int) -> dict[str, Any]:
         return settings | {"seed": seed} if settings.get("do_sample") else settings
