@@ -88,7 +88,10 @@ class WorkerModel:
             )  # fmt: skip
             if question is not self._load:
                 loaded = self._exchange(self._load)
-                if not loaded or loaded["error"]:
+                if not loaded:
+                    return loaded
+                if loaded["error"]:
+                    self._kill()
                     return loaded
         assert self._process.stdin and self._process.stdout
         try:

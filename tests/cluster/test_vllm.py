@@ -82,7 +82,7 @@ def test_the_demos_items(here, there, python, monkeypatch):
 
 
 def test_options_are_compared_alike(here, there):
-    settings = change_base("benchmarks", folder=str(prepare_items()), limits={"arc_easy": 20})
+    settings = change_base("benchmarks", folder=str(prepare_items()), limits={"arc_easy": 8})
     both = [evaluate(model, ["arc_easy"], settings, find_project_root(), "cloze") for model in (here, there)]
     one, other = [answers.to_pandas() for _, answers in both]
     assert (one["extracted"] == other["extracted"]).mean() >= ENOUGH
