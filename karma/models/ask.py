@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from filelock import FileLock
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm.auto import tqdm
@@ -28,6 +27,7 @@ from karma.errors import InputError, KarmaError
 from karma.files import compute_digest, load_json, save_json
 from karma.models.backends import Answered, TransformersBackend, VllmBackend
 from karma.models.load import Specs
+from karma.study.locks import open_lock
 from karma.study.settings import Compute
 
 
@@ -203,8 +203,7 @@ class CachedModel(LM):
         """Let jobs with the same weights, side by side, ask each batch once; those that ask otherwise need not wait."""
         if self.cache is None:
             return nullcontext()
-        (self.cache / self.digest).mkdir(parents=True, exist_ok=True)
-        return FileLock(self.cache / self.digest / f".lock-{compute_digest([kind])[:8]}")
+        return open_lock(self.cache / self.digest / f".lock-{compute_digest([kind])[:8]}")
 
     def _is_kept(self, key: str) -> bool:
         return self.cache is not None and (self.cache / self.digest / f"{key}.json").is_file()

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from karma.errors import InputError
 from karma.files import compute_digest, load_json, save_json
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import SharedRow, compute_row_logps, count_tokens, tokenize_pair
+from karma.study.locks import open_lock
 from karma.study.settings import Compute
 
 SHARD_PAIRS = 16
@@ -118,8 +118,7 @@ def _locked(folder: Path | None):
     """Let jobs that ask the same, side by side, ask it once."""
     if folder is None:
         return nullcontext()
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    return open_lock(folder / ".lock")
 
 
 def _load(folder: Path | None, key: str) -> list[list[float | None]] | None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, load_json
 from karma.study.experiment import load_experiment
 from karma.study.forks import CLIENT
+from karma.study.locks import open_lock
 from karma.study.provenance import _relative, read_clock, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
@@ -128,7 +129,7 @@ def _devices(n: int) -> Iterator[None]:
         while len(held) < min(n, len(there)):
             for device in there:
                 if len(held) < n and device not in held:
-                    lock = FileLock(cache_folder() / f"cuda-{platform.node()}-{device}.lock", timeout=0)
+                    lock = open_lock(cache_folder() / f"cuda-{platform.node()}-{device}.lock", timeout=0)
                     try:
                         stack.enter_context(lock)
                         held.append(device)

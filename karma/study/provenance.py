@@ -3,17 +3,15 @@
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from karma.files import compute_digest, compute_file_digest, load_json, save_json
 from karma.study.experiment import Experiment
+from karma.study.locks import open_own_lock
 from karma.study.stages import Job, list_jobs
 
 RECORDED = (
@@ -60,7 +58,7 @@ def save_provenance(job: Job, started: tuple[float, float], command: str = "") -
         "core_seconds": round(core_seconds, 3),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with FileLock(Path(tempfile.gettempdir()) / f"karma-provenance-{compute_digest(str(path.resolve()))}.lock"):
+    with open_own_lock(f"provenance-{compute_digest(str(path.resolve()))}"):
         record = load_json(path) if path.is_file() else {}  # stages that share a folder may end together
         save_json({**record, job.stage.name: own}, path)
 

@@ -12,7 +12,6 @@ Paper: section 3.3 and Appendix A.
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
 
 from karma.errors import InputError
 from karma.files import atomic_path, compute_digest, load_json, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
+from karma.study.locks import open_own_lock
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
@@ -54,6 +53,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
 
     Example:
         >>> from karma.study.experiment import load_experiment
+        >>> from tempfile import mkdtemp
         >>> from karma.training.run import describe_run
         >>> smoke = load_experiment("smoke")
         >>> job = smoke.select(("training", "compute"))
@@ -61,7 +61,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
         >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", "Maybe.")]
         >>> asked = [[{"role": "user", "content": f"Is {k} odd?"}] for k in range(2)]
         >>> pairs = pa.table({"row_id": ["a", "b"], "prompt": asked, "chosen": said[:2], "rejected": said[1:]})
-        >>> how = (job.training, job.compute, tempfile.mkdtemp())
+        >>> how = (job.training, job.compute, mkdtemp())
         >>> record = train(describe_run(pairs, models, "tiny-a", "dpo", 0, *how), pairs, held_out=pairs)
         >>> record["n_updates"], record["held_out"]["n"], len(record["answers"])
         (1, 2, 2)
@@ -75,7 +75,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(run.models, run.policy)
     tokenizer.padding_side = "right"
-    with FileLock(Path(tempfile.gettempdir()) / f"karma-training-{run.identity}.lock"):  # a twin side by side waits
+    with open_own_lock(f"training-{run.identity}"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
         prepare_checkpoints(run)
         if twin:
