@@ -25,9 +25,9 @@ from karma.pairs.card import CardFacts, build_card
 from karma.pairs.lengths import LengthBias
 from karma.pool.pool import load_pool
 from karma.scores.normalise import compute_s_pref
+from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment
 from karma.study.stages import find_job
-from karma.study.sweep import fingerprint_settings
 from tests.test_confidence import ROW, four, make_table
 
 __all__ = ["four"]

@@ -95,7 +95,7 @@ def test_what_a_stage_is_given_replaces_each_estimate_alone(study):
 
 
 def test_resources_rerun_nothing(study):
-    from karma.study.sweep import fingerprint_settings
+    from karma.study.current import fingerprint_settings
 
     plain = study()
     moved = study(

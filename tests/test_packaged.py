@@ -15,9 +15,9 @@ from karma.evaluation.packaged import find_items, parse_question, prepare_items
 from karma.evaluation.prompts import load_prompts
 from karma.evaluation.runner import show_item
 from karma.files import compute_file_digest
+from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment
 from karma.study.stages import find_job
-from karma.study.sweep import fingerprint_settings
 from tests.conftest import ROOT, change_base
 
 WITH_WHEEL = pytest.mark.skipif(

@@ -55,7 +55,8 @@ def find_chromium() -> str:
 
 def look_at(page: Path, folder: Path, width: int = 1280) -> dict:
     """Open a page in headless Chromium and return what it says about itself."""
-    html = page.read_text().replace("<head>", "<head>" + BEFORE, 1).replace("</body>", AFTER + "</body>", 1)
+    html = re.sub("<meta http-equiv[^>]*>", "", page.read_text())  # it forbids what looks at the page, too
+    html = html.replace("<head>", "<head>" + BEFORE, 1).replace("</body>", AFTER + "</body>", 1)
     copy = folder / "looked_at.html"
     copy.write_text(html)
     command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",

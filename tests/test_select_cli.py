@@ -49,6 +49,21 @@ def pair_folder(tmp_path_factory):
     return save_pairs(pairs, tmp_path_factory.mktemp("pairs") / "k_score")
 
 
+@pytest.mark.parametrize("name", ["", "pairs.parquet"])
+def test_the_source_is_not_overwritten(pair_folder, policy, name):
+    before = {path.name: path.read_bytes() for path in pair_folder.iterdir()}
+    for out in (pair_folder, pair_folder / "." / "..", pair_folder.parent / "link"):
+        if out.name == "link":
+            out.symlink_to(pair_folder)
+        found = CliRunner().invoke(app, ["select", "--pairs", str(pair_folder / name), "--policy", str(policy), "--ratio",
+                                         "0.4", "--out", str(out / pair_folder.name if out.name == ".." else out)])  # fmt: skip
+        assert isinstance(found.exception, InputError) and "would overwrite them: give another folder" in str(
+            found.exception
+        )
+    (pair_folder.parent / "link").unlink()
+    assert {path.name: path.read_bytes() for path in pair_folder.iterdir()} == before
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -24,10 +24,15 @@ def default(group: str, key: str) -> Any:
     return getattr(getattr(load_base(), group), key)
 
 
-def check_out(out: Path) -> None:
-    """Raise an InputError where --out is a file."""
+def check_out(out: Path, pairs: Path | None = None) -> None:
+    """Raise an InputError where --out is a file, or the very pair folder that is read."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder to write to")
+    replaced = [out / name for name in ("", "pairs.parquet", "binarized.parquet", "dataset")]
+    if pairs is not None and pairs.resolve() in [path.resolve() for path in replaced]:
+        raise InputError(
+            f"--out {out} holds the pairs that --pairs reads and would overwrite them: give another folder"
+        )
 
 
 def replace_options(section: Section, **options: Any) -> Section:

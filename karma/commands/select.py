@@ -103,7 +103,8 @@ def run_select(
     """
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     _check_models({"--policy": policy, "--reference": reference})
-    _check_options(out, metric, ratio, k, implicit, reference, explicit, scores, annotations)
+    check_out(out, pairs)
+    _check_options(metric, ratio, k, implicit, reference, explicit, scores, annotations)
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
@@ -159,7 +160,7 @@ def _check_models(options: dict[str, str | None]) -> None:
 
 
 def _check_options(
-    out: Path, metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None, explicit: str,
+    metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None, explicit: str,
     scores: str | None, annotations: Path | None,
 ) -> None:  # fmt: skip
     for option, value, known in (
@@ -179,7 +180,6 @@ def _check_options(
         raise InputError("--explicit kinship and --scores belong together: S_pref comes from a score table")
     if (explicit == "annotation") != (annotations is not None):
         raise InputError("--explicit annotation and --annotations belong together")
-    check_out(out)
 
 
 def _check_candidates(source: PairSet, scores: np.ndarray, explicit: str, ratio: float | None, k: int | None) -> None:

@@ -24,6 +24,7 @@ from karma.labels.ratings import compute_ratings
 from karma.labels.win_rates import UNREAD, check_sides, combine_orders, compute_win_rates
 from karma.models.ask import CachedModel
 from karma.statistics import compute_comparison_share
+from karma.study.escape import escape_markdown, quote_code, write_markdown
 
 LEAST_CONSISTENCY = 0.6  # below it the verdicts say more of the places than of the responses; ours
 MOST_UNREAD = 0.1  # share of verdicts; ours, as for answers of benchmarks
@@ -188,18 +189,18 @@ def build_card(found: Tournament, command: str = "") -> str:
         "n_judged", "n_verdicts", "n_unread", "first_place", "tie")]  # fmt: skip
     sources = [(name, ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in source.items()))
                for name, source in books["models"].items()]  # fmt: skip
-    tables = ["## Win rates\n\n" + found.rates.round(4).to_markdown(index=False)]
+    tables = ["## Win rates\n\n" + write_markdown(found.rates.round(4), index=False)]
     if found.ratings is not None:
-        tables.append("## Ratings\n\n" + found.ratings.round(4).to_markdown(index=False))
+        tables.append("## Ratings\n\n" + write_markdown(found.ratings.round(4), index=False))
     parts = [
-        f"# Win rates of {' and '.join(books['models'])}, judged by {books['judge']}",
+        "# " + escape_markdown(f"Win rates of {' and '.join(books['models'])}, judged by {books['judge']}"),
         "Made with the KARMA kit. Each response was set against the other model's in both orders; "
         "`win_rate` is the mean preference for `model_a`, its interval (95 %) clustered by prompt; "
         "`length_controlled` is what it would be at equal lengths (arXiv 2404.04475); `consistency` the share of "
         "prompts on which both orders name the same winner. A prompt with an unread verdict is left out.",
         *tables,
-        "\n".join(f"- {note}" for note in list_notes(found)),
-        f"Command: `{command}`" if command else "",
+        "\n".join(f"- {escape_markdown(note)}" for note in list_notes(found)),
+        f"Command: {quote_code(command)}" if command else "",
         "## Made from\n\n" + _table(("what", "value"), facts),
         "## Models\n\n" + _table(("model", "source"), sources),
         "## The judge's question\n\n```\n" + JUDGE_PROMPT + "\n```",
@@ -212,4 +213,4 @@ def build_card(found: Tournament, command: str = "") -> str:
 
 def _table(header: tuple[str, str], rows: Sequence[tuple[str, object]]) -> str:
     frame = pd.DataFrame([(k, str(v)) for k, v in rows], columns=list(header))
-    return str(frame.to_markdown(index=False, disable_numparse=True))
+    return write_markdown(frame, index=False)

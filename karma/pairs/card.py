@@ -17,6 +17,7 @@ import yaml
 
 from karma.pairs.accounting import Accounting
 from karma.pairs.lengths import Lengths, describe_length_bias
+from karma.study.escape import escape_markdown, flatten, quote_code
 from karma.vocabulary import find_strategy
 
 LICENCE_GROUPS = {
@@ -54,13 +55,13 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
     made = find_strategy(strategy)
     parts = [
         f"---\n{yaml.safe_dump(_build_metadata(accounting), sort_keys=False)}---",
-        f"# {strategy}: {accounting.pairs_out:,} preference pairs",
+        f"# {escape_markdown(strategy)}: {accounting.pairs_out:,} preference pairs",
         f"Each pair is {made.rule}; chosen is the response with the higher score, "
         f"and the score is {made.label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         _build_selection(s),
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
-        f"Command: `{command}`" if command else "",
+        f"Command: {quote_code(command)}" if command else "",
         "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
         f"## Length\n\n{describe_length_bias(lengths)} Where this is far from a half, a policy learns length beside "
         "what the pairs are meant to teach; `karma binarize --max-length-ratio` pairs responses of like length.",
@@ -90,10 +91,11 @@ def _build_selection(settings: dict[str, Any]) -> str:
     """Say how the pairs were selected from a larger set, where they were."""
     if "metric" not in settings:
         return ""
+    rule, policy = escape_markdown(settings["rule"]), quote_code(settings["policy"])
     kept = f"{settings['k']:,} of {settings['candidates']:,} candidate pairs"
     return (
-        f"Selected: {kept} by `{settings['metric']}` ({settings['rule']}) for the policy "
-        f"`{settings['policy']}`. It was made for this policy and this pool, and says nothing about others."
+        f"Selected: {kept} by {quote_code(settings['metric'])} ({rule}) for the policy {policy}. "
+        "It was made for this policy and this pool, and says nothing about others."
     )
 
 
@@ -127,15 +129,16 @@ def _build_licences(by_models: Counter[tuple[str, str]]) -> str:
 
 
 def _build_example(row: dict[str, Any]) -> str:
-    lines = [f"**{row['chosen_model']}** over **{row['rejected_model']}**"]
+    chosen, rejected = (escape_markdown(row[key]) for key in ("chosen_model", "rejected_model"))
+    lines = [f"**{chosen}** over **{rejected}**"]
     for name in ("prompt", "chosen", "rejected"):
         lines.append(f"- {name}: {_quote(row[name][-1]['content'])}")
     return "\n".join(lines)
 
 
 def _quote(text: str) -> str:
-    flat = " ".join(text.split()).replace("`", "'").replace("<", "&lt;")
-    return flat if len(flat) <= EXAMPLE_CHARACTERS else flat[: EXAMPLE_CHARACTERS - 1] + "…"
+    flat = flatten(text[: 20 * EXAMPLE_CHARACTERS])  # a long answer is not read to its end
+    return escape_markdown(flat if len(flat) <= EXAMPLE_CHARACTERS else flat[: EXAMPLE_CHARACTERS - 1] + "…")
 
 
 def _by_count(counter: Counter[_Key]) -> list[tuple[_Key, int]]:
@@ -143,5 +146,5 @@ def _by_count(counter: Counter[_Key]) -> list[tuple[_Key, int]]:
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
-    lines: list[tuple[object, ...]] = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [header, ("---",) * len(header), *(map(escape_markdown, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

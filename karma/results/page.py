@@ -2,24 +2,31 @@
 
 nbconvert renders the outputs and the prose; code stays in the notebook. Around it goes a small page of
 our own (data/report/): contents, sortable tables, a print style. Decision: nothing is fetched, neither
-scripts nor fonts, so that the page reads the same offline and in ten years. Limit: equations are not
+scripts nor fonts, so that the page reads the same offline and in ten years; its content policy lets a
+browser run the page's own script alone. Limit: equations are not
 typeset (nbconvert would fetch MathJax), so notebook 06 holds none.
 """
 
 import logging
 import os
+import re
+from base64 import b64encode
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from karma.errors import InputError
 from karma.files import atomic_path, load_json
 from karma.results.study import Study
+from karma.study.escape import escape_html
 from karma.study.stages import Job, find_job
 
 RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
+ACTIVE = "script, iframe, frame, object, embed, link, meta, base, form, applet, portal"
 _PARTS = files("karma") / "data" / "report"
 
 
@@ -78,11 +85,16 @@ def show_links(study: Study, folder: Path) -> Any:
             "stages": "",
         }
     )
-    return HTML(pd.DataFrame(rows).to_html(index=False, escape=False, border=0))
+    heads = "".join(f"<th>{escape_html(name)}</th>" for name in rows[0])
+    lines = [
+        f"<td>{escape_html(r['folder'])}</td><td>{r['records']}</td><td>{escape_html(r['stages'])}</td>" for r in rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f'<table class="dataframe"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _link(path: Path, text: str, folder: Path) -> str:
-    return f'<a href="{os.path.relpath(path, folder)}">{text}</a>'
+    return f'<a href="{quote(os.path.relpath(path, folder), safe="/+")}">{escape_html(text)}</a>'
 
 
 def render_page(notebook: Any) -> str:
@@ -96,8 +108,10 @@ def render_page(notebook: Any) -> str:
     exporter.log = logging.getLogger("karma.results.page")
     exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
     body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
-    for kind in body.select("script, style[scoped], .anchor-link"):
+    for kind in body.select(f"{ACTIVE}, style[scoped], .anchor-link"):
         kind.decompose()
+    for tag in body.find_all(True):
+        _disarm(tag)
     contents = _number_headings(body)
     for table in body.select("table"):
         _join_heads(table)
@@ -105,9 +119,20 @@ def render_page(notebook: Any) -> str:
     title = body.h1.get_text() if body.h1 else "KARMA"
     parts = {name: (_PARTS / f"page.{name}").read_text("utf-8") for name in ("css", "js")}
     page = jinja2.Environment(autoescape=True).from_string((_PARTS / "page.html.j2").read_text("utf-8"))
-    safe = {"css": parts["css"], "script": parts["js"], "body": str(body)}
+    safe = {"css": parts["css"], "script": f"\n{parts['js']}\n", "body": str(body)}
+    digest = b64encode(sha256(safe["script"].encode()).digest()).decode()
     marked = {name: Markup(text) for name, text in safe.items()}
-    return page.render(title=title, contents=contents, footer="Made by the KARMA kit.", **marked)
+    return page.render(title=title, contents=contents, digest=digest, footer="Made by the KARMA kit.", **marked)
+
+
+def _disarm(tag: Any) -> None:
+    """Take from a tag what a browser would run or fetch; outputs are escaped where they are made, this is the fence."""
+    for name, value in [*tag.attrs.items()]:
+        text = "".join(str(value).split()).lower()
+        fetches = name in ("src", "srcset", "poster", "background", "data") and not text.startswith("data:image/")
+        runs = name in ("href", "xlink:href", "action", "formaction") and re.match(r"(javascript|data|vbscript):", text)
+        if name.lower().startswith("on") or name == "srcdoc" or fetches or runs:
+            del tag[name]
 
 
 def _join_heads(table: Any) -> None:
@@ -143,9 +168,12 @@ def open_results(experiment: str | Path) -> Job:
     import matplotlib.pyplot as plt
 
     from karma.figures.style import set_style
+    from karma.study.current import check_settings
     from karma.study.experiment import load_experiment
 
     set_style()
     plt.rcParams["figure.dpi"] = 160  # a page that is printed shows what the notebook shows
     pd.set_option("display.max_colwidth", None)
-    return find_job(load_experiment(experiment), "06_results", {})
+    job = find_job(load_experiment(experiment), "06_results", {})
+    check_settings(job)
+    return job

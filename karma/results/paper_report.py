@@ -25,6 +25,7 @@ from karma.results.page import render_page
 from karma.results.published import load_published
 from karma.results.study import Study
 from karma.results.tables import build_tables, compute_intervals
+from karma.study.escape import escape_formula, escape_frame
 from karma.study.experiment import load_base
 
 FIGURES = {
@@ -69,7 +70,7 @@ def report_paper(out: Path) -> Path:
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, gaps as n/a, whole or not at all."""
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, na_rep="n/a")
+        escape_frame(frame, escape_formula).to_csv(temporary, index=False, na_rep="n/a")
 
 
 def _save_figures(study: Study, folder: Path) -> None:

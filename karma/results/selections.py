@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 
 from karma.figures.potential import plot_curve, plot_leads
 from karma.figures.style import save_figure
-from karma.files import load_json
+from karma.files import atomic_path, load_json
 from karma.potential.outcomes import collect_answers, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_metrics, compare_selections
 from karma.results.study import find_titles
 from karma.results.tables import Table, build_plain
+from karma.study.escape import escape_formula, escape_frame
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import order_benchmarks
@@ -98,7 +99,8 @@ def _show_benchmarks(
 def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) -> None:
     for table in made:
         table.save(tables)
-    compared.to_csv(tables / f"{name}.csv", index=False)
+    with atomic_path(tables / f"{name}.csv") as temporary:
+        escape_frame(compared, escape_formula).to_csv(temporary, index=False)
 
 
 def _save_figure(axes: np.ndarray, path: Path) -> Figure:

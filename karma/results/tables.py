@@ -19,6 +19,15 @@ from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import load_benchmarks
 from karma.statistics import compute_wilson
+from karma.study.escape import (
+    escape_formula,
+    escape_frame,
+    escape_html,
+    escape_latex,
+    escape_markdown,
+    flatten,
+    style,
+)
 from karma.vocabulary import BASELINE, START, title_of
 
 TOTAL, HELD_OUT = "Total", "Held-out pairs"
@@ -57,10 +66,10 @@ class Table:
         """Return the table as HTML, one head row and no joined cells, so that a page can sort it."""
         flat, css = self.frame.reset_index(), self._css().reset_index()
         css[list(self.frame.index.names)] = ""
-        style = flat.style.format(self.format, escape="html").apply(lambda _: css, axis=None).hide(axis="index")
-        style = style.set_table_attributes(f'id="{self.name}"').set_caption(self.caption)
-        notes = "".join(f"<li>{note}</li>" for note in self.notes)
-        return style.to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
+        shown = style(flat).format(self.format).apply(lambda _: css, axis=None).hide(axis="index")
+        shown = shown.set_table_attributes(f'id="{escape_html(self.name)}"').set_caption(self.caption)
+        notes = "".join(f"<li>{escape_html(note)}</li>" for note in self.notes)
+        return shown.to_html() + (f'<ul class="notes">{notes}</ul>' if notes else "")
 
     _repr_html_ = to_html
 
@@ -68,22 +77,28 @@ class Table:
         """Return the table for LaTeX's booktabs (with multirow and colortbl's xcdraw)."""
         style = self.frame.style.format(self.format, escape="latex").apply(lambda _: self._css(), axis=None)
         style = style.format_index(escape="latex").format_index(axis=1, escape="latex")
-        text = style.to_latex(hrules=True, convert_css=True, caption=_escape(self.caption), label=f"tab:{self.name}")
-        notes = "".join(f"% {note}\n" for note in self.notes)
+        text = style.to_latex(
+            hrules=True, convert_css=True, caption=escape_latex(self.caption), label=f"tab:{self.name}"
+        )
+        notes = "".join(f"% {flatten(note)}\n" for note in self.notes)
         return f"% \\usepackage{{booktabs, multirow}} \\usepackage[table]{{xcolor}}\n{notes}{text}"
 
     def to_markdown(self) -> str:
         """Return the table for Markdown: bold as **, shaded as a trailing +."""
-        frame = self.frame.map(self.format).astype(str)
-        frame = frame.where(~self.bold, "**" + frame + "**")
-        frame = frame.where(~self.shaded, frame + " +")
-        lines = [f"{self.caption}\n", frame.reset_index().to_markdown(index=False, disable_numparse=True), ""]
-        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]) + "\n"
+        frame = escape_frame(self.frame.map(self.format).astype(str), escape_markdown)
+        frame = frame.where(~self.bold.to_numpy(), "**" + frame + "**")
+        frame = frame.where(~self.shaded.to_numpy(), frame + " +")
+        lines = [
+            f"{escape_markdown(self.caption)}\n",
+            frame.reset_index().to_markdown(index=False, disable_numparse=True),
+            "",
+        ]
+        return "\n".join([*lines, *(f"- {escape_markdown(note)}" for note in self.notes)]) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
         """Write CSV (plain numbers, gaps as n/a), Markdown and LaTeX; return the paths."""
         texts = {"md": self.to_markdown(), "tex": self.to_latex()}
-        texts["csv"] = self.frame.map(_round).to_csv(na_rep="n/a")
+        texts["csv"] = escape_frame(self.frame.map(_round), escape_formula).to_csv(na_rep="n/a")
         for suffix, text in texts.items():
             with atomic_path(folder / f"{self.name}.{suffix}") as temporary:
                 temporary.write_text(text, "utf-8")
@@ -294,7 +309,3 @@ def _build(
 
 def _round(value: object) -> object:
     return round(value, 6) if isinstance(value, float) else value
-
-
-def _escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

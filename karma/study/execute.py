@@ -19,6 +19,7 @@ from filelock import Timeout
 
 from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, load_json
+from karma.study.current import stay_current
 from karma.study.experiment import load_experiment
 from karma.study.forks import CLIENT
 from karma.study.locks import open_lock
@@ -36,7 +37,7 @@ def run_stage(name: str, experiment: str, params: Mapping[str, object], command:
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
     started, elsewhere = read_clock(), 0.0
-    with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
+    with stay_current(job), _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
             values = {"experiment": str(job.experiment.path), **job.params}
             elsewhere = execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})

@@ -6,9 +6,10 @@ execution counts) reruns nothing, while an edit of its code, or of a module behi
 
 import ast
 import json
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import karma
 from karma.errors import InputError
@@ -46,6 +47,32 @@ def compute_stage_code(stage: Stage, root: Path) -> dict[str, object]:
 def compute_code(job: Job) -> str:
     """Return a digest of the code a job is made of: its notebook's cells and the modules that they reach."""
     return compute_digest(compute_stage_code(job.stage, job.experiment.root))
+
+
+def find_changed_code(stage: Stage, root: Path, before: Mapping[str, Any]) -> list[str]:
+    """Return what of a stage's code differs from its fingerprint of before; empty if there is none.
+
+    Only what that fingerprint names is read: as long as none of it has changed, it reaches the same modules.
+
+    Args:
+        stage: whose. root: the clone's. before: of `compute_stage_code`.
+
+    Example:
+        >>> from karma.study.stages import STAGES
+        >>> find_changed_code(STAGES["pool"], Path("."), {"notebook": None, "modules": {"karma.errors": "another"}})
+        ['karma.errors']
+    """
+    changed = []
+    if before.get("notebook"):
+        notebook = root / "notebooks" / f"{stage.name}.ipynb"
+        if not notebook.is_file() or compute_digest(read_code(notebook)) != before["notebook"]:
+            changed.append(f"notebooks/{notebook.name}")
+    for name, digest in before.get("modules", {}).items():
+        path = None if name == "karma.data" else _locate(name)
+        now = _digest_data() if name == "karma.data" else _digest(path) if path else None
+        if now != digest:
+            changed.append(name)
+    return changed
 
 
 def read_code(notebook: Path) -> str:
@@ -118,7 +145,7 @@ def _digest_data() -> str:
     return compute_digest([[p.name, compute_file_digest(p)] for p in files if p.suffix not in (".py", ".pyc")])
 
 
-@lru_cache(maxsize=1024)  # the stages share most modules, and parsing them was all that a sweep without work took
+@cache
 def _imports(source: str, package: str, where: str) -> frozenset[str]:
     names = set()
     try:

@@ -6,6 +6,7 @@ first when a file is missing. Running notebooks without a reader is `karma.study
 
 from pathlib import Path
 
+from karma.study.current import check_settings
 from karma.study.experiment import load_experiment
 from karma.study.stages import Job, find_job, list_jobs
 
@@ -27,6 +28,7 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
         ('outputs/paper/kinship', 0.1)
     """
     job = find_job(load_experiment(experiment), name, params)
+    check_settings(job)
     job.check_inputs()
     job.folder.mkdir(parents=True, exist_ok=True)
     return job

@@ -6,17 +6,20 @@ Where there is no terminal (a log file, continuous integration), a line is print
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from karma.errors import InputError
 from karma.study.cluster import find_resources
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job, find_job, list_jobs
+from karma.vocabulary import START
 
 console = Console()
 
@@ -55,18 +58,16 @@ def describe_needs(job: Job, elsewhere: bool = False) -> str:
 def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
     """Return the last known state of each job that Snakemake planned: label, status, reason, times, log."""
     states: dict[str, JobState] = {}
-    if not path.is_file():
-        return states
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line being written just now
-            continue
+    for event in load_events(path):
         number = str(event.get("jobid", event.get("job_id")))
         if event["event"] == "job_info" and event.get("rule_name") != "all":
-            name = event["rule_name"].removesuffix("_start")
-            params = event.get("wildcards") or {}
-            job = find_job(experiment, name, params if event["rule_name"] == name else {**params, "strategy": "start"})
+            rule, params = str(event.get("rule_name")), event.get("wildcards")
+            name = rule.removesuffix("_start")
+            params = (params if isinstance(params, dict) else {}) | ({} if rule == name else {"strategy": START})
+            try:
+                job = find_job(experiment, name, params)
+            except InputError:  # the experiment has changed since, and has this job no more
+                continue
             log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
             states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
                               "started": event["time"], "ended": None, "log": log, "told": ""}  # fmt: skip
@@ -77,10 +78,21 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
     return states
 
 
+def load_events(path: Path) -> list[dict[str, Any]]:
+    """Return Snakemake's events; a line being written just now, or one that is no event, is none of them."""
+    events = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and "event" in event and isinstance(event.get("time"), int | float):
+                events.append(event)
+    return events
+
+
 def find_elapsed(events: Path) -> float:
     """Return the seconds since a sweep's first event; 0 before there is one."""
-    first = events.read_text("utf-8").partition("\n") if events.is_file() else ("", "", "")
-    return time.time() - float(json.loads(first[0])["time"]) if first[1] else 0.0
+    first = load_events(events)[:1]
+    return time.time() - first[0]["time"] if first else 0.0
 
 
 def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
@@ -110,11 +122,10 @@ def _print_changes(states: dict[str, JobState], told: set[str], total: int) -> N
 
 def read_plan(events: Path) -> dict[str, int]:
     """Return how many jobs of each stage Snakemake means to run, from its own statistics; empty before it has told."""
-    lines = events.read_text("utf-8").splitlines() if events.is_file() else []
-    told = [json.loads(line)["stats"] for line in lines if '"stats"' in line]
+    told = [event["stats"] for event in load_events(events) if isinstance(event.get("stats"), dict)]
     plan: dict[str, int] = {}
     for rule, count in (told[-1] if told else {}).items():
-        if rule not in ("all", "total"):
+        if rule not in ("all", "total") and isinstance(count, int):
             plan[rule.removesuffix("_start")] = plan.get(rule.removesuffix("_start"), 0) + count
     return plan
 

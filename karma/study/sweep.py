@@ -6,7 +6,6 @@ that rules depend on are rewritten where they changed. This command's own lock, 
 stands in for Snakemake's. Ctrl-C, SIGTERM and SIGHUP end the whole sweep, not this command alone.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -23,11 +21,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from karma.errors import InterruptedSweep, KarmaError
-from karma.files import compute_file_digest, save_if_changed
 from karma.study.cluster import Remote, build_options, cancel_survivors
+from karma.study.current import save_fingerprints
 from karma.study.execute import list_gpus
 from karma.study.experiment import Experiment
-from karma.study.fingerprint import compute_stage_code
 from karma.study.forks import start_server
 from karma.study.progress import (
     JobState,
@@ -36,14 +33,14 @@ from karma.study.progress import (
     explain_failure,
     find_elapsed,
     find_last_line,
+    load_events,
     read_events,
     render,
     shorten,
     show_progress,
     show_where,
 )
-from karma.study.settings import PACKAGED_ITEMS, PLACEMENT
-from karma.study.stages import STAGES, Job, list_jobs
+from karma.study.stages import STAGES, list_jobs
 
 HERE = Path(__file__).parent
 
@@ -65,7 +62,7 @@ def run_sweep(
     """
     with _lock(experiment), _stopped_by_signals():
         _end_survivors(experiment)
-        prepare(experiment)
+        save_fingerprints(experiment)
         events = experiment.outputs / ".sweep" / "events.jsonl"
         events.unlink(missing_ok=True)
         try:
@@ -84,7 +81,7 @@ def run_sweep(
         lines = "\n".join(f"  {explain_failure(state)}" for state in failed)
         raise KarmaError(f"{len(failed)} of {len(states)} jobs failed; the same command repeats only these\n{lines}")
     if child.returncode:
-        raise KarmaError(f"the sweep stopped: {_last_error(experiment, events)}")
+        raise KarmaError(f"the sweep stopped: {_first_error(experiment, events)}")
     done = f"{len(states)} jobs done" if states else "everything is up to date"
     console.print(f"{experiment.settings.name}: {done}")
     show_where(experiment)
@@ -92,13 +89,13 @@ def run_sweep(
 
 def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobState]:
     """Return the jobs a run would do, each with Snakemake's reason, without doing any."""
-    prepare(experiment)
+    save_fingerprints(experiment)
     events = experiment.outputs / ".sweep" / f"plan-{os.getpid()}.jsonl"
     try:
         child = _start(experiment, events, None, until, None, "--dry-run")
         child.wait()
         if child.returncode:
-            raise KarmaError(f"the plan failed: {_last_error(experiment, events)}")
+            raise KarmaError(f"the plan failed: {_first_error(experiment, events)}")
         return list(read_events(experiment, events).values())
     finally:
         events.unlink(missing_ok=True)
@@ -136,32 +133,6 @@ def show_status(experiment: Experiment) -> None:
             console.print(f"failed last time: {explain_failure(state)}")
 
 
-def prepare(experiment: Experiment) -> None:
-    """Rewrite, where they changed, the fingerprints of settings and code that the rules depend on."""
-    folder = experiment.outputs / ".sweep"
-    for stage in STAGES.values():
-        code = compute_stage_code(stage, experiment.root)
-        save_if_changed(json.dumps(code, indent=1), folder / "code" / f"{stage.name}.json")
-    for job in list_jobs(experiment):
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(fingerprint_settings(job), indent=1, sort_keys=True)
-        save_if_changed(text, folder / "settings" / f"{job.label}.json")
-
-
-def fingerprint_settings(job: Job) -> dict[str, Any]:
-    """Return what a job reads: settings, models, and the contents of files that its settings name."""
-    values, root = job.settings.as_dict(), job.experiment.root
-    for key in PLACEMENT:
-        values.get("compute", {}).pop(key, None)
-    named = [values.get("benchmarks", {}).get("folder"), values.get("pool", {}).get("instructions"),
-             values.get("scores", {}).get("table"), values.get("pool", {}).get("source"),
-             values.get("self_play", {}).get("prompts"), values.get("pairs", {}).get("calibration")]  # fmt: skip
-    named += [spec["path"] for spec in job.models.values()]
-    named += ["karma/data/demo/held_out.jsonl"] if named[0] == PACKAGED_ITEMS else []  # part of the packaged items
-    digests = {name: compute_file_digest(root / name) for name in named if name and (root / name).exists()}
-    return {"settings": values, "models": job.models, "files": digests}
-
-
 @contextmanager
 def _lock(experiment: Experiment) -> Iterator[None]:
     folder = experiment.outputs / ".sweep"
@@ -171,7 +142,8 @@ def _lock(experiment: Experiment) -> Iterator[None]:
             (folder / "pid").write_text(str(os.getpid()))
             yield
     except Timeout:
-        pid = (folder / "pid").read_text() if (folder / "pid").is_file() else "?"
+        pid = (folder / "pid").read_text("utf-8", "replace") if (folder / "pid").is_file() else "?"
+        pid = pid if pid.isdecimal() else "?"
         raise KarmaError(
             f"another `karma run` of {experiment.settings.name} is at work (pid {pid}): wait, or end it"
         ) from None
@@ -262,9 +234,8 @@ def _join_path(*parts: str | None) -> str:
     return os.pathsep.join(part for part in parts if part)
 
 
-def _last_error(experiment: Experiment, events: Path) -> str:
-    text = events.read_text("utf-8").splitlines() if events.is_file() else []
-    messages = [e["message"] for e in map(json.loads, text) if e.get("level") == "ERROR" and e.get("message")]
+def _first_error(experiment: Experiment, events: Path) -> str:
+    messages = [e["message"] for e in load_events(events) if e.get("level") == "ERROR" and e.get("message")]
     return (
-        " ".join(messages[-1].split()) if messages else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
+        " ".join(messages[0].split()) if messages else find_last_line(experiment.outputs / ".sweep" / "snakemake.log")
     )

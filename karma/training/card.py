@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from karma.models.made import PACKAGED
+from karma.study.escape import escape_markdown
 from karma.training.held_out import describe_held_out
 from karma.vocabulary import find_strategy
 
@@ -27,9 +28,9 @@ def build_model_card(record: dict[str, Any], spec: dict[str, Any], strategy: str
             ("pairs", f"{strategy}, {record['n_train_pairs']:,}"), ("data digest", record["data_digest"]),
             ("seed", record["seed"]), ("updates", record["n_updates"]),
             ("computed in", f"{record['dtype']} on {record['device']}"), *settings.items()]  # fmt: skip
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    title = f"{record['policy']}, tuned with {record['method'].upper()} on {strategy}"
-    alarms = "\n".join(f"- {alarm}" for alarm in record["alarms"]) or "none"
+    table = "\n".join(f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in rows)
+    title = escape_markdown(f"{record['policy']}, tuned with {record['method'].upper()} on {strategy}")
+    alarms = "\n".join(f"- {escape_markdown(alarm)}" for alarm in record["alarms"]) or "none"
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {title}\n\n"
         "Tuned with the KARMA kit (method: arXiv 2502.18744) through TRL. The preferences it was tuned on are "
