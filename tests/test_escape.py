@@ -66,7 +66,7 @@ def find_live_markdown(text: str) -> list[str]:
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_text_in_markdown_reads_as_it_is(text):
     html = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])(
         "x " + escape_markdown(text) + " x"
@@ -78,7 +78,7 @@ def test_a_text_in_markdown_reads_as_it_is(text):
 
 
 @given(st.lists(TEXTS, min_size=3, max_size=3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_styled_table_holds_every_text_and_nothing_more(texts):
     name, index, cell = texts
     frame = pd.DataFrame({name: [cell], "n": [0.25]}, index=pd.Index([index], name=name))
@@ -91,7 +91,7 @@ def test_a_styled_table_holds_every_text_and_nothing_more(texts):
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_latex_holds_no_command_of_the_text(text):
     made = escape_latex(text)
     bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum)\{\}|\\[&%$#_{}]", "", made)
@@ -99,7 +99,7 @@ def test_latex_holds_no_command_of_the_text(text):
 
 
 @given(TEXTS | st.floats(allow_nan=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_cell_is_computed_and_numbers_stay(value):
     made = escape_formula(value)
     if isinstance(value, float):

@@ -17,6 +17,7 @@ from karma.pairs.accounting import Accounting
 from karma.pairs.binarizer import Binarizer
 from karma.pairs.folder import open_all
 from karma.pairs.pairs import PairSet
+from karma.pairs.publish import publish_all
 from karma.pairs.rules import Rules
 from karma.pool.pool import ResponsePool
 from karma.scores.table import ScoreTable
@@ -115,8 +116,7 @@ def save_pair_sets(
             accounting.settings["curriculum_stages"] = n_stages
         for strategy, target in targets.items():
             target.prepare(binarizer.books[strategy], command, n_stages)
-        for target in targets.values():
-            target.publish()
+        publish_all([target.place for target in targets.values()])
     return binarizer.books
 
 

@@ -5,7 +5,6 @@ appear, or none.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
-from karma.files import save_json
+from karma.files import make_workspace, remove_leftovers, save_json
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
 from karma.pairs.lengths import LengthBias
 from karma.pairs.pairs import _SLICE_ROWS, CONFIDENCE, PAIR_SCHEMA, PairSet
+from karma.pairs.publish import check_targets, publish_all
 
 _PLAIN_COLUMNS = [
     n
@@ -44,7 +44,9 @@ class PairFolder:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file: give a folder to write to")
-            self._hidden = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+            check_targets(self.folder)
+            remove_leftovers(self.folder.parent, self.folder.name)
+            self._hidden = make_workspace(self.folder)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
         self._writer = pq.ParquetWriter(self._hidden / "pairs.parquet", self.schema, use_dictionary=_DICTIONARY)
@@ -78,13 +80,13 @@ class PairFolder:
         (self._hidden / "README.md").write_text(build_card(accounting, self._facts, lengths, command), "utf-8")
 
     def publish(self) -> None:
-        """Move the finished files into place; an earlier set's exports go, other files stay."""
-        folder = Path(self.folder)
-        folder.mkdir(exist_ok=True)
-        (folder / "binarized.parquet").unlink(missing_ok=True)
-        shutil.rmtree(folder / "dataset", ignore_errors=True)
-        for name in ("pairs.parquet", "accounting.json", "README.md"):
-            (self._hidden / name).replace(folder / name)
+        """Move the finished files into place, all or none; an earlier set's exports go, other files stay."""
+        publish_all([self.place])
+
+    @property
+    def place(self) -> tuple[Path, Path]:
+        """The hidden folder and the one that its files are for."""
+        return self._hidden, Path(self.folder)
 
 
 @contextmanager
@@ -107,10 +109,10 @@ def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
         command: what made the set, for the card.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from karma.pairs.pairs import load_pairs
-        >>> from karma.pairs.pairs import PAIR_SCHEMA
         >>> none = PairSet(PAIR_SCHEMA.empty_table(), Accounting("k_sim"))
-        >>> len(load_pairs(save_pairs(none, Path(tempfile.mkdtemp()) / "pairs")))
+        >>> len(load_pairs(save_pairs(none, Path(mkdtemp()) / "pairs")))
         0
     """
     if len(pairs) != pairs.accounting.pairs_out:

@@ -25,7 +25,6 @@ from karma.study.escape import (
     escape_html,
     escape_latex,
     escape_markdown,
-    flatten,
     style,
 )
 from karma.vocabulary import BASELINE, START, title_of
@@ -80,7 +79,7 @@ class Table:
         text = style.to_latex(
             hrules=True, convert_css=True, caption=escape_latex(self.caption), label=f"tab:{self.name}"
         )
-        notes = "".join(f"% {flatten(note)}\n" for note in self.notes)
+        notes = "".join(f"% {escape_latex(note)}\n" for note in self.notes)
         return f"% \\usepackage{{booktabs, multirow}} \\usepackage[table]{{xcolor}}\n{notes}{text}"
 
     def to_markdown(self) -> str:

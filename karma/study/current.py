@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError, KarmaError
-from karma.files import compute_file_digest, save_if_changed
+from karma.files import compute_file_digest, remove_leftovers, save_if_changed
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.fingerprint import compute_stage_code, find_changed_code
 from karma.study.progress import console
@@ -35,6 +35,9 @@ Seen = list[int]  # size in bytes and time in nanoseconds; a folder's files one 
 def save_fingerprints(experiment: Experiment) -> None:
     """Rewrite, where they changed, the fingerprints of settings and code that the sweep's rules depend on."""
     claim_outputs(experiment)
+    for place, inside, _ in os.walk(experiment.outputs):
+        if any(name.startswith(".") for name in inside):
+            remove_leftovers(place)
     _date_now(experiment)
     folder, seen = experiment.outputs / ".sweep", dict[str, Seen]()
     for stage in STAGES.values():
