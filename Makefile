@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme smoke quick test test-all faults check lab bench vllm clean
+.PHONY: help setup demo readme smoke quick test test-all faults check audit lab bench vllm clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -59,6 +59,9 @@ check: setup  ## style, types, stripped notebooks
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+audit:  ## known holes in the tested set of packages (needs the network)
+	@PYTHON=$(PYTHON) bash .ci/audit
 
 bench: setup  ## speed and memory, as ratios against named baselines
 	mkdir -p outputs/bench

@@ -33,7 +33,7 @@ from karma.study.escape import (
     write_markdown,
 )
 from karma.training.card import build_model_card
-from tests.conftest import ROOT, copy_project, run_karma
+from tests.conftest import ROOT
 from tests.test_report import look_at
 
 SCRIPT = "<script>window.harmed = 1; document.title = 'harmed'</script>"
@@ -230,32 +230,6 @@ def test_notebooks_style_no_table_but_by_the_helper():
             "".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"
         )
         assert not re.search(r"\.style\b(?!\s+import)|\bHTML\(|to_html\(|escape=False", code), path.name
-
-
-def test_executed_notebooks_and_cards_of_a_hostile_pool(tmp_path):
-    """02 and 03 of a study whose models, prompts and answers are hostile."""
-    project = copy_project(tmp_path)
-    rows, names = hostile_rows()
-    (project / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    write_scores(project / "scores.csv", names)
-    study = {"name": "hostile", "strategies": ["k_sim"], "models": {"tiny": {"random": {"hidden_size": 8, "layers": 1, "heads": 1}}},
-             "policies": ["tiny"], "scores": {"table": "scores.csv"}, "pool": {"source": "pool.jsonl"},
-             "kinship": {"tau": -1.0}}  # fmt: skip
-    (project / "params" / "hostile.yaml").write_text(yaml.safe_dump(study))
-    for stage in (("notebook", "02_kinship_analysis"), ("pool",), ("notebook", "03_binarization")):
-        params = ("-p", "strategy=k_sim") if stage[-1].startswith("03") else ()
-        done = run_karma(project, *stage, "params/hostile.yaml", *params)
-        assert done.returncode == 0, done.stderr
-    n_shown = 0
-    for path in (project / "outputs" / "hostile" / "notebooks").glob("*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                html = output.get("data", {}).get("text/html", "")
-                assert find_live(html) == [], path.name
-                n_shown += "window.harmed" in html
-    assert n_shown >= 3, "no notebook showed a hostile text"
-    for card in (project / "outputs" / "hostile").rglob("README.md"):
-        assert find_live_markdown(card.read_text().split("---\n", 2)[2]) == []
 
 
 def test_the_card_of_a_tournament_escapes(monkeypatch):

@@ -233,7 +233,7 @@ def _explain(error: "ErrorDetails") -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    secret = key.endswith("key_env") or (key.endswith("base_url") and "@" in str(error["input"]))
+    secret = key.endswith("key_env") or (key.endswith("base_url") and {*"@?#"} & {*str(error["input"])})
     given = "not shown (it may hold a secret)" if secret else repr(error["input"])
     hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
     return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"

@@ -65,7 +65,7 @@ class RandomShape(_Strict):
 class ApiSource(_Strict):
     """A model behind an OpenAI-compatible server; the key stays in an environment variable."""
 
-    base_url: str = Field(pattern=r"^https?://[^@\s]+$", description="ends before /chat/completions, mostly in /v1")
+    base_url: str = Field(pattern=r"^https?://[^@?#\s]+$", description="ends before /chat/completions, mostly in /v1")
     model: Annotated[str, Field(min_length=1)]
     key_env: str | None = Field(
         default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="the variable's name, not the key"
