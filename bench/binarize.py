@@ -46,7 +46,7 @@ CHUNK = 8000
 def make_pool(path: Path, n_rows: int) -> None:
     """Write a pool of word salad with UltraFeedback's shape and lengths (4 bytes a token)."""
     dice = np.random.default_rng(0)
-    words = np.array([bytes(dice.integers(97, 123, n)).decode() for n in dice.integers(2, 11, 20_000)])
+    words = np.array([bytes(dice.integers(97, 123, n).tolist()).decode() for n in dice.integers(2, 11, 20_000)])
     ocean = " ".join(words[dice.zipf(1.3, 3_000_000) % len(words)])
     kind = pa.struct(
         [

@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from karma.errors import InputError
+from karma.pool import parts
 from karma.pool.annotations import load_annotations
 from karma.pool.generate import _load_instructions, run
 from karma.pool.pool import load_pool, save_pool
@@ -146,7 +149,7 @@ class TestWhereItLies:
         monkeypatch.setattr(
             pq.ParquetFile,
             "iter_batches",
-            lambda self, n, columns: asked.extend(columns) or before(self, n, columns=columns),
+            lambda self, n, columns, **k: asked.extend(columns) or before(self, n, columns=columns, **k),
         )
         list(load_pool(tmp_path / "pool.parquet").batches())
         assert {c.rpartition(".")[2] for c in asked} == {
@@ -452,3 +455,59 @@ def test_a_prompt_that_cannot_be_checked_is_named(tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps({**VERIFIABLE, "kwargs": []}))
     with pytest.raises(InputError, match=r"bad.jsonl, line 1: 1 instructions, but 0 sets"):
         _load_instructions(tmp_path / "bad.jsonl")
+
+
+def parse_by_python(lines):
+    from karma.pool.rows import batch_rows, decode_json
+
+    rows = ((i, decode_json(line, "")) for i, line in enumerate(lines, 1))
+    (batch,) = batch_rows(rows, "line", len(lines))
+    return batch
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+RATING = st.fixed_dictionaries({}, optional={
+    "Rating": st.sampled_from(["5", "N/A", None]), "Rationale": TEXT, "Type": st.lists(TEXT, max_size=2), "other": st.integers(),
+})  # fmt: skip
+PLAIN = st.fixed_dictionaries(
+    {"instruction": TEXT, "completions": st.lists(st.fixed_dictionaries(
+        {"model": TEXT, "response": TEXT},
+        optional={"custom_system_prompt": st.none() | TEXT, "overall_score": st.none() | st.floats(-9, 9) | st.integers(-9, 9),
+                  "fine-grained_score": st.floats(allow_nan=False, allow_infinity=False), "critique": TEXT,
+                  "annotations": st.dictionaries(st.sampled_from(["honesty", "helpfulness", "x"]), RATING)}), max_size=3)},
+    optional={"source": st.none() | TEXT, "id": st.integers() | TEXT, "models": st.lists(TEXT, max_size=2)},
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.lists(PLAIN, min_size=1, max_size=4), ascii=st.booleans())
+def test_lines_read_by_arrow_are_what_python_reads(rows, ascii):
+    lines = [json.dumps(row, ensure_ascii=ascii).encode() + b"\r\n" for row in rows]
+    found = parts._parse_plain(lines)
+    assert found is not None and found.equals(parse_by_python(lines))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"instruction": "x", "instruction": "x", "completions": []}',
+        b'{"instruction": null, "completions": []}',
+        b'{"completions": []}',
+        b'{"instruction": "x"}',
+        b'{"instruction": "\xff", "completions": []}',
+        b'{"instruction": "\\ud83d", "completions": []}',
+        b'{"instruction": "x", "completions": [null]}',
+        b'{"instruction": "x", "completions": [{"model": "m"}]}',
+        b'{"instruction": "x", "completions": [{"response": "m"}]}',
+        b'{"instruction": "x", "completions": [{"model": "m", "response": "r", "overall_score": "8.5"}]}',
+        b'{"instruction": "x", "completions": [{"model": "m", "response": "r", "fine_grained_score": 8.5}]}',
+        b'{"instruction": "x", "completions": []} {"instruction": "y", "completions": []}',
+        b'{"instruction": "x", "completions": [], "models": 5}',
+        b'{"instruction": "x", "completions": []',
+        b"[1]",
+    ],
+)
+def test_what_arrow_would_misread_is_left_to_python(line):
+    good = GOOD.strip().encode()
+    assert parts._parse_plain([good + b"\n", line + b"\n", good]) is None
+    assert parts._parse_plain([good + b"\n", good]) is not None

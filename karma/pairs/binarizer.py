@@ -8,7 +8,7 @@ TruthfulQA's own questions) need a list made before.
 Paper: section 2.3 and 2.4; the filters are ours, off unless asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,8 +20,9 @@ from karma.pairs.accounting import Accounting
 from karma.pairs.pairs import PAIR_SCHEMA
 from karma.pairs.rules import Rules, build_origins
 from karma.pool.draws import compute_draws, compute_keys
+from karma.pool.parts import QUESTIONS
 from karma.pool.pool import ResponsePool
-from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, to_hex
+from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, get_questions, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
 from karma.strategies import (
@@ -44,6 +45,7 @@ class Binarizer:
     Attributes:
         strategies: in the order of the tables yielded.
         books: strategy -> its accounting so far.
+        truthfulqa: TruthfulQA's questions in the pool, where its rows are to be dropped.
     """
 
     scores: ScoreTable | None
@@ -51,6 +53,7 @@ class Binarizer:
     rules: Rules
     match_rows: bool = False
     books: dict[str, Accounting] = field(init=False)
+    truthfulqa: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
@@ -65,7 +68,6 @@ class Binarizer:
         self.origins = build_origins(self.scores, self.rules.seed)
         self._check_confidence()
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
-        self._truthfulqa: set[str] = set()
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
 
     def _check_confidence(self) -> None:
@@ -82,10 +84,20 @@ class Binarizer:
     def run(self, pool: ResponsePool) -> Iterator[dict[str, pa.Table]]:
         """Yield, for each batch of the pool, the pairs of each strategy."""
         if self.rules.drop_truthfulqa:
-            self._truthfulqa = _find_truthfulqa(pool)
-        recorded = "rlaif" in self.strategies and self.rules.annotations is None
-        for batch in pool.batches(self.rules.annotation_field if recorded else None):
+            self.truthfulqa = find_truthfulqa(pool.read(QUESTIONS), pool.name)
+        for batch in pool.batches(self.annotation):
             yield self.binarize(batch)
+
+    @property
+    def annotation(self) -> str | None:
+        """Return which recorded annotation is read, None for none."""
+        recorded = "rlaif" in self.strategies and self.rules.annotations is None
+        return self.rules.annotation_field if recorded else None
+
+    def take_books(self) -> dict[str, Accounting]:
+        """Return the books so far, and begin new ones."""
+        books, self.books = self.books, {s: Accounting(s) for s in self.strategies}
+        return books
 
     def binarize(self, batch: ResponseBatch) -> dict[str, pa.Table]:
         """Decide one batch, and enter it in the books."""
@@ -165,7 +177,7 @@ class Binarizer:
 
     def _bar_rows(self, batch: ResponseBatch) -> dict[str, np.ndarray]:
         barred = {"no_prompt": _is_blank(batch.instruction)}
-        for reason, known in (("truthfulqa", self._truthfulqa), ("contaminated", self._contaminated)):
+        for reason, known in (("truthfulqa", self.truthfulqa), ("contaminated", self._contaminated)):
             if known:
                 texts = (_normalize(t or "") for t in batch.instruction.to_pylist())
                 barred[reason] = np.fromiter((t in known for t in texts), bool, batch.n_rows)
@@ -250,12 +262,16 @@ class Binarizer:
         return pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)
 
 
-def _find_truthfulqa(pool: ResponsePool) -> set[str]:
-    """Return TruthfulQA's questions in the pool, so that other sources' copies of them are found too."""
+def find_truthfulqa(batches: Iterable[pa.RecordBatch], where: str) -> set[str]:
+    """Return TruthfulQA's questions in some rows, so that other sources' copies of them are found too.
+
+    Args:
+        batches: with columns source and instruction. where: named in errors.
+    """
     found: set[str] = set()
-    for batch in pool.batches():
-        ours = pc.fill_null(pc.match_substring(batch.source, "truthful"), False)
-        found.update(_normalize(t or "") for t in batch.instruction.filter(ours).to_pylist())
+    for source, instruction in (get_questions(rows, where) for rows in batches):
+        ours = pc.fill_null(pc.match_substring(source, "truthful"), False)
+        found.update(_normalize(t or "") for t in instruction.filter(ours).to_pylist())
     return found
 
 

@@ -65,7 +65,8 @@ def _draw_models(origins: list[str], n: int, seed: int, text: str) -> list[str]:
 
 def run(job: Any) -> None:
     """Write an experiment's pool: generated, or read from where the settings say."""
-    from karma.pool.pool import EVERYTHING, load_pool, save_pool
+    from karma.pool.parts import EVERYTHING
+    from karma.pool.pool import load_pool, save_pool
 
     source = job.settings.pool.source
     if source == "generate":

@@ -3,8 +3,7 @@
 A source is a Hub id, a parquet or JSON-lines file, a folder of them, a saved `datasets` folder, or rows in
 memory. All are read as one stream of `ResponseBatch`es of a fixed number of rows, so that memory does not
 grow with the pool; from parquet only the columns a decision needs are decoded. What a source cannot mean is
-refused with its file and line. Limit: JSON lines are parsed by Python, about ten times slower than parquet;
-save a large pool once with `save_pool`.
+refused with its file and line. Limit: a JSON array, or an object printed over several lines, is read whole, by Python.
 
 Paper: section 3.1 (UltraFeedback as the pool; UltraLM-65B excluded because it has no scores).
 """
@@ -12,6 +11,7 @@ Paper: section 3.1 (UltraFeedback as the pool; UltraLM-65B excluded because it h
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,9 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.files import atomic_path
+from karma.pool.parts import BATCH_ROWS, Part, cut_lines, cut_parquet, open_parquet
 from karma.pool.responses import ResponseBatch, build_batch
-from karma.pool.rows import (
-    BUFFER_BYTES,
-    COMPLETION,
-    NEEDED,
-    POOL_SCHEMA,
-    batch_rows,
-    check_start,
-    clean_row,
-    count_lines,
-    first_line,
-    parse_json,
-)
-
-BATCH_ROWS = 4096
-EVERYTHING = "everything"  # in place of an annotation field: all that a row has, to copy it
+from karma.pool.rows import COMPLETION, POOL_SCHEMA, batch_rows, clean_row, count_lines, has_lines, parse_json
 
 
 @dataclass(frozen=True)
@@ -47,13 +34,17 @@ class ResponsePool:
         name: Hub id, file name or "rows in memory"; stated in the data card.
         revision: the Hub commit, or None.
         n_rows: prompts, where known before reading (for JSON lines, the lines).
-        read: annotation field, None or EVERYTHING -> Arrow batches of up to BATCH_ROWS rows, in UltraFeedback's shape.
+        read: annotation field, None, QUESTIONS or EVERYTHING -> Arrow batches of up to BATCH_ROWS rows, in
+            UltraFeedback's shape.
+        cut: number of workers -> parts of its files, in order, for each to be read by itself (`karma.pool.parts`); None
+            where that is not possible.
     """
 
     name: str
     revision: str | None
     n_rows: int | None
     read: Callable[[str | None], Iterator[pa.RecordBatch]]
+    cut: Callable[[int], Iterator[Part]] | None = None
 
     def batches(self, annotation: str | None = None) -> Iterator[ResponseBatch]:
         """Yield the pool in order, with one recorded annotation field if asked.
@@ -133,19 +124,27 @@ def _open_path(path: Path) -> ResponsePool:
         files = _list_pool_files(path)
         if not files:
             return _open_saved(path)
-        parts = [_open_path(file) for file in files]
-        total = sum(p.n_rows or 0 for p in parts) if all(p.n_rows is not None for p in parts) else None
-        return ResponsePool(path.name, None, total, lambda field: (b for p in parts for b in p.read(field)))
-    if path.suffix == ".parquet":
-        n_rows = _open_parquet(path).metadata.num_rows
-        return ResponsePool(path.name, None, n_rows, lambda field: _read_parquet(path, field))
-    if path.suffix in (".jsonl", ".json"):
-        check_start(path)
+        pools = [_open_path(file) for file in files]
+        total = sum(p.n_rows or 0 for p in pools) if all(p.n_rows is not None for p in pools) else None
+        cuts = [p.cut for p in pools if p.cut]
         return ResponsePool(
             path.name,
             None,
-            count_lines(path) if path.suffix == ".jsonl" else None,
-            lambda _: batch_rows(parse_json(path), f"{path.name}: line", BATCH_ROWS),
+            total,
+            lambda field: (b for p in pools for b in p.read(field)),
+            (lambda n: (part for cut in cuts for part in cut(n))) if len(cuts) == len(pools) else None,
+        )
+    if path.suffix == ".parquet":
+        n_rows = open_parquet(path).metadata.num_rows
+        return ResponsePool(path.name, None, n_rows, Part(path, 0, n_rows).read, partial(cut_parquet, path))
+    if path.suffix in (".jsonl", ".json"):
+        if has_lines(path):
+            n_rows = count_lines(path) if path.suffix == ".jsonl" else None
+            return ResponsePool(
+                path.name, None, n_rows, Part(path, 0, path.stat().st_size).read, partial(cut_lines, path)
+            )
+        return ResponsePool(
+            path.name, None, None, lambda _: batch_rows(parse_json(path), f"{path.name}: line", BATCH_ROWS)
         )
     raise InputError(f"{path} is no pool: expected .parquet, .jsonl or .json")
 
@@ -193,35 +192,3 @@ def _wrap_dataset(rows: Any, name: str, revision: str | None) -> ResponsePool:
         rows.num_rows,
         lambda _: (b for t in arrow.iter(BATCH_ROWS) for b in t.combine_chunks().to_batches()),
     )
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        # pre-buffering would keep every row group it has read
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): was it cut off?") from error
-
-
-def _read_parquet(path: Path, annotation: str | None) -> Iterator[pa.RecordBatch]:
-    file = _open_parquet(path)
-    if annotation == EVERYTHING:
-        yield from _read_batches(file, path, None)
-        return
-    wanted = {*NEEDED, annotation, (annotation or "").replace("-", "_")}
-    leaves = []
-    for leaf in (file.schema.column(i).path for i in range(len(file.schema))):
-        parts = leaf.split(".")
-        rating = annotation == "mean_aspect" and "annotations" in parts and parts[-1] == "Rating"
-        if parts[0] in ("source", "instruction") or (parts[0] == "completions" and (parts[-1] in wanted or rating)):
-            leaves.append(leaf)
-    if not any(leaf.startswith("completions") for leaf in leaves):
-        leaves += ["completions"]  # absent or oddly typed: the reader downstream says what is wrong
-    yield from _read_batches(file, path, leaves)
-
-
-def _read_batches(file: pq.ParquetFile, path: Path, leaves: list[str] | None) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(BATCH_ROWS, columns=leaves)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): was it cut off?") from error

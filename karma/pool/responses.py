@@ -159,8 +159,8 @@ def build_batch(rows: pa.RecordBatch | pa.Table, annotation: str | None = None, 
     Raises:
         InputError: a column is absent, given twice, or of a type that cannot hold what it should.
     """
-    columns = {name: _get_column(rows, name, where) for name in ("source", "instruction", "completions")}
-    nested = columns["completions"]
+    source, instruction = get_questions(rows, where)
+    nested = _get_column(rows, "completions", where)
     if not _is_list_of_structs(nested.type):
         raise InputError(f"{where}: column 'completions' is {nested.type}, expected a list of {{model, response}}")
     flat = pc.list_flatten(nested)
@@ -170,8 +170,8 @@ def build_batch(rows: pa.RecordBatch | pa.Table, annotation: str | None = None, 
             raise InputError(f"{where}: completions have no '{name}'; they have {_names(flat.type)}")
     codes, names = _encode_models(_get_text(flat, "model", where))
     return ResponseBatch(
-        source=_as_text(columns["source"], f"{where}: source"),
-        instruction=_as_text(columns["instruction"], f"{where}: instruction"),
+        source=source,
+        instruction=instruction,
         row=np.repeat(np.arange(len(nested)), lengths),
         model=codes,
         model_names=names,
@@ -179,6 +179,12 @@ def build_batch(rows: pa.RecordBatch | pa.Table, annotation: str | None = None, 
         system_prompt=_get_text(flat, "custom_system_prompt", where),
         annotation=_get_annotation(flat, annotation),
     )
+
+
+def get_questions(rows: pa.RecordBatch | pa.Table, where: str = "pool") -> tuple[pa.Array, pa.Array]:
+    """Return source and instruction of nested rows, as `build_batch` does; the responses need not be there."""
+    source, instruction = (_as_text(_get_column(rows, n, where), f"{where}: {n}") for n in ("source", "instruction"))
+    return source, instruction
 
 
 def _get_column(rows: pa.RecordBatch | pa.Table, name: str, where: str) -> pa.Array:
@@ -221,7 +227,8 @@ def _encode_models(models: pa.Array) -> tuple[np.ndarray, list[str]]:
     encoded = models.dictionary_encode()
     spellings = [canonical_model_name(name) for name in encoded.dictionary.to_pylist()]
     names = sorted(set(spellings))
-    positions = np.array([names.index(s) for s in spellings] + [-1], np.int32)
+    place = {name: i for i, name in enumerate(names)}
+    positions = np.array([*(place[s] for s in spellings), -1], np.int32)
     codes = encoded.indices.fill_null(len(spellings)).to_numpy(zero_copy_only=False)
     return positions[codes], names
 

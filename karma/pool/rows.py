@@ -130,29 +130,23 @@ def count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(BUFFER_BYTES), b""))
 
 
-def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) of JSON lines, a JSON array, or one object printed over several lines."""
+def has_lines(path: Path) -> bool:
+    """Tell whether a file of JSON holds a row a line, and not an array, or an object printed over several lines."""
     text = check_start(path).lstrip(b"\xef\xbb\xbf \t\r\n")
     with path.open("rb") as stream:
-        if text.startswith(b"[") or _is_brokenfirst_line(stream):
-            stream.seek(0)
-            content = _decode_json(stream.read(), f"{path.name}")
-            yield from enumerate(content if isinstance(content, list) else [content], 1)
-            return
-        stream.seek(0)
+        return not text.startswith(b"[") and stream.readline().strip() not in (b"{", b"\xef\xbb\xbf{")
+
+
+def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of JSON lines, a JSON array, or one object printed over several lines."""
+    if not has_lines(path):
+        content = decode_json(path.read_bytes(), path.name)
+        yield from enumerate(content if isinstance(content, list) else [content], 1)
+        return
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield number, _decode_json(line, f"{path.name}: line {number}")
-
-
-def _is_brokenfirst_line(stream: Any) -> bool:
-    """Tell whether the first line is only the opening of an object printed over several lines."""
-    first = stream.readline()
-    try:
-        json.loads(first)
-    except ValueError:
-        return first.strip() in (b"{", b"\xef\xbb\xbf{")
-    return False
+                yield number, decode_json(line, f"{path.name}: line {number}")
 
 
 class _RepeatedKey(Exception):
@@ -167,7 +161,8 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return built
 
 
-def _decode_json(line: bytes, where: str) -> Any:
+def decode_json(line: bytes, where: str) -> Any:
+    """Parse one JSON value; what is wrong with it is an InputError that says where."""
     try:
         return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_build_object)
     except _RepeatedKey as error:
