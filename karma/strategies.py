@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from typing import Protocol
 
 import numpy as np
 
@@ -50,6 +51,13 @@ WITHOUT_TAU = {"delta"}  # whose own rule asks for no kinship
 SURE_ONLY = {"k_sure"}
 RATED = ("rlaif", "density_ratio")  # whose pairs follow from a score of each response (`choose_by_annotation`)
 SURE = 0.95  # label confidence: the level of every interval of the kit, so that sampling error flips at most 1 in 20
+
+
+class Kinship(Protocol):
+    """Cosines of models by their places: a matrix, or what computes them one by one."""
+
+    def __getitem__(self, places: tuple[np.ndarray, np.ndarray], /) -> np.ndarray:
+        """Return the cosine of each two models, given as two arrays of places."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def choose_by_kinship(
     strategy: str,
     candidates: Candidates,
     s_pref: np.ndarray,
-    kinship: np.ndarray,
+    kinship: Kinship,
     tau: float,
     max_length_ratio: float | None = None,
     confidence: np.ndarray | None = None,

@@ -12,7 +12,14 @@ from hypothesis.extra.numpy import arrays
 from karma.errors import InputError
 from karma.files import find_project_root
 from karma.kinship.copies import compute_copies, describe_copies
-from karma.kinship.similarity import compute_choices, compute_cosine, compute_kinship, compute_nearest_kin, list_pairs
+from karma.kinship.similarity import (
+    KinshipByPair,
+    compute_choices,
+    compute_cosine,
+    compute_kinship,
+    compute_nearest_kin,
+    list_pairs,
+)
 from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, load_benchmarks
@@ -176,3 +183,18 @@ def test_a_copy_above_its_father_is_told():
     assert describe_copies(copies).startswith("S_pref puts smollm2-noise-3 at or above the intact father: this study's")
     right = describe_copies(compute_copies(s_pref.drop("smollm2-noise-3"), models))
     assert right == "S_pref puts the father above each of its 1 damaged copies"
+
+
+def test_kinship_by_pair_is_the_matrix_whatever_is_asked_beside():
+    values = np.random.default_rng(0).random((60, 6))
+    values[3], values[4] = 0, values[5]
+    frame = pd.DataFrame(values)
+    one, other = (places.ravel() for places in np.meshgrid(np.arange(60), np.arange(60)))
+    lazy, square = KinshipByPair(frame), compute_cosine(frame).to_numpy()
+    np.testing.assert_allclose(lazy[one, other], square[one, other], atol=1e-12)
+    assert (
+        lazy[one, one].tolist() == np.where(one == 3, 0.0, 1.0).tolist()
+        and lazy[one, other].tolist() == lazy[other, one].tolist()
+    )
+    for k in range(0, len(one), 501):
+        assert lazy[one[k : k + 1], other[k : k + 1]][0] == lazy[one, other][k]

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -567,6 +568,35 @@ def test_kinship_column_is_the_matrix(some_rows):
     assert np.allclose(table.kinship, [square.loc[a, b] for a, b in models], atol=1e-12)
 
 
+def write_large_table(path, n_models):
+    scores = np.random.default_rng(0).random((n_models, 3)).round(4)
+    path.write_text(
+        "origin_model,arc_easy,ifeval,mmlu_pro\n" + "".join(f"m{i},{a},{b},{c}\n" for i, (a, b, c) in enumerate(scores))
+    )
+    return load_score_table(path)
+
+
+def test_kinship_is_computed_for_the_pairs_of_a_prompt_not_for_all_models(tmp_path):
+    """A table of 20,000 models took 9.3 GB: the square of every two."""
+    scores = write_large_table(tmp_path / "scores.csv", 20_000)
+    rows = [make_row(f"{i}?", [(f"m{(i * 7 + k * 911) % 20_000}", f"says {k}") for k in range(4)]) for i in range(300)]
+    tracemalloc.start()
+    build_pairs(load_pool(rows), scores, "k_sim", tau=0.1, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6, "a float64 square of 20,000 models is 3.2e9 bytes"
+
+
+def test_kinship_by_pair_makes_the_pairs_of_the_matrix(tmp_path, monkeypatch):
+    scores = write_large_table(tmp_path / "scores.csv", 40)
+    rows = [make_row(f"{i}?", [(f"m{(i + k * 9) % 40}", f"says {k}") for k in range(4)]) for i in range(100)]
+    square = build_pairs(load_pool(rows), scores, "k_sim", tau=0.1, seed=0).table
+    monkeypatch.setattr("karma.pairs.rules.MAX_SQUARE", 39)
+    lazy = build_pairs(load_pool(rows), scores, "k_sim", tau=0.1, seed=0).table
+    assert lazy.drop_columns(["kinship"]).equals(square.drop_columns(["kinship"]))
+    np.testing.assert_allclose(lazy["kinship"].to_numpy(), square["kinship"].to_numpy(), atol=1e-12)
+
+
 class TestCurriculum:
     def test_from_plain_to_subtle(self, some_rows):
         pairs = order_pairs(build_pairs(load_pool(some_rows), PAPER, "random", tau=0.1, seed=0), 3)
@@ -587,6 +617,13 @@ class TestCurriculum:
             "accounting.json",
             "pairs.parquet",
         ]
+
+    def test_more_buckets_than_files_may_be_open(self, some_rows, tmp_path, monkeypatch):
+        monkeypatch.setattr("karma.pairs.curriculum.SLICE_ROWS", 4)
+        monkeypatch.setattr("karma.pairs.curriculum.MAX_BUCKETS", 3)
+        save_pair_sets(load_pool(some_rows), PAPER, {"rlaif": tmp_path / "k"}, n_stages=4, tau=0.1, seed=0)
+        whole = order_pairs(build_pairs(load_pool(some_rows), PAPER, "rlaif", tau=0.1, seed=0), 4)
+        assert load_pairs(tmp_path / "k").table.equals(whole.table)
 
     def test_order_does_not_depend_on_the_pools(self, some_rows):
         one, two = (

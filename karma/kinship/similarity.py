@@ -57,6 +57,30 @@ def compute_cosine(normalized: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cosine, index=normalized.index, columns=normalized.index.rename(None))
 
 
+class KinshipByPair:
+    """The kinship of more models than a square matrix is made of: each cosine is computed when it is looked up.
+
+    Terms are added benchmark by benchmark, so that a cosine depends on its two models alone, to the last bit.
+
+    Example:
+        >>> kinship = KinshipByPair(pd.DataFrame([[3.0, 4.0], [0.0, 0.0], [4.0, 3.0]]))
+        >>> kinship[np.array([0, 0, 1]), np.array([2, 0, 1])].tolist()
+        [0.96, 1.0, 0.0]
+
+    Paper: Eq. 1.
+    """
+
+    def __init__(self, normalized: pd.DataFrame) -> None:
+        self._unit = np.ascontiguousarray(compute_unit_rows(normalized.to_numpy(dtype=float)).T)
+
+    def __getitem__(self, places: tuple[np.ndarray, np.ndarray], /) -> np.ndarray:
+        """Return the cosine of each two models, given as two arrays of places."""
+        cosine = np.zeros(len(places[0]))
+        for column in self._unit:
+            cosine += column[places[0]] * column[places[1]]
+        return np.clip(cosine, -1, 1).round(DECIMALS)
+
+
 def compute_unit_rows(values: np.ndarray) -> np.ndarray:
     """Scale the last axis to length 1; zero rows stay zero."""
     length = np.linalg.norm(values, axis=-1, keepdims=True)

@@ -15,14 +15,15 @@ from typing import Any, Literal
 import numpy as np
 
 from karma.errors import InputError
-from karma.kinship.similarity import compute_kinship
+from karma.kinship.similarity import MAX_SQUARE, KinshipByPair, compute_kinship
 from karma.kinship.uncertainty import compute_label_confidence
 from karma.pairs.calibration import Calibration, compute_facts
 from karma.pool.annotations import AnnotationTable
 from karma.pool.responses import ANNOTATION_FIELDS
 from karma.scores.names import canonical_model_name
-from karma.scores.normalise import compute_s_pref
+from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.table import ScoreTable
+from karma.strategies import Kinship
 
 Lengths = tuple[np.ndarray, np.ndarray]  # characters of chosen and of rejected
 
@@ -99,14 +100,14 @@ class Origins:
     """The score table as arrays, empty without scores.
 
     Attributes:
-        position: model by name. s_pref: (n,), in [0, 1]. kinship: n x n.
+        position: model by name. s_pref: (n,), in [0, 1]. kinship: n x n, or a cosine when asked.
         confidence: n x n, probability that a label is right; None where it is unknown.
         confidence_source: what it follows from, or why it is unknown.
     """
 
     position: dict[str, int]
     s_pref: np.ndarray
-    kinship: np.ndarray
+    kinship: Kinship
     confidence: np.ndarray | None = None
     confidence_source: str = "unknown: no score table"
 
@@ -142,15 +143,17 @@ def build_origins(scores: ScoreTable | None, seed: int = 0) -> Origins:
     """
     if scores is None:
         return Origins({}, np.zeros(0), np.zeros((0, 0)))
-    s_pref, kinship = compute_s_pref(scores), compute_kinship(scores)
+    s_pref = compute_s_pref(scores)
     missing = [str(name) for name in s_pref.index[~np.isfinite(s_pref.to_numpy(float))]]
     if missing:
         raise InputError(f"origin model '{missing[0]}' lacks a score: complete its row in the score table")
     position = {canonical_model_name(str(name)): i for i, name in enumerate(s_pref.index)}
-    square = kinship.loc[s_pref.index, s_pref.index].to_numpy(float)
+    kinship: Kinship = KinshipByPair(compute_normalized(scores))
+    if len(s_pref) <= MAX_SQUARE:
+        kinship = compute_kinship(scores).to_numpy(float).round(12)
     try:
         confidence = compute_label_confidence(scores, seed).to_numpy()
         source = f"sampling error of the scores ({scores.n_items_source})"
     except InputError as error:  # the number of items is unknown, or no redrawn table can be normalised
         confidence, source = None, f"unknown: {error}"
-    return Origins(position, s_pref.to_numpy(float).round(12), square.round(12), confidence, source)
+    return Origins(position, s_pref.to_numpy(float).round(12), kinship, confidence, source)
