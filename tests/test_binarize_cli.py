@@ -176,6 +176,10 @@ BAD_SCORES = {  # name -> content, what the error names
         (["--strategy", "rlaif", "--annotations", "nowhere.parquet"], "nowhere.parquet cannot be read"),
         (["--strategy", "k_sim", "--contaminated", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--strategy", "k_sim", "--exclude-model", "none"], "'ultralm-65b' has no scores"),
+        (["--strategy", "k_sim", "--engine", "dask"], "--engine dask: choose local or ray"),
+        (["--strategy", "k_sim", "--cores", "0"], "--cores 0: give 1 or more"),
+        (["--strategy", "k_sim", "--engine", "ray", "--cores", "2"], "--cores means nothing with --engine ray"),
+        (["--strategy", "k_sim", "--address", "auto"], "--address means nothing without --engine ray"),
         *((["--strategy", "k_sim", "--scores", name], message) for name, (_, message) in BAD_SCORES.items()),
     ],
 )

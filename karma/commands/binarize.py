@@ -19,6 +19,7 @@ from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
 from karma.pairs.calibration import load_calibration
 from karma.pairs.card import LICENCE_GROUPS
+from karma.pairs.parallel import count_cores
 from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import ResponsePool, load_pool
@@ -98,6 +99,15 @@ def binarize(
     push_to_hub: Annotated[
         str | None, typer.Option(help="Upload to this data-set repository (private if new).")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: a cluster. The same bytes.")
+    ] = default("compute", "engine"),
+    address: Annotated[
+        str | None, typer.Option(help="ray: of a running cluster, auto or HOST:PORT; without, one is started here.")
+    ] = default("compute", "address"),
+    cores: Annotated[
+        int | None, typer.Option(help="local: processes that share out a large pool; without, a core each.")
+    ] = None,
 ) -> None:
     """Build preference pairs: `karma binarize --pool pool.jsonl --strategy k_sim --out pairs`.
 
@@ -114,7 +124,7 @@ def run_binarize(
     exclude_licence: list[str] | None,
     contaminated: Path | None, calibration: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
-    **rules: Any,
+    engine: str, address: str | None, cores: int | None, **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Build the pair folders; yield what to tell the user, line by line.
 
@@ -129,6 +139,7 @@ def run_binarize(
     every = [name for name in STRATEGIES if name != "density_ratio" or densities]
     strategies = every if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
+    _check_engine(engine, address, cores)
     excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
     score_table = load_score_table(scores, columns)
@@ -149,6 +160,9 @@ def run_binarize(
             command=command,
             check=check,
             progress=advance,
+            engine=engine,
+            cores=count_cores() if cores is None else cores,
+            address=address,
             annotation_field=annotation,
             annotations=load_annotations(annotations) if annotations else None,
             densities=load_annotations(densities) if densities else None,
@@ -240,6 +254,17 @@ def _check_options(
     if push_to_hub and len(strategies) > 1:
         raise InputError("--push-to-hub takes one strategy: a repository holds one set")
     check_out(out)
+
+
+def _check_engine(engine: str, address: str | None, cores: int | None) -> None:
+    if engine not in ("local", "ray"):
+        raise InputError(f"--engine {engine}: choose local or ray")
+    if cores is not None and cores < 1:
+        raise InputError(f"--cores {cores}: give 1 or more")
+    if engine == "ray" and cores is not None:
+        raise InputError("--cores means nothing with --engine ray: a cluster knows its own")
+    if engine == "local" and address is not None:
+        raise InputError("--address means nothing without --engine ray")
 
 
 class _show_progress:

@@ -1,7 +1,7 @@
 """Build pairs of a pool: one strategy or several in one pass, in memory or streamed to folders.
 
 `build_pairs` holds its pairs in memory; `save_pair_sets` streams a pool of any size to disk, and all folders appear or
-none. The same input gives the same bytes.
+none. The same input gives the same bytes, whatever the number of processes.
 
 Paper: section 2.3 (which two) and 2.4 (which is chosen, Eq. 3).
 """
@@ -15,8 +15,10 @@ import pyarrow as pa
 from karma.files import compute_digest
 from karma.pairs.accounting import Accounting
 from karma.pairs.binarizer import Binarizer
+from karma.pairs.curriculum import compute_stages
 from karma.pairs.folder import open_all
 from karma.pairs.pairs import PairSet
+from karma.pairs.parallel import is_shared_out, save_parts
 from karma.pairs.publish import publish_all
 from karma.pairs.rules import Rules
 from karma.pool.pool import ResponsePool
@@ -90,6 +92,9 @@ def save_pair_sets(
     command: str = "",
     check: Callable[[Accounting], None] = lambda accounting: None,
     progress: Callable[[int], None] = lambda n_rows: None,
+    engine: str = "local",
+    cores: int = 1,
+    address: str | None = None,
     **rules: Any,
 ) -> dict[str, Accounting]:
     """Stream a pool of any size to pair folders, all strategies in one pass; all folders appear, or none.
@@ -102,14 +107,23 @@ def save_pair_sets(
         command: what made the sets, for the cards.
         check: called with each finished accounting before any folder appears; may raise.
         progress: called with the number of rows read so far.
+        engine: local, or ray: parts of the pool's files are worked on by a Ray cluster.
+        cores: local: processes that share out a large pool's files; a small one is done in this process.
+        address: ray: of a running cluster (`karma.study.workers.connect`); None: one of its own.
         **rules: fields of `karma.pairs.rules.Rules`.
     """
     binarizer = Binarizer(scores, list(folders), Rules(**rules), match_rows)
+    shared_out = is_shared_out(pool, engine, cores)
+    if n_stages is not None:
+        compute_stages(0, n_stages)  # an impossible number is said now, not after the last row
     with open_all(folders) as targets:
-        for tables in binarizer.run(pool):
-            for strategy, table in tables.items():
-                targets[strategy].write(table)
-            progress(next(iter(binarizer.books.values())).rows_in)
+        if shared_out:
+            save_parts(binarizer, pool, targets, progress, engine=engine, cores=cores, address=address)
+        else:
+            for tables in binarizer.run(pool):
+                for strategy, table in tables.items():
+                    targets[strategy].write(table)
+                progress(next(iter(binarizer.books.values())).rows_in)
         _record_settings(binarizer, pool)
         for accounting in binarizer.books.values():
             check(accounting)

@@ -48,6 +48,11 @@ class CardFacts:
         if len(self.examples) < N_EXAMPLES:
             self.examples += table.slice(0, N_EXAMPLES - len(self.examples)).to_pylist()
 
+    def merge(self, other: "CardFacts") -> None:
+        """Add what was counted of the pairs that follow."""
+        self.by_models.update(other.by_models)
+        self.examples += other.examples[: N_EXAMPLES - len(self.examples)]
+
 
 def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, command: str = "") -> str:
     """Return README.md for a pair set, whose `lengths` are those of `karma.pairs.lengths`."""

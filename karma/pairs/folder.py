@@ -18,6 +18,7 @@ from karma.files import make_workspace, remove_leftovers, save_json
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file
+from karma.pairs.join import Joined
 from karma.pairs.lengths import LengthBias
 from karma.pairs.pairs import _SLICE_ROWS, CONFIDENCE, PAIR_SCHEMA, PairSet
 from karma.pairs.publish import check_targets, publish_all
@@ -29,6 +30,44 @@ _PLAIN_COLUMNS = [
     in ("source", "chosen_model", "rejected_model", "chosen_score", "rejected_score", "kinship", "strategy", CONFIDENCE)
 ]
 _DICTIONARY = [*_PLAIN_COLUMNS, *(f"{c}.list.element.role" for c in ("prompt", "chosen", "rejected"))]
+
+
+@dataclass
+class PairFile:
+    """Pairs while they are written to a parquet file, with what is counted of them on the way.
+
+    Attributes:
+        path: of the file.
+        facts, lengths: for the card and the books.
+    """
+
+    path: Path
+    schema: pa.Schema = field(default_factory=lambda: PAIR_SCHEMA)
+    facts: CardFacts = field(default_factory=CardFacts)
+    lengths: LengthBias = field(default_factory=LengthBias)
+
+    def __post_init__(self) -> None:
+        self._writer = pq.ParquetWriter(self.path, self.schema, use_dictionary=_DICTIONARY)
+
+    def write(self, table: pa.Table) -> None:
+        """Append pairs, as a row group of their own."""
+        if table.num_rows:
+            self._writer.write_table(table)
+            self.facts.add(table)
+            self.lengths.add(table)
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+@dataclass(frozen=True)
+class PairPart:
+    """A finished file of some pairs, wherever it was written, with what was counted of them."""
+
+    path: Path
+    facts: CardFacts
+    lengths: LengthBias
 
 
 @dataclass
@@ -46,23 +85,33 @@ class PairFolder:
                 raise InputError(f"{self.folder} is a file: give a folder to write to")
             check_targets(self.folder)
             remove_leftovers(self.folder.parent, self.folder.name)
-            self._hidden = make_workspace(self.folder)
+            self.hidden = make_workspace(self.folder)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error.strerror}") from error
-        self._writer = pq.ParquetWriter(self._hidden / "pairs.parquet", self.schema, use_dictionary=_DICTIONARY)
+        self._pairs = self.hidden / "pairs.parquet"
+        self._file: PairFile | None = None
+        self._joined: Joined | None = None
         self._facts, self._lengths = CardFacts(), LengthBias()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        shutil.rmtree(self._hidden, ignore_errors=True)
+        try:
+            self._close()
+        finally:
+            shutil.rmtree(self.hidden, ignore_errors=True)
 
     def write(self, table: pa.Table) -> None:
         """Append pairs."""
-        if table.num_rows:
-            self._writer.write_table(table)
-            self._facts.add(table)
-            self._lengths.add(table)
+        self._file = self._file or PairFile(self._pairs, self.schema, self._facts, self._lengths)
+        self._file.write(table)
+
+    def take(self, part: PairPart) -> None:
+        """Append the pairs of a file and remove it: another way than `write`, to the same bytes."""
+        self._joined = self._joined or Joined(self._pairs)
+        self._joined.add(part.path)
+        self._facts.merge(part.facts)
+        self._lengths.merge(part.lengths)
+        part.path.unlink()
 
     def finish(self, accounting: Accounting, command: str) -> None:
         """Write the books and the card, and move all into place."""
@@ -72,12 +121,16 @@ class PairFolder:
     def prepare(self, accounting: Accounting, command: str, n_stages: int | None = None) -> None:
         """Write the books and the card beside the pairs, and put these in curriculum order if asked."""
         accounting.check()
-        self._writer.close()
+        if not self._joined:
+            self.write(self.schema.empty_table())
+        else:
+            self._joined.finish()
+        self._close()
         if n_stages is not None:
-            order_file(self._hidden / "pairs.parquet", n_stages, _DICTIONARY)
+            order_file(self._pairs, n_stages, _DICTIONARY)
         lengths = self._lengths.as_dict()
-        save_json(accounting.as_dict() | {"length_bias": lengths}, self._hidden / "accounting.json")
-        (self._hidden / "README.md").write_text(build_card(accounting, self._facts, lengths, command), "utf-8")
+        save_json(accounting.as_dict() | {"length_bias": lengths}, self.hidden / "accounting.json")
+        (self.hidden / "README.md").write_text(build_card(accounting, self._facts, lengths, command), "utf-8")
 
     def publish(self) -> None:
         """Move the finished files into place, all or none; an earlier set's exports go, other files stay."""
@@ -86,7 +139,12 @@ class PairFolder:
     @property
     def place(self) -> tuple[Path, Path]:
         """The hidden folder and the one that its files are for."""
-        return self._hidden, Path(self.folder)
+        return self.hidden, Path(self.folder)
+
+    def _close(self) -> None:
+        for stream in (self._file, self._joined):
+            if stream:
+                stream.close()
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class LengthBias:
         self.total += int(difference.sum())
         self.squares += int((difference * difference).sum())
 
+    def merge(self, other: "LengthBias") -> None:
+        """Add the counts and sums of other pairs; all are whole numbers, so that no order matters."""
+        for name in vars(other):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def as_dict(self) -> Lengths:
         """Return what accounting.json and the card say; None where there is no pair, or no interval from one pair."""
         names = ("share_longer", "share_low", "share_high", "mean_difference", "difference_low", "difference_high")
