@@ -24,6 +24,7 @@ def cluster():
     """Two nodes, the head's and one to lose; workers find the tests beside the package."""
     from ray.cluster_utils import Cluster
 
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's workers are nice (15) and would wait for whatever else is tested
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     running.add_node(num_cpus=1)
