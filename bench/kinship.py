@@ -17,23 +17,27 @@ import time
 import numpy as np
 import pandas as pd
 
+from karma.scores.table import ScoreTable, load_benchmarks
+
 GOAL_TIME, GOAL_GIB = 3.0, 1.0
 N_BENCHMARKS, N_REPEATS = 6, 5
 
 
-def build_scores(n_models: int) -> pd.DataFrame:
-    return pd.DataFrame(np.random.default_rng(0).random((n_models, N_BENCHMARKS)))
+def build_scores(n_models: int) -> ScoreTable:
+    known = load_benchmarks().head(N_BENCHMARKS)
+    scores = pd.DataFrame(np.random.default_rng(0).random((n_models, N_BENCHMARKS)), columns=known.index)
+    return ScoreTable(scores, known)
 
 
-def run_bare(scores: pd.DataFrame) -> None:
-    values = scores.to_numpy(dtype=np.float32)
+def run_bare(table: ScoreTable) -> None:
+    values = table.scores.to_numpy(dtype=np.float32)
     (values @ values.T).argmax(axis=1)
 
 
-def run_ours(scores: pd.DataFrame) -> None:
+def run_ours(table: ScoreTable) -> None:
     from karma.kinship.similarity import compute_nearest_kin
 
-    compute_nearest_kin(scores)
+    compute_nearest_kin(table)
 
 
 def measure(task, n_models: int, connection) -> None:

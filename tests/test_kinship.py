@@ -22,7 +22,7 @@ from karma.kinship.similarity import (
 )
 from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.read import load_score_table
-from karma.scores.table import ScoreTable, load_benchmarks
+from karma.scores.table import MEASURES, ScoreTable, load_benchmarks, set_kinship
 from karma.study.experiment import load_experiment
 
 HIGHEST_COSINES = [
@@ -162,17 +162,20 @@ def test_nearest_kin_is_the_largest_off_the_diagonal(paper):
     normalized = compute_normalized(paper)
     kinship = compute_cosine(normalized).to_numpy(copy=True)
     np.fill_diagonal(kinship, -1)
-    nearest = compute_nearest_kin(normalized)
+    nearest = compute_nearest_kin(paper)
     assert nearest["nearest_kin"].tolist() == paper.scores.index[kinship.argmax(axis=1)].tolist()
     np.testing.assert_allclose(nearest["kinship"], kinship.max(axis=1), atol=1e-12)
 
 
 def test_nearest_kin_across_block_borders():
     rng = np.random.default_rng(0)
-    values = pd.DataFrame(rng.random((600, 6)))
-    kinship = compute_cosine(values).to_numpy(copy=True)
-    np.fill_diagonal(kinship, -1)
-    assert compute_nearest_kin(values)["nearest_kin"].tolist() == kinship.argmax(axis=1).tolist()
+    for measure in MEASURES:
+        table = set_kinship(build(rng.random((600, 6))), measure)
+        kinship = compute_kinship(table).to_numpy(copy=True)
+        np.fill_diagonal(kinship, -1)
+        found = compute_nearest_kin(table)
+        assert found["nearest_kin"].tolist() == table.scores.index[kinship.argmax(axis=1)].tolist()
+        np.testing.assert_allclose(found["kinship"], kinship.max(axis=1), atol=1e-12)
 
 
 def test_a_copy_above_its_father_is_told():
@@ -198,3 +201,53 @@ def test_kinship_by_pair_is_the_matrix_whatever_is_asked_beside():
     )
     for k in range(0, len(one), 501):
         assert lazy[one[k : k + 1], other[k : k + 1]][0] == lazy[one, other][k]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@settings(max_examples=25, deadline=None)
+@given(VALUES.filter(usable), st.integers(0, 6), st.booleans())
+def test_kinship_of_some_models_is_that_of_the_whole_table_to_the_last_bit(measure, values, first, weighted):
+    table = build(values)
+    weights = {name: 1 + 2 * place for place, name in enumerate(table.scores)} if weighted else None
+    table = set_kinship(table, measure, weights)
+    whole = compute_kinship(table)
+    some = [*table.scores.index[first % len(whole) :], table.scores.index[0]]
+    assert np.array_equal(compute_kinship(table, some), whole.loc[some, some])
+    assert np.array_equal(whole, whole.T) and whole.to_numpy().max() <= 1
+
+
+def test_measures_by_eye():
+    table = build([[0.0, 0.0], [0.2, 0.2], [0.9, 0.9], [1.0, 0.0], [0.0, 1.0]])
+    kin = {name: compute_kinship(set_kinship(table, name)) for name in MEASURES}
+    assert kin["cosine"].loc["m1", "m2"] == 1  # blind to level
+    assert kin["rmsd"].loc["m1", "m2"] == pytest.approx(0.3)  # .7 apart on both
+    assert kin["rank"].loc["m1", "m2"] == pytest.approx(1 - 0.25)  # the ranks .5 and .75, of five models
+    assert kin["centred_cosine"].loc["m1", "m2"] == pytest.approx(-1)  # below the mean, .42, and above it
+    assert kin["cosine"].loc["m0"].eq(0).all() and kin["rmsd"].loc["m0", "m0"] == 1  # last everywhere
+
+
+def test_weights_of_capabilities_are_shared_and_reach_kinship(paper):
+    alone = set_kinship(paper, weights={"knowledge": 1, "reasoning": 0, "instruction following": 0})
+    knowledge = compute_cosine(compute_normalized(paper)[["mmlu_stem", "mmlu_pro"]])
+    np.testing.assert_allclose(compute_kinship(alone), knowledge, atol=1e-12)
+    like = set_kinship(paper, "rmsd", dict.fromkeys(paper.scores, 3.0))
+    np.testing.assert_allclose(compute_kinship(like), compute_kinship(set_kinship(paper, "rmsd")), atol=1e-12)
+    assert compute_s_pref(alone).equals(compute_s_pref(paper))
+    assert list_pairs(alone, 0.1).set_index(["chosen", "rejected"])["kinship"].loc["GPT-4", "bard"] == pytest.approx(
+        knowledge.loc["GPT-4", "bard"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("measure", "weights", "message"),
+    [
+        ("euclid", None, "kinship.measure is 'euclid': choose from cosine, centred_cosine, rmsd, rank"),
+        (None, {"knowlege": 1}, "kinship.weights: 'knowlege' is no capability and no benchmark: choose from"),
+        (None, {"knowledge": 1}, r"'ifeval' has no weight: name it or its capability \('instruction following'\)"),
+        (None, {"knowledge": -1}, "'knowledge' weighs -1: give 0 or more"),
+        (None, {"knowledge": 0, "reasoning": 0, "instruction following": 0}, "all are 0: weigh at least one"),
+    ],
+)
+def test_measures_and_weights_that_cannot_be_used(paper, measure, weights, message):
+    with pytest.raises(InputError, match=message):
+        set_kinship(paper, measure, weights)

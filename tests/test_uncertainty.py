@@ -157,7 +157,7 @@ def test_tau_sweep(paper):
 def test_sensitivity(paper):
     result = compute_sensitivity(paper, build_sets(16, 4, np.random.default_rng(0)), 0.1)
     shares = result.set_index(["variant", "strategy"])["sets_changed"]
-    assert result["variant"].nunique() == 10  # the paper's, raw, six benchmarks left out, Pearson, Euclidean
+    assert result["variant"].nunique() == 12  # the paper's, raw, six benchmarks left out, Pearson, 3 measures
     assert (shares["as in the paper"] == 0).all()
     assert shares["Euclidean, not cosine", "k_score"] == 0  # K_score looks at no similarity but tau
     assert shares["without HellaSwag", "k_sim"] == pytest.approx(0.47, abs=0.005)

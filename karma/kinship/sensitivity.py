@@ -5,16 +5,19 @@ Each variant changes one thing and repeats all choices: among all models, and in
 dropped as before; the variant is then the measure alone. Limit: variants are not combined.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
-from karma.kinship.clusters import compute_distance
-from karma.kinship.similarity import compute_cosine
-from karma.scores.normalise import compute_normalized
-from karma.scores.table import ScoreTable
+from karma.kinship.similarity import build_rows, compare_rows, compute_cosine, compute_kinship, list_weights
+from karma.scores.normalise import DECIMALS, compute_normalized, compute_s_pref
+from karma.scores.table import ScoreTable, set_kinship
 from karma.strategies import choose_in_sets
 from karma.vocabulary import KINSHIP_STRATEGIES
 
+OTHER_MEASURES = {"cosine": "cosine", "centred_cosine": "centred cosine, not cosine", "rmsd": "Euclidean, not cosine",
+                  "rank": "ranks, not cosine"}  # fmt: skip
 TAUS = np.round(np.linspace(0, 1, 101), 2)
 
 
@@ -43,22 +46,30 @@ def sweep_tau(kinship: pd.DataFrame, taus: np.ndarray = TAUS) -> pd.DataFrame:
 
 
 def build_variants(table: ScoreTable) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return S_pref (n) and similarity (n x n) of each variant; the first is the paper's."""
-    normalized = compute_normalized(table)
-
-    def describe(rows: pd.DataFrame, similarity: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        cosine = compute_cosine(rows).to_numpy() if similarity is None else similarity
-        return rows.mean(axis=1).round(12).to_numpy(), cosine
-
-    variants = {"as in the paper": describe(normalized), "raw scores, not min-max": describe(table.scores)}
-    if normalized.shape[1] > 1:
-        for name in normalized:
-            variants[f"without {table.benchmarks.loc[name, 'title']}"] = describe(normalized.drop(columns=name))
-    centred = normalized.sub(normalized.mean(axis=1), axis=0)
-    if normalized.shape[1] > 2:
-        variants["Pearson, not cosine"] = describe(normalized, compute_cosine(centred).to_numpy())
-    variants["Euclidean, not cosine"] = describe(normalized, 1 - compute_distance(normalized, "rmsd").to_numpy())
+    """Return S_pref (n) and kinship (n x n) of each variant; the first is the table as it stands (the paper's)."""
+    is_papers = table.measure == "cosine" and not table.weights
+    variants = {"as in the paper" if is_papers else "as it stands": _describe(table)}
+    rows = build_rows(table.scores.to_numpy(dtype=float), table.measure, list_weights(table))
+    raw = compare_rows(rows, rows, table.measure).round(DECIMALS)
+    variants["raw scores, not min-max"] = table.scores.mean(axis=1).round(DECIMALS).to_numpy(), raw
+    names = list(table.scores) if table.scores.shape[1] > 1 else []
+    for name in names:
+        rest = [other for other in names if other != name]
+        without = replace(table, scores=table.scores[rest], benchmarks=table.benchmarks.loc[rest])
+        if not table.weights or any(table.weights[other] for other in rest):
+            variants[f"without {table.benchmarks.loc[name, 'title']}"] = _describe(without)
+    normalized, s_pref = compute_normalized(table), variants[next(iter(variants))][0]
+    if len(names) > 2:
+        profile = normalized.sub(normalized.mean(axis=1), axis=0)
+        variants["Pearson, not cosine"] = s_pref, compute_cosine(profile).to_numpy()
+    for measure, title in OTHER_MEASURES.items():
+        if measure != table.measure:
+            variants[title] = _describe(set_kinship(table, measure))
     return variants
+
+
+def _describe(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
+    return compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
 
 
 def compute_sensitivity(table: ScoreTable, sets: np.ndarray, tau: float) -> pd.DataFrame:
@@ -75,12 +86,13 @@ def compute_sensitivity(table: ScoreTable, sets: np.ndarray, tau: float) -> pd.D
         is another), tau (after matching the number of dropped pairs).
     """
     variants = build_variants(table)
-    paper_s_pref, paper_kinship = variants["as in the paper"]
+    first = next(iter(variants))
+    paper_s_pref, paper_kinship = variants[first]
     everyone, names, rows = np.arange(len(table.scores))[None, :], table.scores.index, []
     upper = np.triu_indices(len(names), k=1)
     n_dropped = int((paper_kinship[upper] < tau).sum())
     for variant, (s_pref, similarity) in variants.items():
-        level = tau if variant == "as in the paper" else match_tau(similarity[upper], n_dropped)
+        level = tau if variant == first else match_tau(similarity[upper], n_dropped)
         for strategy in KINSHIP_STRATEGIES:
             overall = choose_in_sets(s_pref, similarity, everyone, strategy, level)[0]
             reference = choose_in_sets(paper_s_pref, paper_kinship, everyone, strategy, tau)[0]

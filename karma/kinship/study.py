@@ -5,6 +5,7 @@
 a gigabyte. Limit: uncertainty needs the number of items behind each score; where it is unknown those parts are None.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from karma.kinship.uncertainty import (
 )
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
 from karma.scores.read import save_score_table
-from karma.scores.table import ScoreTable
+from karma.scores.table import ScoreTable, set_kinship
 from karma.strategies import build_sets
 from karma.vocabulary import KINSHIP_STRATEGIES
 
@@ -82,6 +83,8 @@ def build_study(
     distance: str,
     linkage: str,
     cut: float,
+    measure: str | None = None,
+    weights: Mapping[str, float] | None = None,
     seed: int = 0,
     n_draws: int = 2000,
 ) -> KinshipStudy:
@@ -93,15 +96,17 @@ def build_study(
         distance: of the dendrograms: rmsd or cosine.
         linkage: average, complete, single or ward.
         cut: distance below which branches are one cluster.
+        measure, weights: of kinship (`karma.scores.table.set_kinship`); None: the table's own.
         seed: of bootstrap and permutations.
         n_draws: bootstrap draws.
 
     Raises:
         InputError: a setting out of range.
     """
+    table = set_kinship(table, measure, weights)
     rng = np.random.default_rng(seed)
     normalized = compute_normalized(table)
-    nearest = compute_nearest_kin(normalized)
+    nearest = compute_nearest_kin(table)
     s_pref = compute_s_pref(table).to_frame()
     agreement = _compute_agreement(table, nearest, rng)
     study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
@@ -170,6 +175,8 @@ def describe_study(study: KinshipStudy) -> dict[str, Any]:
         "source": study.table.source,
         "n_origin_models": len(study.s_pref),
         "tau": study.tau,
+        "measure": study.table.measure,
+        "weights": dict(study.table.weights),
         "n_pairs": n_pairs,
         "n_eligible_pairs": eligible,
         "strategies": picks,

@@ -16,7 +16,14 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.kinship.similarity import MAX_SQUARE, compute_kinship, compute_unit_rows, list_pairs
+from karma.kinship.similarity import (
+    MAX_SQUARE,
+    build_rows,
+    compare_rows,
+    compute_kinship,
+    list_pairs,
+    list_weights,
+)
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import DECIMALS, compute_s_pref
 from karma.scores.table import ScoreTable
@@ -34,7 +41,7 @@ class Bootstrap:
 
     Attributes:
         s_pref: draws x n models.
-        kinship: draws x n x n, cosine.
+        kinship: draws x n x n, by the table's measure.
         n_discarded: draws left out, because all models were equal on a benchmark and min-max undefined.
     """
 
@@ -55,8 +62,8 @@ def draw_tables(table: ScoreTable, rng: np.random.Generator, n_draws: int = 2000
         InputError: the number of items is unknown, or no draw could be normalised.
     """
     normalized = _draw_normalized(table, rng, n_draws)
-    unit = compute_unit_rows(normalized)
-    return Bootstrap(normalized.mean(axis=2), unit @ unit.transpose(0, 2, 1), n_draws - len(normalized))
+    rows = build_rows(normalized, table.measure, list_weights(table))
+    return Bootstrap(normalized.mean(axis=2), compare_rows(rows, rows, table.measure), n_draws - len(normalized))
 
 
 def limit_draws(n_models: int, n_draws: int = 2000) -> int:
@@ -100,7 +107,7 @@ def compute_pair_uncertainty(table: ScoreTable, draws: Bootstrap, tau: float) ->
     place = {model: i for i, model in enumerate(table.scores.index)}
     one, other = (pairs[c].map(place).to_numpy() for c in ("chosen", "rejected"))
     cosine = draws.kinship[:, one, other]
-    low, high = _reach_back(cosine, pairs["kinship"].to_numpy())
+    low, high = _reach_back(cosine, pairs["kinship"].to_numpy(), -1 if table.measure == "centred_cosine" else 0)
     flips = _compute_lower_share(draws.s_pref[:, one], draws.s_pref[:, other])
     crosses = ((cosine >= tau) != pairs["eligible"].to_numpy()).mean(axis=0)
     return pairs.assign(kinship_low=low, kinship_high=high, p_flip=flips, p_other_side=crosses,
@@ -149,11 +156,14 @@ def compute_label_confidence(table: ScoreTable, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(confidence, names, names).loc[table.scores.index, table.scores.index]
 
 
-def _reach_back(drawn: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the interval of drawn cosines joined with its mirror image at the measured ones (as angles)."""
+def _reach_back(drawn: np.ndarray, measured: np.ndarray, least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interval of drawn cosines, at least `least`, joined with its mirror image at the measured ones.
+
+    Mirrored are angles. Other measures lie in [0, 1] as well and are treated alike; their coverage is not simulated.
+    """
     low, high = quantiles(drawn)
-    centre, near, far = (np.arccos(np.clip(values, 0, 1)) for values in (measured, high, low))
-    mirrored = np.cos(np.minimum(2 * centre - near, np.pi / 2)), np.cos(np.maximum(2 * centre - far, 0))
+    centre, near, far = (np.arccos(np.clip(values, least, 1)) for values in (measured, high, low))
+    mirrored = np.cos(np.minimum(2 * centre - near, np.arccos(least))), np.cos(np.maximum(2 * centre - far, 0))
     return np.minimum(low, mirrored[0]), np.maximum(high, mirrored[1])
 
 

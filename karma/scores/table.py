@@ -5,8 +5,8 @@ chance. A doubtful table is refused, never repaired: min-max and cosine turn a w
 wrong answer for every model. Limit: a table is rectangular; a model without one score has no place in it.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -16,8 +16,9 @@ import pandas as pd
 from karma.errors import InputError
 from karma.scores.names import canonical_model_name
 
-FACT_COLUMNS = ("developer", "base_model", "size_b", "family")
+FACT_COLUMNS = ("developer", "base_model", "size_b", "family", "merged", "tuning_data")
 PAPER_TABLES = files("karma") / "data" / "paper"
+MEASURES = ("cosine", "centred_cosine", "rmsd", "rank")  # of kinship; what each is: karma.kinship.similarity
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +30,14 @@ class ScoreTable:
         benchmarks: benchmark of `scores` x (title, capability, answer_form, chance or NaN).
         n_items: benchmark -> number of items behind each score, or None where unknown.
         n_items_source: "measured", or on what assumption.
-        facts: origin_model x (developer, base_model, size_b in 1e9 parameters, family); missing: unknown.
+        facts: origin_model x (developer, base_model, size_b in 1e9 parameters, family, merged, tuning_data), as
+            declared; missing: unknown.
         notes: what a reader should know: averages that disagree, benchmarks left out.
         source: file or study the table comes from.
         case_sensitive: whether names that differ in capitals are different models.
+        measure: of kinship between its models, one of MEASURES; the paper's is the cosine. It is the table's, so that
+            pairs, intervals and figures of one table cannot speak of different kinships.
+        weights: benchmark -> its weight in kinship; empty: all alike, as in the paper. S_pref knows no weights.
 
     Raises:
         InputError: fewer than two models, a repeated model, a missing or impossible score, a constant column.
@@ -46,10 +51,61 @@ class ScoreTable:
     notes: tuple[str, ...] = ()
     source: str = "memory"
     case_sensitive: bool = False
+    measure: str = "cosine"
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_models(self.scores.index, self.source, self.case_sensitive)
         check_scores(self.scores, self.source)
+
+
+def set_kinship(
+    table: ScoreTable, measure: str | None = None, weights: Mapping[str, float] | None = None
+) -> ScoreTable:
+    """Return the table with another measure of kinship, or other weights.
+
+    Args:
+        table: origin models x benchmarks.
+        measure: one of MEASURES; None: the table's own.
+        weights: of benchmarks, by name, or of capabilities, whose benchmarks share theirs alike (so that equal weights
+            make capabilities count alike, however many benchmarks each has); None or empty: the table's own.
+
+    Raises:
+        InputError: an unknown measure or name, a benchmark without a weight, a weight below 0, or none above it.
+
+    Example:
+        >>> from karma.scores.read import load_score_table
+        >>> set_kinship(load_score_table("paper"), weights={"knowledge": 1, "reasoning": 1, "ifeval": 0}).weights
+        ... # doctest: +NORMALIZE_WHITESPACE
+        {'ifeval': 0.0, 'mmlu_stem': 0.5, 'mmlu_pro': 0.5, 'hellaswag': 0.3333333333333333,
+        'arc_easy': 0.3333333333333333, 'arc_challenge': 0.3333333333333333}
+    """
+    if measure is not None and measure not in MEASURES:
+        raise InputError(f"kinship.measure is '{measure}': choose from {', '.join(MEASURES)}")
+    return replace(table, measure=measure or table.measure,
+                   weights=_share_weights(table, weights) if weights else table.weights)  # fmt: skip
+
+
+def _share_weights(table: ScoreTable, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return a weight for every benchmark: its own, else its share of its capability's."""
+    capability = table.benchmarks["capability"]
+    for name, weight in weights.items():
+        if name not in capability.index and name not in set(capability):
+            known = ", ".join([*capability.unique(), *capability.index])
+            raise InputError(f"kinship.weights: '{name}' is no capability and no benchmark: choose from {known}")
+        if not 0 <= weight < np.inf:
+            raise InputError(f"kinship.weights: '{name}' weighs {weight}: give 0 or more")
+    shared = capability[[name for name in capability.index if name not in weights]]
+    found = {}
+    for name in table.scores:
+        if name not in weights and capability[name] not in weights:
+            raise InputError(f"kinship.weights: '{name}' has no weight: name it or its capability "
+                             f"('{capability[name]}'); 0 leaves it out")  # fmt: skip
+        share = int((shared == capability[name]).sum())
+        found[str(name)] = float(weights[name] if name in weights else weights[capability[name]] / share)
+    if not any(found.values()):
+        raise InputError("kinship.weights: all are 0: weigh at least one benchmark")
+    return found
 
 
 @cache

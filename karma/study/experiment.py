@@ -152,7 +152,8 @@ def load_base() -> Settings:
     """Return base.yaml's values: from the clone, or from the installed wheel."""
     packaged = Path(str(files("karma") / "data" / "base.yaml"))
     path = packaged if packaged.is_file() else find_project_root() / "params" / "base.yaml"
-    return _validate({**_load_yaml(path), "scores": {"table": "paper"}}, path)
+    values = _load_yaml(path)
+    return _validate({**values, "scores": {**values["scores"], "table": "paper"}}, path)
 
 
 def find_experiment_file(path: str | Path) -> tuple[Path, Path]:

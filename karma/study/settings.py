@@ -152,12 +152,16 @@ class Scores(_Strict):
     """The score table that kinship is computed from."""
 
     table: str
+    columns: str | None
+    missing: Literal["refuse", "drop_model", "drop_benchmark"]
 
 
 class Kinship(_Strict):
-    """Threshold and clustering."""
+    """Threshold, measure and clustering."""
 
     tau: float = Field(ge=-1, le=1)
+    measure: Literal["cosine", "centred_cosine", "rmsd", "rank"]
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     distance: Literal["rmsd", "cosine"]
     linkage: Literal["average", "complete", "single", "ward"]
     cut: float = Field(gt=0)
