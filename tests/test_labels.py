@@ -197,7 +197,7 @@ def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
     (out / "pool" / "accounting.json").write_text("{}")
     (out / "kinship").mkdir()
     compute_s_pref(table).rename("s_pref").rename_axis("origin_model").to_csv(out / "kinship" / "s_pref.csv")
-    for name in ("scores.csv", "scores_normalized.csv", "kinship.csv", "strategies.json"):
+    for name in ("scores.csv", "scores.columns.yaml", "scores_normalized.csv", "strategies.json"):
         (out / "kinship" / name).touch()
     pool = load_pool(out / "pool" / "pool.parquet")
     save_pair_sets(pool, table, {s: out / "pairs" / s for s in values["strategies"]}, tau=0.1, seed=0)

@@ -8,7 +8,7 @@ number of prompts leaves an interval wide where models are few.
 Paper: ours; Eq. 1 to 3 make the labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import atomic_path, save_json
-from karma.kinship.similarity import MAX_SQUARE, compute_cosine, compute_kinship
+from karma.kinship.similarity import MAX_SQUARE, compute_kinship
 from karma.kinship.uncertainty import (
     compute_label_confidence,
     compute_pair_uncertainty,
@@ -30,8 +30,9 @@ from karma.labels.comparisons import Comparisons, build_comparisons, measure_mod
 from karma.labels.judgments import Judgments
 from karma.labels.layouts import load_judgments
 from karma.labels.matching import match_models
+from karma.labels.measures import compare_measures, describe_measures
 from karma.labels.sets import list_sets, measure_strategies, pick_all
-from karma.scores.normalise import compute_normalized, compute_s_pref
+from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
 from karma.study.settings import Labels as LabelSettings
@@ -50,6 +51,7 @@ class RecordedAudit:
         sensitivity: by tie cut and normalisation. models: who is mislabelled. surface: gap x kinship.
         books: accounting.json. source: for captions.
         calibration: calibration.json and its curve; None where there is too little, `books` says of what.
+        measures: measures.csv, strategies by other measures of kinship.
     """
 
     accuracy: pd.DataFrame
@@ -61,6 +63,7 @@ class RecordedAudit:
     books: dict[str, Any]
     source: str
     calibration: CalibrationAudit | None = None
+    measures: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def audit_recorded(
@@ -101,14 +104,14 @@ def audit_recorded(
     picks = pick_all(comparisons, sets, tau, seed)
     strategies = measure_strategies(comparisons, picks, sets, tie)
     accuracy = measure_slices(comparisons, tie)
+    measures = compare_measures(comparisons, small, sets, tie=tie, tau=tau, seed=seed)
     parts = []
     for cut in sorted({*TIES, tie}):
         own = strategies if cut == tie else measure_strategies(comparisons, picks, sets, cut)
         every = accuracy if cut == tie else measure_slices(comparisons, cut).head(1)
         parts.append(_stack("tie", cut, every, own))
-    normalized = compute_normalized(table)
     whole = compute_s_pref(table)[rows].set_axis(names)
-    kin = compute_cosine(normalized.loc[rows].set_axis(names))
+    kin = compute_kinship(table, rows).set_axis(names).set_axis(names, axis=1)
     over_all = replace(build_comparisons(kept, whole, kin), confidence=comparisons.confidence)
     moved = measure_strategies(over_all, pick_all(over_all, sets, tau, seed), sets, tie)
     parts.append(_stack("normalised by", "judged models", accuracy, strategies))
@@ -125,7 +128,7 @@ def audit_recorded(
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
                          measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
-                         kept.source, calibration)  # fmt: skip
+                         kept.source, calibration, measures)  # fmt: skip
 
 
 def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
@@ -199,6 +202,8 @@ def save_recorded(audit: RecordedAudit, folder: Path) -> None:
               "models": audit.models, "surface": audit.surface}  # fmt: skip
     if len(audit.agreement):
         tables["agreement"] = audit.agreement
+    if len(audit.measures):
+        tables["measures"] = audit.measures
     for name, frame in tables.items():
         with atomic_path(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
@@ -226,6 +231,7 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
                  f"judged equal (within {books['tie']:g}), {books['equal_s_pref']:,} with equal S_pref")  # fmt: skip
     lines.append(f"label accuracy, all pairs: {_show(every)}")
     lines += [f"{row['strategy']}: {_show(row)}" for _, row in audit.strategies.iterrows()]
+    lines += describe_measures(audit.measures)
     lines += [f"agreement with a vote, {row['on']}: {row['judge']} {row['agreement']:.3f} [{row['low']:.3f}, "
               f"{row['high']:.3f}] of {row['n_votes']:,} votes" for _, row in audit.agreement.iterrows()]  # fmt: skip
     if books["rlaif_by_construction"]:
