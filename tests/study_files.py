@@ -129,7 +129,7 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
         files = {m: json.loads((out / "origins" / m / "scores.json").read_text()) for m in s.origin_models}
         (out / "kinship").mkdir(parents=True)
         save_score_table(build_score_table(files), out / "kinship" / "scores.csv")
-        for name in STAGES["02_kinship_analysis"].products[1:]:
+        for name in STAGES["02_kinship_analysis"].products[2:]:  # after the table and its column map
             (out / "kinship" / name).write_text("{}")
 
 

@@ -16,7 +16,7 @@ from karma.pairs.pairs import load_pairs
 from karma.pairs.premise import PARTS
 from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import compute_response_id, compute_row_id
-from karma.scores.read import load_score_table
+from karma.scores.read import load_score_table, save_score_table
 from karma.study.execute import run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,9 @@ def study(tmp_path_factory):
     shutil.copy(ROOT / "notebooks" / "03_binarization.ipynb", root / "notebooks")
     outputs = root / "outputs" / "demo"
     (outputs / "kinship").mkdir(parents=True)
-    for name in ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json"):
+    (outputs / "kinship" / "scores.csv").write_text(SCORES)
+    save_score_table(load_score_table(outputs / "kinship" / "scores.csv"), outputs / "kinship" / "scores.csv")
+    for name in ("scores_normalized.csv", "s_pref.csv"):
         (outputs / "kinship" / name).write_text(SCORES)
     (outputs / "kinship" / "strategies.json").write_text("{}")
     rows = list(make_rows(60, [line.split(",")[0] for line in SCORES.splitlines()[1:]]))

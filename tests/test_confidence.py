@@ -1,6 +1,5 @@
 """How sure labels are: exact probabilities, the rule by eye, the books, and every place where pairs are kept."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -112,7 +111,7 @@ def test_a_study_s_table_knows_how_many_items_were_asked(four, tmp_path):
     )
     again = load_score_table(tmp_path / "kinship" / "scores.csv")
     assert again.n_items == four.n_items and again.n_items_source == "measured"
-    (tmp_path / "kinship" / "strategies.json").write_text(json.dumps({"n_origin_models": 9, "n_items": {}}))
+    (tmp_path / "kinship" / "scores.columns.yaml").unlink()
     assert load_score_table(tmp_path / "kinship" / "scores.csv").n_items != four.n_items
 
 

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from karma.commands.options import Columns, Out, check_out, default
+from karma.commands.options import Columns, Measure, Missing, Out, Weight, check_out, default, load_scores
 from karma.labels.layouts import LAYOUTS, load_judgments
 from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
-from karma.scores.read import load_score_table
 
 
 def audit_labels(
@@ -17,6 +16,9 @@ def audit_labels(
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
     out: Out,
     columns: Columns = None,
+    missing: Missing = default("scores", "missing"),
+    measure: Measure = None,
+    weight: Weight = None,
     tie: Annotated[float, typer.Option(help="Judged values this close are equal, in the source's unit.")] = default(
         "labels", "tie"
     ),
@@ -41,14 +43,15 @@ def audit_labels(
 
 def run_audit_labels(
     judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
-    annotator: str | None, annotation: str, annotations: Path | None, beside: str | None,
+    annotator: str | None, annotation: str, annotations: Path | None, beside: str | None, missing: str = "refuse",
+    measure: str | None = None, weight: list[str] | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
     from karma.figures.labels import save_recorded_figures
     from karma.figures.style import set_style
 
     check_out(out)
-    table = load_score_table(scores, columns)
+    table = load_scores(scores, columns, missing, measure, weight)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)
     audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from karma.commands.options import Columns, Out, check_out, default
+from karma.commands.options import Columns, Measure, Missing, Out, Weight, check_out, default, load_scores
 from karma.errors import InputError
 from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
@@ -23,7 +23,6 @@ from karma.pairs.parallel import count_cores
 from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import ResponsePool, load_pool
-from karma.scores.read import load_score_table
 from karma.vocabulary import STRATEGIES
 
 _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
@@ -38,6 +37,9 @@ def binarize(
     ],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")] = "paper",
     columns: Columns = None,
+    missing: Missing = default("scores", "missing"),
+    measure: Measure = None,
+    weight: Weight = None,
     revision: Annotated[
         str | None, typer.Option(help="The Hub commit of the pool (UltraFeedback's is pinned).")
     ] = None,
@@ -119,7 +121,8 @@ def binarize(
 
 
 def run_binarize(
-    out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, revision: str | None, order: str,
+    out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, missing: str,
+    measure: str | None, weight: list[str] | None, revision: str | None, order: str,
     stages: int, annotations: Path | None, densities: Path | None, annotation: str, exclude_model: list[str],
     exclude_licence: list[str] | None,
     contaminated: Path | None, calibration: Path | None, strict: bool,
@@ -142,7 +145,8 @@ def run_binarize(
     _check_engine(engine, address, cores)
     excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     source = load_pool(pool, revision)
-    score_table = load_score_table(scores, columns)
+    score_table = load_scores(scores, columns, missing, measure, weight)
+    yield from (f"note: {note}" for note in score_table.notes if scores not in ("paper", "paper_four_digit"))
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
 
     def check(accounting: Accounting) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Columns, Out, default
+from karma.commands.options import Columns, Measure, Missing, Out, Weight, default, load_scores
 from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
 from karma.scores.read import load_score_table, merge_score_tables
 from karma.scores.table import ScoreTable
@@ -17,6 +17,9 @@ def kinship(
     out: Out,
     with_paper: Annotated[bool, typer.Option("--with-paper", help="Add the rows of the paper's Table 3.")] = False,
     columns: Columns = None,
+    missing: Missing = default("scores", "missing"),
+    measure: Measure = None,
+    weight: Weight = None,
     tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
     distance: Annotated[str, typer.Option(help="Of the dendrograms: rmsd or cosine.")] = default("kinship", "distance"),
     linkage: Annotated[str, typer.Option(help="average, complete, single or ward.")] = default("kinship", "linkage"),
@@ -26,15 +29,13 @@ def kinship(
     seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
 ) -> None:
     """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
-    for line in run_kinship(
-        scores, out, with_paper, columns, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed
-    ):
+    mine = load_scores(scores, columns, missing, measure, weight)
+    for line in run_kinship(mine, out, with_paper, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed):
         typer.echo(line)
 
 
-def run_kinship(scores: str, out: Path, with_paper: bool, columns: str | None, **settings: Any) -> Iterator[str]:
-    """Load a table, analyse it, and yield what to tell the user: the `karma kinship` command."""
-    mine = load_score_table(scores, columns)
+def run_kinship(mine: ScoreTable, out: Path, with_paper: bool, **settings: Any) -> Iterator[str]:
+    """Analyse a table, and yield what to tell the user: the `karma kinship` command."""
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
     study = analyse(table, out, **settings)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from karma.commands.options import Columns, Out, check_out, default, replace_options
+from karma.commands.options import Columns, Missing, Out, check_out, default, load_scores, replace_options
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -31,7 +31,6 @@ from karma.potential.selection import (
     is_signed,
 )
 from karma.scores.normalise import compute_s_pref
-from karma.scores.read import load_score_table
 from karma.study.experiment import load_base
 from karma.study.settings import Compute
 from karma.vocabulary import METRICS
@@ -60,6 +59,7 @@ def select(
         str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
     ] = None,
     columns: Columns = None,
+    missing: Missing = default("scores", "missing"),
     annotations: Annotated[
         Path | None, typer.Option(help="annotation: a parquet table of row_id, response_id, score.")
     ] = None,
@@ -88,7 +88,7 @@ def select(
 
 def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
-    implicit: str, reference: str | None, explicit: str, scores: str | None, columns: str | None,
+    implicit: str, reference: str | None, explicit: str, scores: str | None, columns: str | None, missing: str,
     annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int, **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
@@ -109,7 +109,7 @@ def run_select(
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
     table = load_annotations(annotations) if annotations else None
-    s_pref = compute_s_pref(load_score_table(scores, columns)).to_dict() if scores else None
+    s_pref = compute_s_pref(load_scores(scores, columns, missing)).to_dict() if scores else None
     found = find_scores(source.table, explicit, s_pref, table)
     check_weight(weight)
     _check_candidates(source, found, explicit, ratio, k)

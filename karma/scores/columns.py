@@ -2,51 +2,81 @@
 
 A column is in percent where its unit is declared so, where a cell carries a % sign, or where a value exceeds
 1; else in fractions. A column that mixes the two is refused rather than guessed at: .64 beside 86.4 is
-either a fraction or a very weak model, and both readings give plausible kinship. Limit: a percent column in
-which every model is below 1 % looks like fractions; declare its unit in a column map.
+either a fraction or a very weak model, and both readings give plausible kinship. A column map may name a scale of its
+own ([1, 10]) and say that lower is better; the kit's scores are fractions of which higher is better, always. Limit: a
+percent column in which every model is below 1 % looks like fractions; declare its unit in a column map.
 """
 
 import csv
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from karma.errors import InputError
 
-Unit = Literal["percent", "fraction"]
+
+def _read_unit(unit: object) -> object:
+    """Refuse in one sentence what is no unit, where pydantic would say why it is none of the three."""
+    if isinstance(unit, list | tuple) and len(unit) == 2 and all(isinstance(end, int | float) for end in unit):
+        if unit[0] < unit[1]:
+            return tuple(unit)
+    elif unit in ("percent", "fraction"):
+        return unit
+    raise ValueError(f"{unit!r} is no unit: write percent, fraction, or a scale as [lowest, highest]")
+
+
+Unit = Literal["percent", "fraction"] | tuple[float, float]
+_TOP = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0)}
+Fact = Literal["developer", "base_model", "size_b", "family", "merged", "tuning_data", "repository"]
 
 
 class Column(BaseModel):
-    """Where one benchmark's scores stand in a foreign table, and what is known about the benchmark."""
+    """Where one benchmark's scores stand in a foreign table, and what is known about the benchmark.
+
+    `chance` is the score of guessing as the kit reads it: a fraction of 1, higher is better.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     column: str
-    unit: Unit
+    unit: Annotated[Unit, BeforeValidator(_read_unit)]
     title: str
     capability: str
     answer_form: str = "multiple choice"
-    chance: float | None = None
-    n_items: int | None = None
+    chance: float | None = Field(default=None, ge=0, le=1)
+    n_items: int | None = Field(default=None, ge=1)
+    direction: Literal["higher", "lower"] = "higher"  # which is better
+
+
+class KinshipBy(BaseModel):
+    """The measure and weights that a table's kinship was computed by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measure: str = "cosine"
+    weights: dict[str, float] = {}
 
 
 class ColumnMap(BaseModel):
     """How to read a foreign table: its benchmarks, facts about its models, how a model is named.
 
     Of several columns that name a model, the first is its repository; the others tell evaluations of it
-    apart.
+    apart. What the kit writes beside a table of its own is such a map too, with what the CSV cannot say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    origin_model: list[str]
+    origin_model: Annotated[list[str], Field(min_length=1)]
     case_sensitive: bool = False
     benchmarks: dict[str, Column]
-    facts: dict[Literal["developer", "base_model", "size_b", "family"], str] = {}
+    facts: dict[Fact, str] = {}
     unknown: list[str] = []  # texts that stand for an unknown fact
+    n_items_source: str | None = None
+    kinship: KinshipBy = KinshipBy()
+    notes: list[str] = []
 
 
 def load_column_map(path: str | Path) -> ColumnMap:
@@ -104,7 +134,7 @@ def compute_fractions(cells: dict[str, str], column: str, file: str, unit: Unit 
         cells: origin model -> text, such as "86.4", "86.4%" or "0.864".
         column: its benchmark, for messages.
         file: the table's name, for messages.
-        unit: "percent" or "fraction" where declared; None infers it from the values.
+        unit: "percent", "fraction" or a scale (lowest, highest) where declared; None infers it from the values.
 
     Returns:
         Origin model -> score in [0, 1].
@@ -117,7 +147,7 @@ def compute_fractions(cells: dict[str, str], column: str, file: str, unit: Unit 
         {'GPT-4': 0.864, 'bard': 0.718}
         >>> compute_fractions({"GPT-4": "86.4%", "bard": "0.718"}, "mmlu_stem", "my.csv")
         Traceback (most recent call last):
-        karma.errors.InputError: my.csv, column 'mmlu_stem' mixes percent (GPT-4: 86.4%) with fraction (bard: 0.718): write all of it in one unit, or declare the unit in a column map
+        karma.errors.InputError: my.csv, column 'mmlu_stem' mixes percent (GPT-4: 86.4%) with fraction (bard: 0.718): write all of it in one unit, or declare it in a column map or by `karma read-scores --unit`
 
     Paper: Table 3 (five columns in percent, MMLU-Pro in fractions).
     """  # noqa: E501
@@ -130,23 +160,27 @@ def compute_fractions(cells: dict[str, str], column: str, file: str, unit: Unit 
         against = f"fraction ({other}: {cells[other]})" if other else "the declared unit, fraction"
         raise InputError(
             f"{file}, column '{column}' mixes percent ({one}: {cells[one]}) with {against}: "
-            "write all of it in one unit, or declare the unit in a column map"
+            "write all of it in one unit, or declare it in a column map or by `karma read-scores --unit`"
         )
     unit = unit or ("percent" if percent else "fraction")
-    top = 100 if unit == "percent" else 1
+    low, high = _TOP[unit] if isinstance(unit, str) else unit
     for model, value in values.items():
-        if not 0 <= value <= top:
+        if not low <= value <= high:
+            name = f"a score in {unit}" if isinstance(unit, str) else "its scale by the column map"
             raise InputError(
                 f"{file}, row '{model}', column '{column}': {cells[model]} is out of range: "
-                f"a score in {unit} lies between 0 and {top}; correct the cell"
+                f"{name} lies between {low:g} and {high:g}; correct the cell"
+                + ("" if 0 <= value <= high or isinstance(unit, tuple) else ", or name its scale in a column map")
             )
-    return {model: round(value / top, 15) if top == 100 else value for model, value in values.items()}
+    if unit == "fraction":
+        return values
+    return {model: round((value - low) / (high - low), 15) for model, value in values.items()}
 
 
 def _parse_cell(text: str, where: str) -> float:
     """Return the number in a cell; a % sign is allowed."""
     if not text:
-        raise InputError(f"{where} is empty: add the score, or remove the row; nothing is filled in")
+        raise InputError(f"{where} is empty: add the score, remove the row, or choose --missing; nothing is filled in")
     try:
         value = float(text.removesuffix("%"))
     except ValueError:

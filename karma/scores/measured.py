@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.read import _read_facts, load_score_table
-from karma.scores.table import ScoreTable, load_benchmarks
+from karma.scores.table import ScoreTable, load_benchmarks, set_kinship
 from karma.study.stages import Job
 
 
@@ -26,10 +26,15 @@ def load_study_table(job: Job) -> ScoreTable:
     Raises:
         InputError: see `karma.scores.load_score_table` and `build_score_table`.
     """
-    source = job.settings.scores.table
-    if source != "measured":
-        file = job.experiment.root / source
-        return load_score_table(file if file.is_file() else source)
+    return set_kinship(_load_table(job), job.settings.kinship.measure, job.settings.kinship.weights)
+
+
+def _load_table(job: Job) -> ScoreTable:
+    asked, root = job.settings.scores, job.experiment.root
+    if asked.table != "measured":
+        table, columns = (str(root / name) if name and (root / name).is_file() else name
+                          for name in (asked.table, asked.columns))  # fmt: skip
+        return load_score_table(table, columns, asked.missing)
     table = build_score_table(
         {origin.params["origin_model"]: load_json(origin.folder / "scores.json") for origin in job.inputs},
         drop_constant=True,

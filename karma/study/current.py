@@ -195,8 +195,10 @@ def _list_files(job: Job) -> list[str]:
     values, root = job.settings.as_dict(), job.experiment.root
     places = (("benchmarks", "folder"), ("pool", "instructions"), ("scores", "table"), ("pool", "source"),
               ("self_play", "prompts"), ("pairs", "calibration"), ("training", "accelerate"), ("labels", "judgments"),
-              ("labels", "scores"), ("labels", "columns"))  # fmt: skip
+              ("labels", "scores"), ("labels", "columns"), ("scores", "columns"))  # fmt: skip
     named = [values.get(section, {}).get(key) for section, key in places]
+    if table := values.get("scores", {}).get("table"):
+        named.append(str(Path(table).with_suffix(".columns.yaml")))  # what `karma read-scores` says of its columns
     named += [spec["path"] for spec in job.models.values()]
     named += ["karma/data/demo/held_out.jsonl"] if named[0] == PACKAGED_ITEMS else []  # part of the packaged items
     return [name for name in dict.fromkeys(named) if name and (root / name).exists()]

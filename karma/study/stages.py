@@ -164,7 +164,7 @@ _SELF_PLAY = tuple(
 )  # one more reruns none
 _EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
 _POLICY = ("benchmarks.policy", "benchmarks.policy_limits")
-_KINSHIP_FILES = ("scores.csv", "scores_normalized.csv", "s_pref.csv", "kinship.csv", "strategies.json")
+_KINSHIP_FILES = ("scores.csv", "scores.columns.yaml", "scores_normalized.csv", "s_pref.csv", "strategies.json")
 
 STAGES = {
     stage.name: stage
