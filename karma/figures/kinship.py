@@ -17,7 +17,7 @@ from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_
 
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
 from karma.kinship.clusters import group_benchmarks
-from karma.kinship.similarity import compute_kinship
+from karma.kinship.similarity import MAX_SQUARE, compute_kinship
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
 from karma.scores.table import ScoreTable
 from karma.strategies import build_sets, choose_in_sets
@@ -39,16 +39,19 @@ def find_worked_set(table: ScoreTable, tau: float, with_dropped: bool = False) -
         with_dropped: ask for a set in which tau drops a pair (for Figure 9) rather than none (Figure 3).
 
     Returns:
-        The first set of four, in the table's order, in which the strategies' picks differ most.
+        The first set of four, in the table's order, in which the strategies' picks differ most; of large tables, among
+        60 models spread over it.
     """
-    s_pref, kinship = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()
+    n = len(table.scores)
+    names = table.scores.index[np.linspace(0, n - 1, min(n, MAX_NAMED) if n > MAX_SQUARE else n).astype(int)].tolist()
+    s_pref, kinship = compute_s_pref(table)[names].to_numpy(), compute_kinship(table, names).to_numpy()
     sets = build_sets(len(s_pref), 4, np.random.default_rng(0))
     picks = np.stack([choose_in_sets(s_pref, kinship, sets, s, tau) for s in KINSHIP_STRATEGIES], axis=1)
     n_distinct = np.array([len({tuple(p) for p in row if p[0] >= 0}) for row in picks])
     low = np.array([kinship[np.ix_(row, row)][np.triu_indices(len(row), k=1)].min() for row in sets])
     fits = (low < tau) == with_dropped
     best = (n_distinct + 10 * fits).argmax()
-    return table.scores.index[sets[best]].tolist()
+    return [names[place] for place in sets[best]]
 
 
 def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> list[Axes]:
@@ -71,7 +74,7 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     raw, below = table.scores.loc[models], compute_below_chance(table).loc[models]
     marks = np.where(below, DAGGER, "")
     normalized, s_pref = compute_normalized(table).loc[models], compute_s_pref(table)[models]
-    kinship = compute_kinship(table).loc[models, models]
+    kinship = compute_kinship(table, models)
     draw_cells(axes[0], raw, models, titles, raw.mul(100).map("{:.1f}".format).to_numpy() + marks)
     axes[0].set_title("a  Scores (%)", loc="left", fontweight="bold")
     draw_cells(axes[1], normalized.assign(s_pref=s_pref), [""] * n, [*titles, "S$_{pref}$"])

@@ -6,6 +6,8 @@ Decision: pairs below tau stand in the calculation, struck out, since tau is app
 four models fit; their minima and maxima are those of the whole table, which is not shown.
 """
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -45,7 +47,7 @@ def compute_calculation(table: ScoreTable, models: list[str]) -> tuple[pd.DataFr
     """
     normalized, s_pref = compute_normalized(table).loc[models], compute_s_pref(table)[models]
     means = normalized.assign(s_pref=s_pref).sort_values("s_pref", ascending=False, kind="stable")
-    rows, kinship = means.drop(columns="s_pref"), compute_kinship(table)
+    rows, kinship = means.drop(columns="s_pref"), compute_kinship(_by_cosine(table), list(means.index))
     steps = {
         (x, y): [rows.loc[x] @ rows.loc[y], np.linalg.norm(rows.loc[x]), np.linalg.norm(rows.loc[y]), kinship.loc[x, y]]
         for k, x in enumerate(rows.index)
@@ -82,7 +84,7 @@ def plot_calculation(table: ScoreTable, models: list[str], tau: float) -> list[A
     shade[STEPS[:-1]] = 0.0  # only the cosine has a scale from 0 to 1
     draw_cells(axes[1], shade, [f"x = {letter[x]}, y = {letter[y]}" for x, y in cosines.index], STEPS, text)
     axes[1].set_title(f"b  {STRATEGIES['k_sim'].symbol}: x·y / (|x| |y|)", loc="left", x=-0.4, fontweight="bold")
-    kinship = compute_kinship(table).loc[names, names].to_numpy()
+    kinship = compute_kinship(_by_cosine(table), names).to_numpy()
     picks = {
         s: choose_in_sets(means["s_pref"].to_numpy(), kinship, np.arange(n)[None, :], s, tau)[0].tolist()
         for s in ("k_score", "k_sim")
@@ -102,6 +104,11 @@ def plot_calculation(table: ScoreTable, models: list[str], tau: float) -> list[A
         handles.append(Line2D([], [], color="black", linewidth=0.8, label=f"below τ = {tau:g}: not eligible"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return list(axes)
+
+
+def _by_cosine(table: ScoreTable) -> ScoreTable:
+    """Return the table with the paper's kinship, whose steps the figure shows, whatever a study measures by."""
+    return replace(table, measure="cosine", weights={})
 
 
 def _look(strategy: str) -> dict:

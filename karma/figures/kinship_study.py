@@ -10,6 +10,7 @@ from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_kinshi
 from karma.figures.kinship_calculation import plot_calculation
 from karma.figures.kinship_map import plot_pca
 from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
+from karma.figures.lineage import plot_lineage
 from karma.figures.style import save_figure
 from karma.kinship.clusters import compute_pca, compute_trees
 from karma.kinship.study import KinshipStudy
@@ -23,9 +24,11 @@ WORKED: dict[str, tuple[Any, bool]] = {
 
 
 def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
-    """Draw and save every figure of a study; above 500 models only the PCA."""
+    """Draw and save every figure of a study; above 500 models only the PCA and the lineage."""
     table = study.table
     figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
+    if study.fathers is not None and study.fathers["nearer"].notna().any():
+        figures["lineage"] = plot_lineage(study.fathers).figure
     if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
         for name, (plot, dropped) in WORKED.items():
             figures[name] = plot(table, find_worked_set(table, study.tau, dropped), study.tau)[0].figure

@@ -15,7 +15,9 @@ import pandas as pd
 
 from karma.files import atomic_path, save_json
 from karma.kinship.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
+from karma.kinship.lineage import Lineage, compare_fathers, describe_lineage, trace_lineage
 from karma.kinship.mantel import compute_kin_agreement, compute_mantel_table
+from karma.kinship.measures import describe_traps, find_traps
 from karma.kinship.sensitivity import compute_sensitivity, sweep_tau
 from karma.kinship.similarity import MAX_SQUARE, compute_choices, compute_kinship, compute_nearest_kin, list_pairs
 from karma.kinship.uncertainty import (
@@ -47,8 +49,10 @@ class KinshipStudy:
         pca: principal components of `normalized`.
         agreement: how often nearest kin share a base model, a family, a developer, against chance; a model
             evaluated anew, in another precision, is not its own kin.
-        kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus: None above 500 models.
+        kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus, traps: None above 500 models.
         choice_uncertainty: None where n_items is unknown, or above 500 models.
+        lineage, fathers, sons: who declares whom, and whether fathers are nearer to their sons than strangers
+            (`karma.kinship.lineage`); None where no model declares a father in the table.
         n_sets: sets of four models that `sensitivity` and `choice_uncertainty` look at.
         n_draws: bootstrap draws asked for: fewer than wanted above 100 models, to bound memory.
         n_discarded: bootstrap draws left out because min-max was undefined.
@@ -71,6 +75,10 @@ class KinshipStudy:
     sensitivity: pd.DataFrame | None = None
     taus: pd.DataFrame | None = None
     choice_uncertainty: pd.DataFrame | None = None
+    traps: pd.DataFrame | None = None
+    lineage: Lineage | None = None
+    fathers: pd.DataFrame | None = None
+    sons: pd.DataFrame | None = None
     n_sets: int = 0
     n_draws: int = 0
     n_discarded: int = 0
@@ -110,6 +118,7 @@ def build_study(
     s_pref = compute_s_pref(table).to_frame()
     agreement = _compute_agreement(table, nearest, rng)
     study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
+    study = _add_lineage(study, np.random.default_rng(seed))  # a generator of its own: no other draw moves
     if len(table.scores) > MAX_SQUARE:
         return study
     kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
@@ -119,6 +128,7 @@ def build_study(
         clusters=pd.DataFrame({g: compute_clusters(z, cut, d.index) for g, (d, z) in trees.items()}),
         mantel=compute_mantel_table(table, DISTANCES, rng), taus=sweep_tau(kinship),
         sensitivity=compute_sensitivity(table, sets, tau), pairs=list_pairs(table, tau),
+        traps=find_traps(table),
     )  # fmt: skip
     if table.n_items is not None:
         n_draws = limit_draws(len(table.scores), n_draws)
@@ -129,6 +139,14 @@ def build_study(
             choice_uncertainty=compute_choice_uncertainty(table, draws, sets, tau),
         )  # fmt: skip
     return study
+
+
+def _add_lineage(study: KinshipStudy, rng: np.random.Generator) -> KinshipStudy:
+    lineage = trace_lineage(study.table)
+    if lineage.sons.empty:
+        return study
+    fathers, sons = compare_fathers(study.table, lineage, rng)
+    return replace(study, lineage=lineage, fathers=fathers, sons=sons)
 
 
 def _compute_agreement(table: ScoreTable, nearest: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -151,6 +169,7 @@ def save_study(study: KinshipStudy, folder: str | Path) -> None:
         study.nearest, "kin_agreement.csv": study.agreement, "pca.csv": study.pca.positions, "kinship.csv":
         study.kinship, "pairs.csv": study.pairs, "clusters.csv": study.clusters, "mantel.csv": study.mantel,
         "sensitivity.csv": study.sensitivity, "tau.csv": study.taus, "choices.csv": study.choice_uncertainty,
+        "lineage.csv": study.fathers, "sons.csv": study.sons, "traps.csv": study.traps,
     }  # fmt: skip
     for name, frame in tables.items():
         if frame is None:
@@ -209,9 +228,12 @@ def summarize(study: KinshipStudy) -> list[str]:
         lines.append(f"{strategy}: {text}")
     if study.pairs is not None and "coin_flip" in study.pairs:
         lines.append(f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences are coin flips")
+    lines += [] if study.traps is None else describe_traps(study.traps)
     for label, row in study.agreement.dropna().iterrows():
         lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
                      f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip
+    if study.lineage is not None and study.fathers is not None:
+        lines += describe_lineage(study.fathers, study.lineage)
     return lines
 
 
