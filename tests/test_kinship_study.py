@@ -279,3 +279,22 @@ def test_column_map_names_an_absent_column(tmp_path):
     (tmp_path / "my.csv").write_text("name,Y\na,1\nb,0\n")
     with pytest.raises(InputError, match=r"my.csv has no column 'X', which the column map names"):
         load_score_table(tmp_path / "my.csv", tmp_path / "map.yaml")
+
+
+def test_notebook_on_the_whole_leaderboard(real_data, measured_job, tmp_path):
+    """3,827 models through 02, headless: nearest kin in place of the square, and the title's question answered."""
+    (tmp_path / "params" / "leaderboard.yaml").write_text(
+        "name: leaderboard\nmodels: {a: {hub: org/a}}\npolicies: [a]\n"
+        f"scores: {{table: {real_data / LEADERBOARD}, columns: open_llm_leaderboard_v2}}\nkinship: {{measure: rmsd}}\n"
+    )
+    job = run_stage("02_kinship_analysis", "params/leaderboard.yaml", {})
+    assert all(path.is_file() for path in job.products) and not (job.folder / "kinship.csv").exists()
+    assert len(pd.read_csv(job.folder / "nearest_kin.csv")) == 3827
+    assert {p.stem for p in (job.folder / "figures").iterdir()} == {
+        "figure3_worked_example", "figure9_worked_example", "figure4_pca", "lineage"}  # fmt: skip
+    fathers = pd.read_csv(job.folder / "lineage.csv", index_col=["measure", "strangers"])
+    assert fathers.loc[("rmsd", "all strangers"), "nearer"] == pytest.approx(0.758, abs=5e-4)
+    assert fathers.loc[("cosine", "strangers of like size"), "p"] > 0.05  # sons have their fathers' size
+    assert len(pd.read_csv(job.folder / "sons.csv")) == 553
+    again = load_score_table(job.folder / "scores.csv")
+    assert again.measure == "rmsd" and again.n_items["bbh"] == 5761 and again.facts["base_model"].notna().sum() == 3423

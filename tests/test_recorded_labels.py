@@ -28,6 +28,7 @@ from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import to_hex
 from karma.results.labels import show_labels
 from karma.scores.read import load_score_table
+from karma.scores.table import MEASURES
 from karma.statistics import compute_comparison_share
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +131,18 @@ def test_an_independent_loop_agrees(real_data, leaderboard):
         assert row["mean_s_pref_gap"] == pytest.approx(gap / n, abs=1e-9), name
     assert strategies.loc["random", "label_accuracy"] == pytest.approx(got.loc["all", "label_accuracy"], abs=0.02)
     assert strategies.loc["length", "label_accuracy"] == pytest.approx(sums["length"][1] / sums["length"][2], abs=0.01)
+
+
+def test_measures_of_kinship_change_picks_and_nothing_else(real_data, leaderboard):
+    audit = audit_recorded(load_judgments(str(real_data / "alpaca_eval_judged")), leaderboard)
+    measures = audit.measures.set_index(["measure", "strategy"])
+    own = audit.strategies.set_index("strategy")
+    for name in ("k_sim", "k_score_sim", "least_kin"):
+        pd.testing.assert_series_equal(measures.loc[("cosine", name), own.columns], own.loc[name], check_names=False)
+    gaps = measures["mean_s_pref_gap"].unstack()["k_sim"]
+    assert gaps["rmsd"] < gaps["cosine"] and gaps["rank"] < gaps["cosine"]  # the cosine is blind to level
+    assert set(measures.index.get_level_values("measure")) == set(MEASURES)
+    assert "k_score" not in measures.index.get_level_values("strategy")
 
 
 def test_the_sample_through_the_command(real_data, tmp_path):
