@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -122,6 +123,20 @@ def project_environment(project: Path) -> dict[str, str]:
 def plain_environment(project: Path) -> dict[str, str]:
     """Return the same without the fork server, for what edits the copied package or needs processes of its own."""
     return {name: value for name, value in project_environment(project).items() if name != "KARMA_FORKS"}
+
+
+def list_kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return key -> record of every answer kept below a folder, in shards and in journals of unfinished ones."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for path in folder.rglob("*.jsonl"):
+        values = [json.loads(line)["value"] for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
+        found |= {value["key"]: value["record"] for value in values if "key" in value}
+    for path in folder.rglob("*.parquet"):
+        table = pq.read_table(path).to_pydict()
+        found |= {key: json.loads(text) for key, text in zip(table["key"], table["record"], strict=True)}
+    return found
 
 
 @contextmanager

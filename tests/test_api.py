@@ -25,7 +25,7 @@ from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, TINY
-from tests.conftest import change_base, start_child, wait_until
+from tests.conftest import change_base, list_kept, start_child, wait_until
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -192,7 +192,7 @@ def test_killing_and_starting_again_asks_only_what_is_left(server, tmp_path, mon
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "scores.json").exists()
     server.pause_s = 0
     time.sleep(1)
-    n_kept, n_before = len(list((tmp_path / "cache").rglob("*.json"))), len(server.asked)
+    n_kept, n_before = len(list_kept(tmp_path / "cache")), len(server.asked)
     assert n_kept >= 3
     done = evaluate_twelve(server.base_url, tmp_path)
     assert done.exit_code == 0, done.output[-2000:]

@@ -29,7 +29,7 @@ from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
 from karma.pool.generate import run
 from karma.statistics import compute_wilson
 from karma.study.settings import ModelSpec
-from tests.conftest import change_base
+from tests.conftest import change_base, list_kept
 
 ROOT = find_project_root()
 DEMO = ROOT / "karma" / "data" / "demo"
@@ -396,7 +396,7 @@ def test_cloze_gives_the_harness_s_own_acc_norm(benchmark):
 def test_cloze_asks_whole_batches_without_chat_format_and_says_so(tmp_path):
     model = CachedModel(MODELS, "a", COMPUTE, 4, tmp_path)
     scores, answers = evaluate(model, ["arc_easy"], BENCHMARKS, ROOT, protocol="cloze")
-    assert len(list(tmp_path.glob("*/*.json"))) == 1, "four items, one batch"
+    assert len(list_kept(tmp_path)) == 1, "four items, one batch"
     assert scores["chat_format"] is None and answers["prompt"][0].as_py().startswith("Question: ")
     hashes = {compute_template_hash(name, "cloze") for name in ("arc_easy", "mmlu_pro", "hellaswag")}
     assert len(hashes) == 2 and scores["benchmarks"]["arc_easy"]["template_hash"] in hashes

@@ -30,10 +30,10 @@ from karma.models.logprobs import (
     tokenize_pair,
 )
 from karma.potential import logps as margins
-from karma.potential.logps import SHARD_PAIRS, measure_logps, plan_shards
+from karma.potential.logps import GROUP_PAIRS, measure_logps, plan_groups
 from karma.potential.margins import compute_implicit_margin
 from karma.study.settings import ModelSpec
-from tests.conftest import CALL_LIMIT, change_base, start_child, wait_until
+from tests.conftest import CALL_LIMIT, change_base, list_kept, start_child, wait_until
 
 MODELS = {
     "tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump(),
@@ -217,11 +217,11 @@ def test_impossible_sizes_are_refused(max_length, tokens, message):
 
 
 def measure_and_hang(folder):
-    """Measure eighty pairs, and hang once two of the five shards are there."""
+    """Measure eighty pairs, and hang once two of the five groups are there."""
     real = margins.compute_row_logps
 
     def stuck(*args):
-        if len(list(folder.glob("*/*/*.json"))) >= 2:
+        if len(list_kept(folder)) >= 2:
             time.sleep(CALL_LIMIT)
         return real(*args)
 
@@ -229,26 +229,26 @@ def measure_and_hang(folder):
     measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, folder)
 
 
-def test_a_killed_run_loses_one_shard_and_ends_in_the_same_bytes(tmp_path):
+def test_a_killed_run_loses_one_group_and_ends_in_the_same_bytes(tmp_path):
     whole = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, tmp_path / "whole")
     killed = tmp_path / "killed"
     with start_child(measure_and_hang, killed) as child:
-        wait_until(lambda: len(list(killed.glob("*/*/*.json"))) >= 2 or not child.is_alive())
+        wait_until(lambda: len(list_kept(killed)) >= 2 or not child.is_alive())
     assert child.exitcode == -signal.SIGKILL, "it ended by itself"
-    n_kept = len(list(killed.glob("*/*/*.json")))
+    n_kept = len(list_kept(killed))
     assert 2 <= n_kept < 5, "it was to be killed in the middle"
     resumed = measure_logps(make_pairs(80), MODELS, "tiny", COMPUTE, 128, 256, killed)
-    assert resumed.n_kept == n_kept * SHARD_PAIRS and resumed.n_asked == 80 - resumed.n_kept
+    assert resumed.n_kept == n_kept * GROUP_PAIRS and resumed.n_asked == 80 - resumed.n_kept
     assert np.array_equal(resumed.logps, whole.logps)
-    names = [sorted(p.name for p in folder.glob("*/*/*.json")) for folder in (tmp_path / "whole", killed)]
-    assert names[0] == names[1] and len(names[0]) == 5
-    assert all(json.loads(p.read_text())["logps"] for p in killed.glob("*/*/*.json"))
+    assert list_kept(killed) == list_kept(tmp_path / "whole") and len(list_kept(killed)) == 5
+    names = [[p.name for p in folder.glob("*/*/[!.]*")] for folder in (tmp_path / "whole", killed)]
+    assert names[0] == names[1] and len(names[0]) == 1, "one shard, named by its content"
 
 
 def test_shards_do_not_depend_on_the_order(tiny):
     rows = [tokenize_pair(tiny[1], *row, 128) for row in zip(*texts(make_pairs(40)), strict=True)]
-    keys = [key for _, key in plan_shards(rows)]
-    assert keys == [key for _, key in plan_shards(rows[::-1])] and len(set(keys)) == 3
+    keys = [key for _, key in plan_groups(rows)]
+    assert keys == [key for _, key in plan_groups(rows[::-1])] and len(set(keys)) == 3
 
 
 @pytest.mark.real_model

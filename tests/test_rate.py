@@ -11,7 +11,7 @@ from karma.pool.annotations import load_annotations
 from karma.pool.rate import annotate_by_asking, read_rating
 from karma.study.settings import ModelSpec
 from tests.chat_server import TINY
-from tests.conftest import change_base
+from tests.conftest import change_base, list_kept
 
 
 def make_id(*parts):
@@ -28,8 +28,8 @@ def connect(server):
 
 
 def test_ratings_are_kept_as_they_come(tmp_path, monkeypatch):
-    """Killed in the third of three shards: the two before are kept, and only the third is rated by the next run."""
-    monkeypatch.setattr(judge, "SHARD", 2)
+    """Killed in the third of three groups: the two before are kept, and only the third is rated by the next run."""
+    monkeypatch.setattr(judge, "GROUP", 2)
     whole, cost = annotate(ROWS, TINY, "tiny", COMPUTE, 4)
     rated, compute = [], judge.compute_choice_logits
 
@@ -42,9 +42,9 @@ def test_ratings_are_kept_as_they_come(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "compute_choice_logits", killed)
     with pytest.raises(KeyboardInterrupt):
         annotate(ROWS, TINY, "tiny", COMPUTE, 4, tmp_path)
-    assert len(list(tmp_path.rglob("ratings-*.json"))) == 2
+    assert [key.partition("-")[0] for key in list_kept(tmp_path)] == ["ratings"] * 2
     resumed, own = annotate(ROWS, TINY, "tiny", COMPUTE, 4, tmp_path)
-    assert rated == [2, 2, 2, 2], "the last shard alone was rated again"
+    assert rated == [2, 2, 2, 2], "the last group alone was rated again"
     assert resumed["score"].to_pylist() == pytest.approx(whole["score"].to_pylist(), abs=1e-6)
     assert {**own, "seconds": 0} == {**cost, "seconds": 0} and own["seconds"] > 0
     monkeypatch.setattr(judge, "load_model", lambda *args: pytest.fail("the model was loaded for nothing"))

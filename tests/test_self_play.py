@@ -42,7 +42,7 @@ from karma.self_play.selection import add_margins, compute_token_margins, draw_p
 from karma.study.experiment import load_experiment
 from karma.study.settings import ModelSpec
 from tests.chat_server import KEY, ChatServer
-from tests.conftest import CALL_LIMIT, ROOT, change_base, start_child, wait_until
+from tests.conftest import CALL_LIMIT, ROOT, change_base, list_kept, start_child, wait_until
 from tests.self_play_round import open_tiny, play_round
 
 DEMO = ROOT / "karma" / "data" / "demo" / "son.jsonl"
@@ -423,18 +423,17 @@ def play_and_hang(folder):
 
 def test_a_killed_round_asks_nothing_twice_and_ends_with_the_same_bytes(study, tmp_path):
     """kill -9 as soon as some answers are kept; then the same round again."""
-    answers = "outputs/answers/*/*.json"
+    answers = tmp_path / "outputs" / "answers"
     with start_child(play_and_hang, tmp_path) as child:
-        wait_until(lambda: len(list(tmp_path.glob(answers))) >= 4 or not child.is_alive())
-        kept = list(tmp_path.glob(answers))
+        wait_until(lambda: len(list_kept(answers)) >= 4 or not child.is_alive())
+        kept = list_kept(answers)
     assert child.exitcode == -signal.SIGKILL, "it ended by itself"
     where = Path("outputs/self_play/tiny/select_then_evolve/round1")
     assert len(kept) >= 4 and not (tmp_path / where / "self_play.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/answers/**/*.json")}
     play_round(open_tiny(tmp_path, "select_then_evolve", 1))
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "an answer was asked again"
-    alone = {p.relative_to(study[0]) for p in study[0].glob("outputs/answers/**/*.json")}
-    assert {p.relative_to(tmp_path) for p in tmp_path.glob("outputs/answers/**/*.json")} <= alone
+    after = list_kept(answers)
+    assert {key: after[key] for key in kept} == kept, "an answer was asked again: it took another time"
+    assert after.keys() <= list_kept(study[0] / "outputs" / "answers").keys()
     for name in ("pairs.parquet", "accounting.json", "README.md", "evolution.json", "self_play.json",
                  "model/adapter_model.safetensors"):  # fmt: skip
         assert (tmp_path / where / name).read_bytes() == (study[0] / where / name).read_bytes(), name

@@ -22,7 +22,7 @@ from karma.models.ask import CachedModel
 from karma.models.describe import find_trained
 from karma.models.load import load_model, load_tokenizer
 from tests.chat_server import KEY, TINY
-from tests.conftest import change_base, start_child, wait_until
+from tests.conftest import change_base, list_kept, start_child, wait_until
 
 N = 6
 PROMPTS = [f"Count to {k}." for k in range(1, N + 1)]
@@ -218,7 +218,7 @@ def test_killing_and_starting_again_asks_only_what_is_missing(server, files, tmp
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "out" / "win_rates.csv").exists()
     server.pause_s = 0
     time.sleep(1)
-    n_kept, n_before = len(list((tmp_path / "out" / "cache").rglob("*.json"))), len(server.asked)
+    n_kept, n_before = len(list_kept(tmp_path / "out" / "cache")), len(server.asked)
     assert n_kept >= 2
     done = ask_server(files, server.base_url, tmp_path / "out")
     assert done.exit_code == 0, done.output

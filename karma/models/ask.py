@@ -2,21 +2,17 @@
 
 A `CachedModel` is a model in lm-evaluation-harness's sense: a backend (`karma.models.backends`, `karma.models.api`)
 does the work, only when something is really asked. Prompts are asked in fixed batches, longest first, and each batch's
-answers are kept in a file named by its content: weights, precision, prompts, generation settings. So a killed job re-
-asks nothing, another model under the same path re-asks everything, and two models with the same weights are asked once.
-Behind an API, where a prompt's company changes nothing, each prompt is kept on its own and a batch is asked side by
-side.
+answers are kept (`karma.models.store`) under a key of its content: weights, precision, prompts, generation settings.
+So a killed job re-asks nothing, another model under the same path re-asks everything, and two models with the same
+weights are asked once. Behind an API, where a prompt's company changes nothing, each prompt is kept on its own and a
+batch is asked side by side. Who asks, this process, others beside it or Ray's, is `karma.models.shards`'s business.
 Decision: batches never mix benchmarks, since a batch's company changes the rounding of a prompt's answer.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 from lm_eval.api.instance import Instance
@@ -24,10 +20,12 @@ from lm_eval.api.model import LM
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
-from karma.files import compute_digest, load_json, save_json
-from karma.models.backends import Answered, TransformersBackend, VllmBackend
+from karma.files import compute_digest
+from karma.models.backends import TransformersBackend, VllmBackend
 from karma.models.load import Specs
-from karma.study.locks import open_lock
+from karma.models.placement import answer
+from karma.models.shards import Advance, Batch, Piece, Recipe, Share
+from karma.models.store import Record, open_store
 from karma.study.settings import Compute
 
 
@@ -74,7 +72,6 @@ class Cost:
 
 
 UNKNOWN = {"prompt_tokens": None, "new_tokens": None, "seconds": None}  # what a cache of before tells of its answers
-Work = tuple[str, dict[str, Any], int, Callable[[], Answered]]  # key, what is asked, its number of prompts, how to ask
 
 
 class CachedModel(LM):
@@ -86,6 +83,8 @@ class CachedModel(LM):
         compute: the experiment's `compute` (backend, device, dtype, threads).
         batch_size: prompts a batch; of an API, requests at a time.
         cache: folder of answers; None keeps nothing.
+        share: this process is one of several that answer the same prompts: it answers what the others leave, and what
+            it returns says nothing where they are not done.
 
     Attributes:
         backend: what answers. digest: of the weights (or API model id).
@@ -93,18 +92,26 @@ class CachedModel(LM):
         n_asked, n_cached: prompts. cost: of all of them, with what those from the cache took when they were asked.
     """
 
-    def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int, cache: Path | None = None):
+    def __init__(
+        self, models: Specs, name: str, compute: Compute, batch_size: int, cache: Path | None = None,
+        share: Share | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.name, self.batch_size, self.cache = name, batch_size, cache
+        self.name, self.batch_size, self.cache, self.share = name, batch_size, cache, share
         self.backend = open_backend(models, name, compute, batch_size)
         self.digest, self.dtype, self.threads = self.backend.digest, self.backend.dtype, self.backend.threads
         self.model_device, self.tokenizer = self.backend.device, self.backend.tokenizer
+        is_far = bool(models[name].get("api"))  # whose device is the server's
+        place = {"gpus_per_job": 0} if is_far else {"device": self.model_device, "dtype": self.dtype}
+        self.compute = compute.model_copy(update=place)
+        how = {"models": models, "name": name, "compute": self.compute.model_dump(), "batch_size": batch_size}
+        self._recipe = Recipe("karma.models.ask:open_asker", how)
+        self._store = open_store(cache, self.digest)
         self.prompt_tokens: int | None = 0
         self.new_tokens: int | None = 0
         self.n_asked = self.n_cached = 0
         self.seconds = 0.0
         self.cost = Cost()
-        self._tally = Lock()
 
     @property
     def inner(self):
@@ -126,13 +133,15 @@ class CachedModel(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answer requests of (prompt, generation settings), batch by batch, in the order given."""
-        answers: dict[int, str] = {}
+        batches: list[Batch] = []
+        places: list[tuple[Piece, list[int]]] = []
+        for batch in self._batches(requests, [[r.task_name, r.args[1]] for r in requests]):
+            groups = [[i] for i in batch] if self.backend.alone else [batch]
+            pieces = [self._write([requests[i].args[0] for i in group], requests[batch[0]].args[1]) for group in groups]
+            places += zip(pieces, groups, strict=True)
+            batches.append(pieces)
         with tqdm(total=len(requests), desc=f"{self.name}: prompts", disable=disable_tqdm, unit="prompt") as bar:
-            for batch in self._batches(requests, [[r.task_name, r.args[1]] for r in requests]):
-                for index, answer in zip(batch, self._answer([requests[i] for i in batch]), strict=True):
-                    answers[index] = answer
-                bar.update(len(batch))
-        return [answers[i] for i in range(len(requests))]
+            return self._answer(batches, places, bar, "")
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score requests of (context, continuation), all continuations of a context in one batch.
@@ -145,17 +154,17 @@ class CachedModel(LM):
         groups: dict[tuple[str | None, str], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault((request.task_name, request.args[0]), []).append(index)
-        members, results = list(groups.values()), {}
+        members = list(groups.values())
+        firsts = [requests[group[0]] for group in members]
+        batches: list[Batch] = []
+        places: list[tuple[Piece, list[int]]] = []
+        for batch in self._batches(firsts, [first.task_name for first in firsts]):
+            indices = [i for k in batch for i in members[k]]
+            piece = self._write_comparison([requests[i].args for i in indices])
+            places.append((piece, indices))
+            batches.append([piece])
         with tqdm(total=len(groups), desc=f"{self.name}: items", disable=disable_tqdm, unit="item") as bar:
-            firsts = [requests[group[0]] for group in members]
-            for batch in self._batches(firsts, [first.task_name for first in firsts]):
-                indices = [i for k in batch for i in members[k]]
-                for index, (logp, greedy) in zip(
-                    indices, self._compare([requests[i].args for i in indices]), strict=True
-                ):
-                    results[index] = (logp, greedy)
-                bar.update(len(batch))
-        return [results[i] for i in range(len(requests))]
+            return [(logp, greedy) for logp, greedy in self._answer(batches, places, bar, (-1.0, False))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Not needed by any of this kit's tasks."""
@@ -172,77 +181,76 @@ class CachedModel(LM):
             for start in range(0, len(order), self.batch_size):
                 yield [members[k] for k in order[start : start + self.batch_size]]
 
-    def _answer(self, batch: list[Instance]) -> list[str]:
-        settings, prompts = batch[0].args[1], [request.args[0] for request in batch]
-        groups = [[prompt] for prompt in prompts] if self.backend.alone else [prompts]
-        work: list[Work] = []
-        for group in groups:
-            key = compute_digest([*self.backend.identity, group, settings])
-            ask = partial(self.backend.generate, group, settings, int(key[:8], 16))
-            work.append((key, {"prompts": group, "settings": settings}, len(group), ask))
-        return self._look_up_all(work, settings)
+    def _write(self, prompts: list[str], settings: dict[str, Any]) -> Piece:
+        key = compute_digest([*self.backend.identity, prompts, settings])
+        return Piece(key, {"prompts": prompts, "settings": settings}, len(prompts))
 
-    def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+    def _write_comparison(self, pairs: list[tuple[str, str]]) -> Piece:
         asked = {"contexts": [list(pair) for pair in pairs]}
         way = "options in one row" if self.backend.shares_rows else "loglikelihood"
         key = compute_digest([*self.backend.identity, way, asked])
-        return self._look_up_all([(key, asked, len({c for c, _ in pairs}), partial(self.backend.compare, pairs))], way)
+        return Piece(key, asked, len({context for context, _ in pairs}))
 
-    def _look_up_all(self, work: Sequence[Work], kind: Any) -> list[Any]:
-        """Do pieces of work side by side, each from the cache if it is there; return all their answers, in order."""
-        with self._locked(kind):
-            if not all(self._is_kept(key) for key, *_ in work):
-                self.backend.load()
-            started, n_asked = time.perf_counter(), self.n_asked
-            answers = _map_side_by_side(self._look_up, work)
-            if self.n_asked > n_asked:
-                self.seconds += time.perf_counter() - started
-        return [answer for group in answers for answer in group]
+    def _answer(self, batches: list[Batch], places: list[tuple[Piece, list[int]]], bar: Any, unknown: Any) -> list[Any]:
+        """Answer batches, count, and put the answers of each piece into their places among the requests."""
+        found: dict[str, list[Any]] = {}
+        done = answer(
+            BackendAsker(self.backend), self._recipe, self._store, batches, self.compute, bar.update, self.share
+        )
+        for shard, took, records in done:
+            self.seconds += sum(took.values())
+            for piece in (piece for batch in shard for piece in batch):
+                is_new = took.pop(piece.key, None) is not None
+                self._count(piece, records[piece.key], is_new)
+                found[piece.key] = records[piece.key]["answers"]
+                bar.update(0 if is_new else piece.n)  # the others were told when they were asked
+        answers: dict[int, Any] = {}
+        for piece, indices in places:
+            answers |= zip(indices, found.get(piece.key, [unknown] * len(indices)), strict=True)
+        return [answers[i] for i in range(len(answers))]
 
-    def _locked(self, kind: Any):
-        """Let jobs with the same weights, side by side, ask each batch once; those that ask otherwise need not wait."""
-        if self.cache is None:
-            return nullcontext()
-        return open_lock(self.cache / self.digest / f".lock-{compute_digest([kind])[:8]}")
+    def _count(self, piece: Piece, record: Record, is_new: bool) -> None:
+        cost = Cost(piece.n, **record.get("cost", UNKNOWN))
+        self.cost += cost
+        if not is_new:
+            self.n_cached += piece.n
+            return
+        self.n_asked += piece.n
+        self.prompt_tokens = _add(self.prompt_tokens, cost.prompt_tokens)
+        self.new_tokens = _add(self.new_tokens, cost.new_tokens)
 
-    def _is_kept(self, key: str) -> bool:
-        return self.cache is not None and (self.cache / self.digest / f"{key}.json").is_file()
 
-    def _look_up(self, work: Work) -> list[Any]:
-        key, asked, n_prompts, ask = work
-        if self._is_kept(key):
-            kept = load_json(self.cache / self.digest / f"{key}.json")  # type: ignore[operator]
-            with self._tally:
-                self.n_cached += n_prompts
-                self.cost += Cost(n_prompts, **kept.get("cost", UNKNOWN))
-            return kept["answers"]
-        started = time.perf_counter()
-        answered = ask()
-        cost = Cost(n_prompts, answered.prompt_tokens, answered.new_tokens, round(time.perf_counter() - started, 3))
-        if self.cache is not None:
-            kept = {**asked, "answers": answered.answers, "cost": {name: getattr(cost, name) for name in UNKNOWN}}
-            save_json(kept, self.cache / self.digest / f"{key}.json")
-        with self._tally:
-            self.n_asked += n_prompts
-            self.cost += cost
-            self.prompt_tokens = _add(self.prompt_tokens, answered.prompt_tokens)
-            self.new_tokens = _add(self.new_tokens, answered.new_tokens)
-        return answered.answers
+class BackendAsker:
+    """Answers the pieces that a `CachedModel` writes, by its backend."""
+
+    def __init__(self, backend: Any):
+        self.backend = backend
+
+    def load(self) -> None:
+        """Load the model now."""
+        self.backend.load()
+
+    def ask(self, piece: Piece, advance: Advance) -> Record:
+        """Return what was asked, the answers and their cost."""
+        started, asked = time.perf_counter(), piece.asked
+        if "prompts" in asked:
+            answered = self.backend.generate(asked["prompts"], asked["settings"], int(piece.key[:8], 16))
+        else:
+            answered = self.backend.compare([(context, option) for context, option in asked["contexts"]])
+        cost = {"prompt_tokens": answered.prompt_tokens, "new_tokens": answered.new_tokens,
+                "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+        advance(piece.n)
+        return {**asked, "answers": answered.answers, "cost": cost}
+
+
+def open_asker(models: Specs, name: str, compute: dict[str, Any], batch_size: int) -> BackendAsker:
+    """Open a model in a worker elsewhere (`karma.models.shards.Recipe`)."""
+    here = Compute.model_validate({**compute, "engine": "local"})
+    return BackendAsker(open_backend(models, name, here, batch_size))
 
 
 def _add(total: int | None, count: int | None) -> int | None:
     return None if total is None or count is None else total + count
-
-
-def _map_side_by_side(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-    """Map in threads; after a failure nothing new is started, and what was asked already is kept."""
-    if len(values) == 1:
-        return [function(values[0])]
-    pool = ThreadPoolExecutor(max_workers=len(values))
-    try:
-        return [future.result() for future in [pool.submit(function, value) for value in values]]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def sample_responses(model: CachedModel, prompts: list[str], settings: Sampling, seed: int) -> list[str]:

@@ -13,13 +13,12 @@ from lm_eval.api.instance import Instance
 from karma.models.load import (
     PLAIN_TEMPLATE,
     Specs,
-    choose_device,
-    choose_dtype,
     compute_weights_digest,
     find_model,
     load_model,
     load_tokenizer,
 )
+from karma.models.placement import choose_place
 from karma.study.settings import Compute
 
 
@@ -47,8 +46,7 @@ class TransformersBackend:
 
     def __init__(self, models: Specs, name: str, compute: Compute, batch_size: int):
         self.models, self.model_name, self.batch_size = models, name, batch_size
-        self.device = choose_device(compute.device)
-        self.dtype = choose_dtype(compute.dtype, self.device)
+        self.device, self.dtype = choose_place(compute)
         self.threads = compute.threads
         self.digest = compute_weights_digest(models, name)
         self.tokenizer = load_tokenizer(models, name)

@@ -2,8 +2,9 @@
 
 The rating is the expectation over the tokens "1" to "5" of the judge's next-token distribution, without sampling. The
 responses to one instruction lie in one row that shares it, hidden from each other, and what all of a pass begin with
-is read once (`karma.models.prefill`). Ratings are kept as they come, a shard of prompts a file named by its content, so
-that a killed job goes on. Calls, tokens and seconds are counted, because not needing them is what kinship is for.
+is read once (`karma.models.prefill`). Ratings are kept as they come, those of some prompts a record
+(`karma.models.store`), so that a killed job goes on, and Ray's workers may rate. Calls, tokens and seconds are counted,
+because not needing them is what kinship is for.
 Limit: a judge that is loaded here; one behind an API writes its rating (`karma.pool.rate`).
 """
 
@@ -15,17 +16,13 @@ import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
-from karma.files import compute_digest, load_json, save_json
-from karma.models.load import (
-    Specs,
-    choose_device,
-    choose_dtype,
-    compute_weights_digest,
-    load_model,
-    load_tokenizer,
-)
+from karma.files import compute_digest
+from karma.models.load import Specs, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens
+from karma.models.placement import answer, choose_place
 from karma.models.prefill import compute_choice_logits
+from karma.models.shards import Advance, Piece, Recipe, Share
+from karma.models.store import Record, open_store
 from karma.study.settings import Compute
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
@@ -36,12 +33,13 @@ Response: {response}
 
 Reply with one digit."""
 RATINGS = "12345"
-SHARD = 64  # prompts whose ratings are kept together: what a kill costs at most
+GROUP = 64  # prompts whose ratings are kept together: what a kill costs at most
 
 
 def annotate(
-    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int, cache: Path | None = None
-) -> tuple[pa.Table, dict[str, Any]]:
+    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int,
+    cache: Path | None = None, share: Share | None = None,
+) -> tuple[pa.Table, dict[str, Any]]:  # fmt: skip
     """Rate each response with a judge model that is loaded here.
 
     Args:
@@ -50,50 +48,74 @@ def annotate(
         compute: the experiment's `compute`.
         batch_size: prompts a forward pass, at most.
         cache: folder in which ratings are kept as they come, by content; None keeps nothing.
+        share: this process is one of several that rate the same; scores that the others have not made are 0.
 
     Returns:
         A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds; those of
         kept ratings included).
     """
-    device = choose_device(compute.device)
-    dtype, digest = choose_dtype(compute.dtype, device), compute_weights_digest(models, judge)
-    torch.set_num_threads(compute.threads)
-    tokenizer = load_tokenizer(models, judge)
+    device, dtype = choose_place(compute)
+    digest, tokenizer = compute_weights_digest(models, judge), load_tokenizer(models, judge)
     digits = [tokenizer.encode(rating, add_special_tokens=False)[-1] for rating in RATINGS]
     prompts = [_write_prompt(tokenizer, row) for row in rows]
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row["row_id"], []).append(i)
-    model, scores, seconds = None, [0.0] * len(rows), 0.0
+    grouped, members, batches = list(groups.values()), dict[str, list[list[int]]](), []
+    for some in (grouped[start : start + GROUP] for start in range(0, len(grouped), GROUP)):
+        asked = [[ids[i] for i in one] for one in some]
+        key = f"ratings-{compute_digest([digest, dtype, device, digits, batch_size, asked])}"
+        members[key] = some
+        batches.append([Piece(key, {"ids": asked}, sum(map(len, some)))])
+    how = {"models": models, "judge": judge, "dtype": dtype, "device": device, "threads": compute.threads,
+           "pad": tokenizer.pad_token_id, "digits": digits, "batch_size": batch_size}  # fmt: skip
+    recipe, store = Recipe("karma.models.judge:Rater", how), open_store(cache, digest)
+    scores, seconds = [0.0] * len(rows), 0.0
     with tqdm(total=len(rows), desc=f"{judge} rates", unit="response") as bar:
-        grouped = list(groups.values())
-        for shard in (grouped[start : start + SHARD] for start in range(0, len(grouped), SHARD)):
-            asked = [[ids[i] for i in some] for some in shard]
-            key = compute_digest([digest, dtype, device, digits, batch_size, asked])
-            path = None if cache is None else cache / digest / f"ratings-{key}.json"
-            if path is not None and path.is_file():
-                kept = load_json(path)
-                bar.update(sum(map(len, shard)))
-            else:
-                model = model or load_model(models, judge, dtype, device)
-                started, budget = time.perf_counter(), batch_size * max(len(one) for some in asked for one in some)
-                budget = min(budget, choose_pass_tokens(device))  # tokens, as a batch of the longest prompts has
-                logits = compute_choice_logits(model, asked, tokenizer.pad_token_id, budget, digits, bar.update)
-                kept = {
-                    "scores": [_expect(found) for found in logits],
-                    "seconds": round(time.perf_counter() - started, 3),
-                }
-                if path is not None:
-                    save_json(kept, path)
-            seconds += kept["seconds"]
-            for some, found in zip(shard, kept["scores"], strict=True):
-                for i, score in zip(some, found, strict=True):
-                    scores[i] = score
+        for shard, took, records in answer(Rater(**how), recipe, store, batches, compute, bar.update, share):
+            for piece in (piece for batch in shard for piece in batch):
+                kept = records[piece.key]
+                bar.update(0 if piece.key in took else piece.n)
+                seconds += kept["seconds"]
+                for one, found in zip(members[piece.key], kept["scores"], strict=True):
+                    for i, score in zip(one, found, strict=True):
+                        scores[i] = score
     table = pa.table({k: [row[k] for row in rows] for k in ("row_id", "response_id", "model")} | {"score": scores})
     cost = {"annotator": judge, "calls": len(rows), "prompt_tokens": sum(map(len, ids)), "device": device,
             "seconds": round(seconds, 3)}  # fmt: skip
     return table, cost
+
+
+class Rater:
+    """Rates the responses to some instructions; the model is loaded for the first.
+
+    Args:
+        models, judge: who rates. dtype, device, threads: in what. pad: the tokenizer's padding token.
+        digits: tokens of the ratings. batch_size: prompts a forward pass, at most.
+    """
+
+    def __init__(
+        self, models: Specs, judge: str, dtype: str, device: str, threads: int, pad: int, digits: list[int],
+        batch_size: int,
+    ):  # fmt: skip
+        self._judge, self._place, self._threads = (models, judge), (dtype, device), threads
+        self._pad, self._digits, self._batch_size = pad, digits, batch_size
+        self._model: Any = None
+
+    def load(self) -> None:
+        """Load the model now."""
+        if self._model is None:
+            torch.set_num_threads(self._threads)
+            self._model = load_model(*self._judge, *self._place)
+
+    def ask(self, piece: Piece, advance: Advance) -> Record:
+        """Return the expected ratings, and what they took."""
+        started, asked = time.perf_counter(), piece.asked["ids"]
+        budget = self._batch_size * max(len(one) for some in asked for one in some)
+        budget = min(budget, choose_pass_tokens(self._place[1]))  # tokens, as a batch of the longest prompts has
+        logits = compute_choice_logits(self._model, asked, self._pad, budget, self._digits, advance)
+        return {"scores": [_expect(found) for found in logits], "seconds": round(time.perf_counter() - started, 3)}
 
 
 def _write_prompt(tokenizer: Any, row: dict[str, str]) -> str:

@@ -39,7 +39,7 @@ def score_answers(
 
     def rate() -> list[float]:
         if settings.scorer == "judge":
-            return _rate_by_judge(rows, models, name, compute, settings.batch_size)
+            return _rate_by_judge(rows, models, name, compute, settings.batch_size, cache)
         return _rate_by_reward_model(rows, models, name, compute)
 
     flat = iter(remember(path, rate))
@@ -62,13 +62,13 @@ def score_by_instructions(prompt: Prompt, answer: str) -> float:
 
 
 def _rate_by_judge(
-    rows: list[tuple[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int
+    rows: list[tuple[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int, cache: Path
 ) -> list[float]:
     from karma.models.judge import annotate
 
     todo = [{"row_id": str(i), "response_id": str(i), "model": "", "instruction": prompt, "response": answer}
             for i, (prompt, answer) in enumerate(rows)]  # fmt: skip
-    table, _ = annotate(todo, models, judge, compute, batch_size)
+    table, _ = annotate(todo, models, judge, compute, batch_size, cache)
     return table["score"].to_pylist()
 
 
