@@ -20,7 +20,7 @@ from karma.errors import KarmaError
 COMMANDS = {  # command -> its file in karma/commands
     "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
     "density_ratio": "study", "cross_evaluation": "study", "selection_evaluation": "study",
-    "pairwise_evaluation": "study", "models": "study",
+    "pairwise_evaluation": "study", "shard": "study", "models": "study",
     "read-scores": "read_scores", "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train",
     "kinship": "kinship",
     "audit-labels": "audit_labels", "win-rate": "win_rate", "report": "report",

@@ -90,6 +90,19 @@ def pairwise_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     _run_stage("pairwise_evaluation", experiment, p)
 
 
+def shard(
+    stage: Annotated[str, typer.Argument(help="The stage to help, e.g. 01_origin_evaluation, pool.")],
+    experiment: Experiment,
+    shard: Annotated[str, typer.Option(help="k/N: which of N shares of the prompts is answered first, k from 0.")],
+    p: Parameters = None,
+) -> None:
+    """Answer a share of a stage's prompts beside its job: `karma shard pool params/paper.yaml --shard 1/4`."""
+    from karma.study.shares import answer_share
+
+    job = answer_share(stage, experiment, _read_params(p), shard)
+    typer.echo(f"{job.label}: share {shard} done; its answers are in {job.experiment.outputs / 'answers'}")
+
+
 def models(experiment: Experiment) -> None:
     """List a study's models: where each comes from, what it is for, and whether it is here."""
     from rich.console import Console
@@ -113,12 +126,16 @@ def models(experiment: Experiment) -> None:
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:
     from karma.study.execute import run_stage
 
+    command = " ".join(["karma", *sys.argv[1:]])
+    job = run_stage(name.removesuffix(".ipynb"), experiment, _read_params(assignments), command)
+    typer.echo(f"{job.label}: done; its files are in {job.folder}")
+
+
+def _read_params(assignments: list[str] | None) -> dict[str, str]:
     params = {}
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise InputError(f"-p {assignment}: write it as NAME=VALUE")
         params[key] = value
-    command = " ".join(["karma", *sys.argv[1:]])
-    job = run_stage(name.removesuffix(".ipynb"), experiment, params, command)
-    typer.echo(f"{job.label}: done; its files are in {job.folder}")
+    return params

@@ -14,12 +14,16 @@ from karma.errors import InputError
 from karma.evaluation.prompts import read_prompt
 from karma.files import compute_digest, load_json_lines, save_json
 from karma.models.ask import CachedModel, sample_responses
+from karma.models.shards import Share
 
 
-def build_pool(job: Any) -> list[dict[str, Any]]:
+def build_pool(job: Any, share: Share | None = None) -> list[dict[str, Any]]:
     """Generate an experiment's pool: each instruction answered by some of the origin models, in UltraFeedback's shape.
 
     Which models answer an instruction is drawn by (seed, instruction), so the order of the file does not matter.
+
+    Args:
+        job: of the stage. share: this process is one of several that answer; what the others have not done is empty.
     """
     pool, experiment = job.settings.pool, job.experiment
     instructions = _load_instructions(experiment.root / pool.instructions, pool.n_prompts, pool.seed)
@@ -28,7 +32,8 @@ def build_pool(job: Any) -> list[dict[str, Any]]:
     completions: dict[str, list[dict[str, str]]] = {text: [] for text in instructions}
     for name in origins:
         asked = [text for text in instructions if name in drawn[text]]
-        model = CachedModel(job.models, name, job.settings.compute, pool.batch_size, experiment.outputs / "answers")
+        cache = experiment.outputs / "answers"
+        model = CachedModel(job.models, name, job.settings.compute, pool.batch_size, cache, share)
         for text, response in zip(asked, sample_responses(model, asked, pool, pool.seed), strict=True):
             completions[text].append({"model": name, "response": response})
     return [
@@ -61,6 +66,12 @@ def _load_instructions(path: Path, n: int | None = None, seed: int = 0) -> dict[
 
 def _draw_models(origins: list[str], n: int, seed: int, text: str) -> list[str]:
     return sorted(origins, key=lambda name: compute_digest([seed, text, name]))[:n]
+
+
+def answer_share(job: Any, number: int, n: int) -> None:
+    """Answer share `number` (from 0) of `n` of the instructions, into `answers/`; a pool that is read has none."""
+    if job.settings.pool.source == "generate":
+        build_pool(job, Share(number, n))
 
 
 def run(job: Any) -> None:

@@ -21,6 +21,7 @@ from karma.files import atomic_path, save_json
 from karma.models.ask import CachedModel
 from karma.models.judge import annotate, write_question
 from karma.models.load import Specs
+from karma.models.shards import Share
 from karma.pool.responses import list_responses
 from karma.study.settings import Compute
 
@@ -28,12 +29,13 @@ REPLY_TOKENS = 64  # new tokens of a judge that writes; it is asked for one
 
 
 def annotate_by_asking(
-    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int, cache: Path | None = None
-) -> tuple[pa.Table, dict[str, Any]]:
+    rows: list[dict[str, str]], models: Specs, judge: str, compute: Compute, batch_size: int,
+    cache: Path | None = None, share: Share | None = None,
+) -> tuple[pa.Table, dict[str, Any]]:  # fmt: skip
     """Rate each response with a judge behind an API, by the digit that it writes.
 
     Args:
-        rows, models, judge, compute, cache: as `karma.models.judge.annotate`. batch_size: requests at a time.
+        rows, models, judge, compute, cache, share: as `karma.models.judge.annotate`. batch_size: requests at a time.
 
     Returns:
         As there, without the responses whose rating cannot be read: they are counted in the cost as `unread`.
@@ -41,13 +43,13 @@ def annotate_by_asking(
     Raises:
         KarmaError: no reply holds a rating.
     """
-    asked = CachedModel(models, judge, compute, batch_size, cache)
+    asked = CachedModel(models, judge, compute, batch_size, cache, share)
     how = {"until": [], "max_gen_toks": REPLY_TOKENS, "do_sample": False}
     texts = [asked.apply_chat_template([{"role": "user", "content": write_question(row)}]) for row in rows]
     requests = [Instance("generate_until", {}, (text, how), i, metadata=("rate", i, 1)) for i, text in enumerate(texts)]
     scores = [read_rating(reply) for reply in asked.generate_until(requests)]
     read = [(row, score) for row, score in zip(rows, scores, strict=True) if score is not None]
-    if rows and not read:
+    if rows and not read and not share:
         raise KarmaError(f"{judge}: none of its {len(rows)} replies holds a rating from 1 to 5: take another judge")
     columns = {k: pa.array([row[k] for row, _ in read], pa.string()) for k in ("row_id", "response_id", "model")}
     table = pa.table({**columns, "score": pa.array([score for _, score in read], pa.float64())})
@@ -71,10 +73,19 @@ def read_rating(reply: str) -> float | None:
 
 def run(job: Any) -> None:
     """Annotate an experiment's pool with its judge."""
-    todo = list_responses(job.experiment.outputs / "pool" / "pool.parquet")
-    settings, compute, cache = job.settings.annotation, job.settings.compute, job.experiment.outputs / "answers"
-    rate = annotate_by_asking if job.models[settings.judge].get("api") else annotate
-    table, cost = rate(todo, job.models, settings.judge, compute, settings.batch_size, cache)
+    table, cost = _rate_pool(job)
     with atomic_path(job.folder / "annotations.parquet") as temporary:
         pq.write_table(table, temporary)
     save_json(cost, job.folder / "annotation_cost.json")
+
+
+def answer_share(job: Any, number: int, n: int) -> None:
+    """Rate share `number` (from 0) of `n` of the pool's responses, into `answers/`."""
+    _rate_pool(job, Share(number, n))
+
+
+def _rate_pool(job: Any, share: Share | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    todo = list_responses(job.experiment.outputs / "pool" / "pool.parquet")
+    settings, compute, cache = job.settings.annotation, job.settings.compute, job.experiment.outputs / "answers"
+    rate = annotate_by_asking if job.models[settings.judge].get("api") else annotate
+    return rate(todo, job.models, settings.judge, compute, settings.batch_size, cache, share)

@@ -18,6 +18,7 @@ from rich.table import Table
 from karma.errors import InputError
 from karma.study.cluster import find_resources
 from karma.study.experiment import Experiment
+from karma.study.shares import SUFFIX
 from karma.study.stages import STAGES, Job, find_job, list_jobs
 from karma.vocabulary import START
 
@@ -35,6 +36,7 @@ class JobState(TypedDict):
     ended: float | None
     log: Path
     told: str  # by the executor, of a job that failed
+    helps: bool  # another job, by answering a share of its prompts
 
 
 def describe_needs(job: Job, elsewhere: bool = False) -> str:
@@ -61,16 +63,20 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
     for event in load_events(path):
         number = str(event.get("jobid", event.get("job_id")))
         if event["event"] == "job_info" and event.get("rule_name") != "all":
-            rule, params = str(event.get("rule_name")), event.get("wildcards")
+            rule, params = str(event.get("rule_name")).removesuffix(SUFFIX), event.get("wildcards")
             name = rule.removesuffix("_start")
-            params = (params if isinstance(params, dict) else {}) | ({} if rule == name else {"strategy": START})
+            params = (dict(params) if isinstance(params, dict) else {}) | ({} if rule == name else {"strategy": START})
+            part = params.pop("shard", None)
             try:
                 job = find_job(experiment, name, params)
             except InputError:  # the experiment has changed since, and has this job no more
                 continue
-            log = experiment.outputs / ".sweep" / "logs" / f"{job.label}.log"
-            states[number] = {"job": job, "label": job.label, "status": "running", "reason": event.get("reason", ""),
-                              "started": event["time"], "ended": None, "log": log, "told": ""}  # fmt: skip
+            label = f"{job.label}.shard{part}" if part else job.label
+            log = experiment.outputs / ".sweep" / "logs" / f"{label}.log"
+            states[number] = {
+                "job": job, "label": label, "status": "running", "reason": event.get("reason", ""), "told": "",
+                "started": event["time"], "ended": None, "log": log, "helps": bool(part),
+            }  # fmt: skip
         elif number in states and event["event"] in ("job_finished", "job_error"):
             states[number]["status"] = "done" if event["event"] == "job_finished" else "failed"
             states[number]["ended"] = event["time"]
@@ -121,7 +127,10 @@ def _print_changes(states: dict[str, JobState], told: set[str], total: int) -> N
 
 
 def read_plan(events: Path) -> dict[str, int]:
-    """Return how many jobs of each stage Snakemake means to run, from its own statistics; empty before it has told."""
+    """Return how many jobs of each rule Snakemake means to run, from its own statistics; empty before it has told.
+
+    Rules are stages; those that help a stage have its name with a suffix.
+    """
     told = [event["stats"] for event in load_events(events) if isinstance(event.get("stats"), dict)]
     plan: dict[str, int] = {}
     for rule, count in (told[-1] if told else {}).items():
@@ -133,16 +142,17 @@ def read_plan(events: Path) -> dict[str, int]:
 def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) -> Table:
     """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left."""
     jobs, plan = list_jobs(experiment), read_plan(experiment.outputs / ".sweep" / "events.jsonl")
+    own = {number: state for number, state in states.items() if not state["helps"]}
     table = Table("stage", "jobs", "done", "running", "failed", "to do", title=experiment.settings.name)
     for stage in STAGES.values():
         total = sum(job.stage is stage for job in jobs)
-        mine = [state["status"] for state in states.values() if state["job"].stage is stage]
+        mine = [state["status"] for state in own.values() if state["job"].stage is stage]
         running, failed, done = (mine.count(status) for status in ("running", "failed", "done"))
         to_do = plan.get(stage.name, 0) - len(mine)
         if total:
             counts = (total - plan.get(stage.name, 0) + done, running, failed, to_do)
             table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
-    left = estimate_left(states, plan, time.time())
+    left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, time.time())
     now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
     table.caption = (
         f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"

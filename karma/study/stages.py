@@ -34,6 +34,7 @@ class Stage:
         inputs: settings and parameters -> (stage name, parameters) of the jobs it waits for.
         models: settings and parameters -> names of the models it loads.
         module: the module of `karma` whose `run(job)` does the work, or what is left of it after the notebook.
+        shares: the module of `karma` whose `answer_share(job, k, n)` answers a part of its prompts beside it; "": none.
         draws: whether its product is what people look at, so that figures and words are part of what it is made of.
     """
 
@@ -46,6 +47,7 @@ class Stage:
     inputs: Callable[[Settings, Params], list[tuple[str, Params]]] = field(default=lambda s, p: [])
     models: Callable[[Settings, Params], list[str]] = field(default=lambda s, p: [])
     module: str = ""
+    shares: str = ""
     draws: bool = False
 
     @property
@@ -170,14 +172,16 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("01_origin_evaluation", ("origin_model",), "origins/{origin_model}", ("scores.json", "answers.parquet"),
-              (*_EVALUATION, "benchmarks.origin"), _list_origins, models=lambda s, p: [p["origin_model"]]),
+              (*_EVALUATION, "benchmarks.origin"), _list_origins, models=lambda s, p: [p["origin_model"]],
+              shares="evaluation.shares"),
         Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _list_once,
               lambda s, p: [("01_origin_evaluation", params) for params in _list_origins(s)]),
         Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"), _list_once,
-              models=lambda s, p: s.origin_models if s.pool.source == "generate" else [], module="pool.generate"),
+              models=lambda s, p: s.origin_models if s.pool.source == "generate" else [], module="pool.generate",
+              shares="pool.generate"),
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
               lambda s: _list_once(s) if _needs_annotations(s) else iter(()), lambda s, p: [("pool", {})],
-              lambda s, p: [s.annotation.judge or "none"], module="pool.rate"),
+              lambda s, p: [s.annotation.judge or "none"], module="pool.rate", shares="pool.rate"),
         Stage("density_ratio", (), "pool", ("densities.parquet", "density_cost.json"),
               ("density_ratio", "training.max_length", "compute"),
               lambda s: _list_once(s) if "density_ratio" in s.strategies else iter(()), lambda s, p: [("pool", {})],
@@ -191,7 +195,7 @@ STAGES = {
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, *_POLICY), _list_evaluations,
-              _evaluation_inputs, lambda s, p: [p["policy"]]),
+              _evaluation_inputs, lambda s, p: [p["policy"]], shares="evaluation.shares"),
         Stage("cross_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
               "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
@@ -208,7 +212,8 @@ STAGES = {
         Stage("selection_evaluation", ("policy", "strategy", "metric", "ratio", "method", "seed"),
               "selections/{policy}/{strategy}+{metric}-{ratio}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, *_POLICY), _list_selection_runs,
-              _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation"),
+              _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation",
+              shares="evaluation.shares"),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
               ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
                "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels",
