@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from karma.study.execute import list_gpus
+from karma.study.devices import list_gpus
 from karma.study.forks import CLIENT, start_server
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from karma.cli import app
 from karma.errors import InputError
 from karma.study import cluster
 from karma.study.cluster import build_options, cancel_survivors, find_remote, find_resources, has_accounting, name_jobs
-from karma.study.execute import _devices, list_gpus
+from karma.study.devices import hold_devices, list_gpus
 from karma.study.experiment import load_experiment
 from karma.study.progress import explain_failure
 from karma.study.stages import find_job
@@ -203,16 +203,16 @@ def test_devices_are_the_schedulers(monkeypatch):
     assert list_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.setenv("KARMA_SCHEDULED", "slurm")
-    with _devices(1):
+    with hold_devices(1):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
 
 
 def test_a_local_job_holds_devices_that_it_may_use(monkeypatch, tmp_path):
-    monkeypatch.setattr("karma.study.execute.list_gpus", lambda: ["2", "3"])
+    monkeypatch.setattr("karma.study.devices.list_gpus", lambda: ["2", "3"])
     monkeypatch.setenv("KARMA_CACHE", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.delenv("KARMA_SCHEDULED", raising=False)
-    with _devices(1):
+    with hold_devices(1):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
         assert len(list(tmp_path.glob("cuda-*-2.lock"))) == 1
 

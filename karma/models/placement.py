@@ -117,6 +117,8 @@ def answer_by_ray(
         if recipe not in _crews:
             _crews[recipe] = _Crew(replace(recipe), store, compute)
             finalize(recipe, _crews[recipe].dismiss)
+        for crew in [crew for other, crew in _crews.items() if other is not recipe]:
+            crew.dismiss()  # or its idle workers would keep their places from this one's
         yield from _crews[recipe].answer(todo, advance)
 
 

@@ -107,6 +107,7 @@ class AnswerStore:
 
     def _take(self, name: str) -> BaseFileLock | None:
         with told(self.folder):
+            # A file made here also lets a network disk's client look at the folder anew, before claims are read.
             lock = open_lock(self.folder / f".{name}.lock")
             try:
                 lock.acquire(timeout=0)

@@ -5,24 +5,20 @@ the executed copy is kept with its traceback, and a kernel that died is reported
 """
 
 import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import Timeout
-
 from karma.errors import InputError, KarmaError
-from karma.files import cache_folder, load_json
+from karma.files import load_json
 from karma.study.current import stay_current
+from karma.study.devices import hold_devices
 from karma.study.experiment import load_experiment
 from karma.study.forks import CLIENT
-from karma.study.locks import open_lock
 from karma.study.provenance import _relative, read_clock, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
@@ -37,7 +33,7 @@ def run_stage(name: str, experiment: str, params: Mapping[str, object], command:
     job = find_job(load_experiment(experiment), name, params)
     job.check_inputs()
     started, elsewhere = read_clock(), 0.0
-    with stay_current(job), _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
+    with stay_current(job), hold_devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         if job.stage.has_notebook:
             values = {"experiment": str(job.experiment.path), **job.params}
             elsewhere = execute_notebook(job, {k: PARAMETER_TYPES.get(k, str)(v) for k, v in values.items()})
@@ -116,41 +112,3 @@ def check_parameters(notebook: Path, values: Collection[str]) -> None:
     for name in values:
         if name not in known:
             raise InputError(f"{notebook.name} has no parameter '{name}'; it has {', '.join(known)}")
-
-
-@contextmanager
-def _devices(n: int) -> Iterator[None]:
-    """Hold `n` CUDA devices by file locks while a job runs, and show it only those.
-
-    A job on a cluster sees those that its scheduler gave it ($KARMA_SCHEDULED says that there is one).
-    """
-    there = [] if "KARMA_SCHEDULED" in os.environ else list_gpus()
-    with ExitStack() as stack:
-        held: list[str] = []
-        while len(held) < min(n, len(there)):
-            for device in there:
-                if len(held) < n and device not in held:
-                    lock = open_lock(cache_folder() / f"cuda-{platform.node()}-{device}.lock", timeout=0)
-                    try:
-                        stack.enter_context(lock)
-                        held.append(device)
-                    except Timeout:
-                        continue
-            if len(held) < min(n, len(there)):
-                time.sleep(1)
-        if held:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
-        yield
-
-
-def list_gpus() -> list[str]:
-    """Return the CUDA devices that this process may use, without importing torch.
-
-    They are those of $CUDA_VISIBLE_DEVICES where it is set (by a scheduler, or by you), else all that the driver shows.
-    """
-    folder = Path("/proc/driver/nvidia/gpus")
-    n = len(list(folder.glob("*"))) if folder.is_dir() else 0
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not n or shown is None:
-        return [str(device) for device in range(n)]
-    return [device for device in (part.strip() for part in shown.split(",")) if device and device != "-1"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from karma.errors import InputError
-from karma.study.execute import _devices
+from karma.study.devices import hold_devices
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.stages import Job, find_job, list_jobs
 from karma.vocabulary import START
@@ -37,7 +37,7 @@ def answer_share(name: str, experiment: str, params: Mapping[str, object], part:
     if not found or int(found[1]) >= int(found[2]):
         raise InputError(f"--shard {part}: expected k/N with k from 0 to N - 1, for example 1/4")
     job.check_inputs()
-    with _devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
+    with hold_devices(job.experiment.settings.compute.gpus_per_job if job.models else 0):
         import_module(f"karma.{job.stage.shares}").answer_share(job, int(found[1]), int(found[2]))
     return job
 

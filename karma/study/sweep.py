@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from karma.errors import InterruptedSweep, KarmaError
 from karma.study.cluster import Remote, build_options, cancel_survivors
 from karma.study.current import save_fingerprints
-from karma.study.execute import list_gpus
+from karma.study.devices import list_gpus
 from karma.study.experiment import Experiment
 from karma.study.forks import start_server
 from karma.study.progress import (
