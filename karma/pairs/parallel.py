@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ from karma.pool.parts import PART_ROWS, QUESTIONS, Part
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import build_batch
 
-SMALL_ROWS = 100_000  # a smaller pool is done before other processes have begun
+SMALL_ROWS = 250_000  # a smaller pool is done before other processes have begun and paid for themselves
 AHEAD = 2  # parts under way for each worker: one that it works on, one that waits
 MAX_RETRIES = 5  # of a part whose Ray worker or node died
 Result = TypeVar("Result")
@@ -176,7 +177,11 @@ def _open_processes(job: Job, pool: ResponsePool, cores: int) -> Iterator[Spread
         def submit(part: Part) -> Future[Any]:
             return workers.submit(_do, work, part)
 
-        for future in _take_in_order(_cut(pool, n_workers), AHEAD * n_workers, submit, deque()):
+        parts = _cut(pool, n_workers)
+        first = list(islice(parts, 1))
+        begun = deque(submit(part) for part in islice(parts, AHEAD * n_workers - 1))
+        yield from (work(job, part) for part in first)  # by this process, while the others start
+        for future in _take_in_order(parts, AHEAD * n_workers, submit, begun):
             yield future.result()
 
     try:
