@@ -68,11 +68,13 @@ def find_live_markdown(text: str) -> list[str]:
 @given(TEXTS)
 @settings(max_examples=100, deadline=None)
 def test_a_text_in_markdown_reads_as_it_is(text):
-    html = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])(
-        "x " + escape_markdown(text) + " x"
-    )
+    render = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])
+    html = render("x " + escape_markdown(text) + " x")
     shown = BeautifulSoup(html, "html.parser")
     assert {tag.name for tag in shown.find_all(True)} <= {"p"}, html
+    item, cell = render(f"- {escape_markdown(text)}\n"), render(f"| a |\n|---|\n| {escape_markdown(text)} |\n")
+    assert {tag.name for tag in BeautifulSoup(item, "html.parser").find_all(True)} <= {"ul", "li"}, item
+    assert len(BeautifulSoup(cell, "html.parser").select("td")) == 1 and "<a " not in cell
     flat = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+", " ", text).split())
     assert " ".join(shown.get_text().split()) == " ".join(f"x {flat} x".split())
 
@@ -114,6 +116,8 @@ def test_cells_written_out():
     assert escape_formula("-0.031 [-0.05, -0.01]") == "-0.031 [-0.05, -0.01]"
     assert escape_formula(" =1+1") == "' =1+1" and escape_formula("-2+cmd|x") == "'-2+cmd|x"
     assert escape_markdown("gpt-3.5_turbo") == "gpt-3.5_turbo" and escape_markdown("_a_") == r"\_a\_"
+    assert escape_markdown("-0.03 [-0.05, -0.01]!") == "-0.03 [-0.05, -0.01]!" and escape_markdown("- a") == r"\- a"
+    assert escape_markdown("1. a") == r"1\. a" and escape_markdown("## a #1") == r"\## a #1"
     assert quote_code("a\nb") == "`a b`" and escape_html('"><b>') == "&quot;&gt;&lt;b&gt;"
     frame = pd.DataFrame(
         {"=a": ["=b", 1.5]}, index=pd.MultiIndex.from_tuples([("=c", 1), ("d", 2)], names=["=e", None])

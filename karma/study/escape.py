@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-_MARKDOWN = re.compile(r"[\\`*\[\]|!~$#]|(?<!\w)_|_(?!\w)")  # an underscore inside of a word marks nothing
+# An underscore inside of a word marks nothing, and a bracket that nothing hangs on is one; a link's or a picture's has.
+_MARKDOWN = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
+_LEADING = re.compile(r"(?:[-+=#]+|\d+(?=[.)]))(?=[.)]?(?:\s|$))")  # what begins a list, a heading or a rule
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
           **{mark: f"\\{mark}" for mark in "&%$#_{}"}}  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -47,9 +49,13 @@ def escape_markdown(text: object) -> str:
 
     Example:
         >>> print(escape_markdown("k_sim ![x](https://a.b/c.png) <b>|"))
-        k_sim \\!\\[x\\](https://a.b/c.png) &lt;b&gt;\\|
+        k_sim ![x\\](https://a.b/c.png) &lt;b&gt;\\|
     """
-    return _MARKDOWN.sub(lambda mark: f"\\{mark[0]}", html.escape(flatten(text), quote=False))
+    escaped = _MARKDOWN.sub(lambda mark: f"\\{mark[0]}", html.escape(flatten(text), quote=False))
+    if begins := _LEADING.match(escaped):
+        at = begins.end() if escaped[0].isdecimal() else 0
+        escaped = f"{escaped[:at]}\\{escaped[at:]}"
+    return escaped
 
 
 def quote_code(text: object) -> str:
