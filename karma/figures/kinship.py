@@ -89,6 +89,17 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     return list(axes)
 
 
+def shorten_name(name: str, longest: int = 24) -> str:
+    """Return a label that fits beside a cell: a long name without its owner, and cut where it is still too long.
+
+    Example:
+        >>> shorten_name("Falcon-40b-instruct"), shorten_name("jpacifico/Chocolatine-2-14B-Instruct-v2.0 float16")
+        ('Falcon-40b-instruct', 'Chocolatine-2-14B-Instr…')
+    """
+    bare = name if len(name) <= longest else name.rpartition("/")[2]
+    return bare if len(bare) <= longest else bare[: longest - 1] + "…"
+
+
 def _shorten(value: float) -> str:
     """Write a cosine to three decimals without its leading zero."""
     return "1" if value == 1 else f"{value:.3f}".lstrip("0")
@@ -101,8 +112,8 @@ def draw_cells(
     values = frame.to_numpy(dtype=float)
     shown = frame.map("{:.2f}".format).to_numpy() if text is None else text
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), map(shorten_name, columns), rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), map(shorten_name, rows))
     axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     axes.grid(False)
