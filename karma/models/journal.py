@@ -21,6 +21,10 @@ from karma.files import compute_digest
 Record = dict[str, Any]
 
 
+class UnwritableError(KarmaError):
+    """A disk that is full or refuses: no other worker would fare better."""
+
+
 @dataclass
 class Tail:
     """A journal as far as it has been read: bytes, the keys it was to answer, where each answer's line begins."""
@@ -86,8 +90,9 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise KarmaError(f"{path} cannot be written: {error.strerror}: make room or give another folder; what was "
-                         "answered before is kept, and the same command goes on from there") from error  # fmt: skip
+        raise UnwritableError(f"{path} cannot be written: {error.strerror}: make room or give another folder; what "
+                              "was answered before is kept, and the same command goes on from there"
+                              ) from error  # fmt: skip
 
 
 def _write_line(value: Record) -> bytes:

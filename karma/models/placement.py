@@ -22,6 +22,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 from karma.errors import InputError, KarmaError
+from karma.models.journal import UnwritableError
 from karma.models.load import choose_device, choose_dtype
 from karma.models.shards import (
     LONGEST_PAUSE_S,
@@ -103,6 +104,7 @@ def answer_by_ray(
 
     Raises:
         InputError: Ray is missing, or what a worker was given cannot be used.
+        UnwritableError: a worker's disk is full.
         KarmaError: a shard was lost with N_TRIES workers.
     """
     todo: list[Shard] = []
@@ -147,8 +149,8 @@ class _Crew:
                 self._hand_out(todo)
                 ready, _ = self.ray.wait(list(self._at_work), num_returns=1)
                 for reference in ready:
+                    took, reason = self._collect(reference)  # may raise; the worker is dismissed then with the others
                     actor, shard = self._at_work.pop(reference)
-                    took, reason = self._collect(reference)
                     keys = list_keys(shard)
                     records = self._find(keys) if reason is None else {}
                     if len(records) == len(set(keys)):
@@ -204,8 +206,9 @@ class _Crew:
         try:
             return self.ray.get(reference), None
         except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise InputError(f"on a Ray worker: {error.cause}") from None
+            for kind in (InputError, UnwritableError):  # as bad on another worker
+                if isinstance(error.cause, kind):
+                    raise kind(f"on a Ray worker: {error.cause}") from None
             return {}, f"{type(error.cause).__name__}: {error.cause}"
         except self.ray.exceptions.RayError as error:
             return {}, f"the worker died: {error}"
