@@ -12,6 +12,7 @@ clock starts, so that starting them and loading the model do not count.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -75,6 +76,7 @@ def measure_calls(n: int, folder: str, **where: object) -> float:
 
 def measure_workers(n: int) -> dict[int, float]:
     """Return number of Ray's workers -> judge calls a second."""
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # workers as urgent as this process
     import ray
     from ray.cluster_utils import Cluster
 
@@ -102,7 +104,9 @@ def main() -> int:
         local = measure_calls(options.calls, folder)
     books = measure_books()
     share = books * local / 1000
-    print(f"judge calls a second: {local:.2f} in this process; bookkeeping: {books:.3f} s for 1,000 prompts")
+    print(
+        f"judge calls a second: {local:.2f} in this process; bookkeeping: {books:.3f} s for 1,000 prompts", flush=True
+    )
     print(f"bookkeeping reaches 2 % of the work at {GOAL_BOOKS * 1000 / books:.0f} calls a second of one worker")
     ratios = [("shard bookkeeping / the work", share, GOAL_BOOKS, share <= GOAL_BOOKS)]
     try:
