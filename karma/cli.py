@@ -1,10 +1,17 @@
 """The `karma` command: what there is, and how an error ends it. A command's file is read when the command is asked for.
 
-Errors are one line with the remedy (the traceback with --debug); exit code 1 for a failed run, 2 for bad input.
+Errors are one line with the remedy; exit code 1 for a failed run, 2 for bad input. Decision: here is the last border.
+What the operating system or a library of formats says of a path or a file is the user's to mend, and said in one line;
+anything else unforeseen is called a bug, with how to see its traceback (--debug, or KARMA_DEBUG=1), and never hidden.
 """
 
 import ast
+import errno
+import logging
+import math
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from karma.errors import KarmaError
+from karma.errors import InputError, KarmaError, show_line
 
 COMMANDS = {  # command -> its file in karma/commands
     "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
@@ -49,7 +56,18 @@ class _ByNeed(TyperGroup):
 def _build(name: str, function: Callable[..., None], text: str | None = None) -> Any:
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     one.command(name, help=text)(function)
-    return get_command(one)
+    command = get_command(one)
+    for parameter in command.params:
+        parameter.callback = parameter.callback or _check_number
+    return command
+
+
+def _check_number(_: Any, parameter: Any, value: Any) -> Any:
+    """Refuse what no option's number can be, whatever its range: a range lets NaN through."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**32):
+            raise InputError(f"{parameter.opts[0]} {one}: expected a number that is finite and below {2**32:,}")
+    return value
 
 
 def _read_help(name: str) -> str:
@@ -76,14 +94,90 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 def main() -> None:
     """Run the command line."""
-    debug = "--debug" in sys.argv
+    debug = "--debug" in sys.argv or bool(os.environ.get("KARMA_DEBUG"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that cannot be encoded is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    if not debug:  # what libraries have to say is not for who uses the command
+        logging.disable(logging.WARNING)
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        app(standalone_mode=True)
-    except KarmaError as error:
+        _refuse_empty(sys.argv[1:])
+        code = app(standalone_mode=False)
+    except Exception as error:
         if debug:
             raise
-        typer.secho(f"karma: {error}", err=True, fg="red")
-        sys.exit(error.exit_code)
+        typer.secho(f"karma: {show_line(explain(error))}", err=True, fg="red")
+        sys.exit(find_exit_code(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse an empty value, which as a path would mean the current folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word.strip() or (name.startswith("--") and equals and not value.strip()):
+            named = name if word.strip() else before if before.startswith("-") else "an argument"
+            raise InputError(f"{named} is empty: give a value, or leave it out")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    """Say in one line what the kit itself warns of."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
+        typer.echo(f"karma: note: {show_line(message)}", err=True)
+
+
+# --- what an exception means to who typed the command ---------------------------------------------------------------
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE)  # the machine's fault, not the input's
+_FORMATS = ("pyarrow", "yaml", "json", "safetensors_rust", "pandas", "csv")  # whose errors are about a file
+
+
+def find_exit_code(error: Exception) -> int:
+    """Return the exit code that an exception means: 2 where the input is bad, else 1.
+
+    Example:
+        >>> find_exit_code(FileNotFoundError(errno.ENOENT, "No such file", "x")), find_exit_code(ZeroDivisionError())
+        (2, 1)
+    """
+    if isinstance(error, KarmaError) or _is_usage(error):
+        return int(getattr(error, "exit_code", 1))
+    if isinstance(error, OSError):
+        return 2 if error.filename is not None and error.errno not in _FULL else 1
+    return 2 if _is_about_a_file(error) else 1
+
+
+def explain(error: Exception) -> str:
+    """Say what an exception means, and how to see where it was raised if that is not plain.
+
+    Example:
+        >>> explain(ZeroDivisionError("division by zero"))
+        'this is a bug, please report it: ZeroDivisionError: division by zero (KARMA_DEBUG=1 shows where)'
+    """
+    if _is_usage(error):
+        context = getattr(error, "ctx", None)
+        see = f" (see `{context.command_path} --help`)" if context else ""
+        return f"{getattr(error, 'format_message')()}{see}"  # noqa: B009  # typer keeps its own copy of click
+    if isinstance(error, KarmaError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    name, where = type(error).__name__, "(KARMA_DEBUG=1 shows where)"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error} {where}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this {where}"
+    if _is_about_a_file(error):
+        return f"a file cannot be used: {name}: {error} {where}"
+    return f"this is a bug, please report it: {name}: {error} {where}"
+
+
+def _is_usage(error: Exception) -> bool:
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _is_about_a_file(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _FORMATS or isinstance(error, UnicodeError)
 
 
 if __name__ == "__main__":

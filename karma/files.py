@@ -1,7 +1,10 @@
-"""Files that are either whole or absent, and fingerprints of what they hold.
+"""Files that are either whole or absent, the one reader of each format, and fingerprints of what files hold.
 
 Every output is written to a temporary name in the same folder and renamed when complete, so that a killed job
 never leaves half a file under a name that another stage reads.
+Decision: what comes from outside is checked here, at the border, so that the rest of the kit need not expect a pipe, a
+number of 5,000 digits, lists a hundred thousand deep, YAML that names itself, or text that is none.
+Limit: a regular file is read whole however long it is, but for the formats that are read in lines or batches.
 """
 
 import glob
@@ -11,13 +14,22 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from karma.errors import InputError
+import yaml
+
+from karma.errors import InputError, quote, show_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_MOST_NODES = 100_000  # of a YAML file with its aliases written out; ours have some hundred
 
 
 @contextmanager
@@ -96,14 +108,91 @@ def save_if_changed(text: str, path: Path) -> bool:
     return True
 
 
+def check_file(path: str | Path, what: str = "") -> Path:
+    """Return a path that can be opened as a file; refuse it, before it is opened, where it is none.
+
+    A pipe would be waited for, and a device read for ever.
+
+    Args:
+        path: a file's. what: a word before it, for the message.
+
+    Raises:
+        InputError: nothing there, a folder, a pipe or device, or a name that cannot be one.
+    """
+    named = f"{what} {path}".lstrip()
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"{named} cannot be read: it does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{named} cannot be read: it is a folder, give a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{named} cannot be read: it is a pipe or a device, save what it gives as a file")
+    return Path(path)
+
+
+def read_text(path: str | Path, what: str = "") -> str:
+    """Return a file's text; what is no file or not UTF-8 is an InputError that names it."""
+    try:
+        return check_file(path, what).read_text("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror}".lstrip()) from None
+    except UnicodeDecodeError as error:
+        wrong = f"{what} {path} cannot be read: it is not UTF-8 (byte {error.object[error.start]:#04x})".lstrip()
+        raise InputError(f"{wrong}: save the file as UTF-8") from None
+
+
+def parse_json(text: str, *, unique: bool = False, halves: bool = False) -> Any:
+    """Parse JSON; whatever cannot be used is a ValueError of one line.
+
+    Args:
+        text: one value.
+        unique: whether a key that stands twice is refused; Python would keep the last in silence.
+        halves: whether half a character (a lone surrogate, which UTF-8 cannot hold) is let through.
+
+    Raises:
+        ValueError: no JSON, nested too deep, a whole number beyond 64 bits, or what is refused as above.
+
+    Example:
+        >>> parse_json("[" * 100_000)
+        Traceback (most recent call last):
+        ValueError: nested too deep
+    """
+    try:
+        value = json.loads(text, parse_int=_read_int, object_pairs_hook=_build_object if unique else None)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not halves and "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a character, a lone surrogate") from None
+    return value
+
+
+def _read_int(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"a whole number beyond 64 bits, of {len(text)} digits")
+    return int(text)
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {quote(next(key for key in keys if keys.count(key) > 1))} is given twice; keep one")
+    return built
+
+
 def load_json(path: str | Path) -> Any:
     """Read a JSON file; an absent or broken one is an InputError that names it."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -112,7 +201,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     A line ends at "\\n" alone: `str.splitlines` also ends one at U+0085, U+2028 and U+2029, which JSON texts may hold.
 
     Raises:
-        InputError: unreadable, or not UTF-8 (the message names the line).
+        InputError: no file, or not UTF-8 (the message names the line).
 
     Example:
         >>> target = Path(tempfile.mkdtemp()) / "prompts.txt"
@@ -121,7 +210,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         [1, 3]
     """
     try:
-        with Path(path).open("rb") as stream:
+        with check_file(path).open("rb") as stream:
             for number, raw in enumerate(stream, 1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if line.strip():
@@ -147,11 +236,138 @@ def load_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     """
     for number, line in read_lines(path):
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{path}: line {number} is no JSON ({reason}): write one JSON value a line") from error
+            value = parse_json(line)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is no JSON ({error}): write one JSON value a line") from None
         yield number, value
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML carries no types
+    """A safe loader of whole numbers that fit 64 bits."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return _read_int(str(super().construct_yaml_int(node)))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document; whatever cannot be used is a ValueError of one line.
+
+    Raises:
+        ValueError: no YAML, nested too deep, a value within itself, aliases that multiply beyond all measure, a key
+            that is no text or stands twice, or a whole number beyond 64 bits.
+
+    Example:
+        >>> parse_yaml("a: &a {b: *a}")
+        Traceback (most recent call last):
+        ValueError: line 1: a value within itself: write it out without the alias
+        >>> parse_yaml("2024-01-01: 1")
+        Traceback (most recent call last):
+        ValueError: line 1: key '2024-01-01' is no text: put it in quotes
+    """
+    loader = None
+    try:
+        loader = _PlainLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {})
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{show_line(error.problem or error.context)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(show_line(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Return how many nodes there are with aliases written out; raise where there would be too many."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    line = f"line {node.start_mark.line + 1}"
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise ValueError(f"{line}: a value within itself: write it out without the alias")
+        return size
+    known[id(node)] = None
+    inside = node.value
+    if isinstance(node, yaml.MappingNode):
+        keys = [key for key, _ in node.value]
+        for key in keys:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                shown = quote(key.value) if isinstance(key, yaml.ScalarNode) else "a list or map"
+                raise ValueError(f"line {key.start_mark.line + 1}: key {shown} is no text: put it in quotes")
+        names = [key.value for key in keys]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{line}: key {quote(next(n for n in names if names.count(n) > 1))} is given twice")
+        inside = [value for _, value in node.value]
+    size = 1
+    for one in inside:
+        size += _count_nodes(one, known)
+        if size > _MOST_NODES:
+            raise ValueError(f"{line}: more than {_MOST_NODES:,} values with its aliases written out")
+    known[id(node)] = size
+    return size
+
+
+def load_yaml(path: str | Path, what: str = "") -> Any:
+    """Read a YAML file; an absent or broken one is an InputError that names it."""
+    text = read_text(path, what)
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{what} {Path(path).name} is not valid YAML: {error}".lstrip()) from None
+
+
+def open_parquet(path: str | Path, what: str = "", **options: Any) -> "pq.ParquetFile":
+    """Open a parquet file; what is none is an InputError that names it.
+
+    Args:
+        path: a file's. what: a word before it, for the message. **options: of `pyarrow.parquet.ParquetFile`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(check_file(path, what), **options)
+    except (pa.ArrowException, OSError) as error:
+        raise _explain_parquet(path, what, error) from None
+
+
+def read_parquet(path: str | Path, what: str = "", columns: list[str] | None = None) -> "pa.Table":
+    """Read a parquet file whole, its texts checked; what is none is an InputError that names it.
+
+    Args:
+        path: a file's. what: a word before it, for the message. columns: to be read; None: all.
+    """
+    import pyarrow as pa
+
+    file = open_parquet(path, what)
+    try:
+        table = file.read(columns)
+        check_text(table)
+    except (pa.ArrowException, OSError) as error:
+        raise _explain_parquet(path, what, error) from None
+    return table
+
+
+def check_text(table: Any) -> Any:
+    """Return a table; raise an ArrowInvalid where a text is not UTF-8, or anything else is not what it says."""
+    table.validate(full=True)
+    return table
+
+
+def _explain_parquet(path: str | Path, what: str, error: Exception) -> InputError:
+    reason = show_line((str(error).splitlines() or [type(error).__name__])[0][:160])
+    return InputError(f"{what} {path} cannot be read as parquet ({reason}): was it cut off?".lstrip())
 
 
 def compute_digest(value: object) -> str:
@@ -173,7 +389,7 @@ def compute_file_digest(path: str | Path) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return compute_digest([[p.relative_to(path).as_posix(), compute_file_digest(p)] for p in files])
-    with path.open("rb") as stream:
+    with check_file(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 

@@ -4,7 +4,10 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -292,3 +295,114 @@ def test_a_server_can_write_the_pool(server, tmp_path):
                           models={n: s.model_dump(mode="json") for n, s in experiment.settings.models.items()})  # fmt: skip
     (row,) = build_pool(job)
     assert row["models"] == ["tiny-a", "far"] and len(server.asked) == 1
+
+
+ODD_REPLIES = [
+    b"", b"null", b"17", b'"text"', b"[]", b"{}", b"[1, 2]", b'{"choices": null}', b'{"choices": []}', b'{"choices": {}}',
+    b'{"choices": [null]}', b'{"choices": [1]}', b'{"choices": [{}]}', b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": "text"}]}', b'{"choices": [{"message": {"content": 17}}]}',
+    b'{"choices": [{"message": {"content": {"a": 1}}}]}', b'{"error": {"message": "no"}}', b"<html>busy</html>",
+    b"\xff\xfe\x00", b"[" * 100_000, b'{"choices": [{"message": {"content": "x"}}], "n": ' + b"9" * 5000 + b"}",
+    b'{"choices": [{"message": {"content": "x"}}', b"x" * (2**24 + 10),
+]  # fmt: skip
+ODD_AND_USABLE = {
+    b'{"choices": [{"message": {"content": null}}]}': ("", None, None),
+    b'{"choices": [{"message": {}}], "usage": []}': ("", None, None),
+    b'{"choices": [{"message": {"refusal": "No."}}], "usage": "many"}': ("No.", None, None),
+    b'{"choices": [{"message": {"content": [{"type": "text", "text": "a"}, {"text": "b"}, 7]}}]}': ("ab", None, None),
+    b'{"choices": [{"message": {"content": "half \\ud800"}}]}': ("half ?", None, None),
+    b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "7", "completion_tokens": -1}}': ("x", None, None),
+    b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": true, "completion_tokens": 1.5}}': ("x", None, None),
+    b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}': ("x", 7, 3),
+}  # fmt: skip
+
+
+class _Odd(BaseHTTPRequestHandler):
+    """Answers as its server is told: a body, or a redirection, or byte after byte."""
+
+    def do_POST(self):
+        self.server.asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+        code, headers, body = self.server.answer
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):
+            for part in body if isinstance(body, list) else [body]:
+                self.wfile.write(part)
+                self.wfile.flush()
+                time.sleep(0.05 * isinstance(body, list))
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    """A server that answers anything, and a way to ask it once."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(api, "_backoff", lambda state: 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Odd)
+    server.daemon_threads, server.asked = True, []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    backend = api.ApiBackend(
+        "far", {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "key_env": None}
+    )
+
+    def ask_it(body, code=200, **headers):
+        server.answer = code, {name.replace("_", "-"): value for name, value in headers.items()}, body
+        return backend._ask('[{"role": "user", "content": "Hi"}]', {"max_gen_toks": 4}, 0)
+
+    ask_it.server = server
+    yield ask_it
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("body", ODD_REPLIES, ids=lambda body: body[:40].decode("latin-1"))
+def test_an_odd_reply_is_one_line_and_asked_once(odd, body):
+    with pytest.raises(KarmaError) as caught:
+        odd(body)
+    assert "127.0.0.1" in str(caught.value) and len(str(caught.value)) < 500
+    assert len(odd.server.asked) == 1, "a reply that cannot be used is no reason to pay again"
+
+
+@pytest.mark.parametrize("body", ODD_AND_USABLE, ids=lambda body: body[:60].decode("latin-1"))
+def test_what_a_reply_says_is_taken_as_far_as_it_can_be_used(odd, body):
+    assert odd(body) == ODD_AND_USABLE[body]
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.2:9/steal", "/v1/elsewhere", "file:///etc/passwd"])
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_redirection_is_not_followed_and_said(odd, place, code):
+    with pytest.raises(KarmaError, match=r"redirects to .*, which is not followed"):
+        odd(b"", code, Location=place)
+    assert len(odd.server.asked) == 1
+
+
+def test_a_reply_that_trickles_is_given_up(odd, monkeypatch):
+    monkeypatch.setattr(api, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(api, "N_ATTEMPTS", 1)
+    with pytest.raises(KarmaError, match=r"has not ended its answer after 0\.2 s"):
+        odd([b" "] * 40)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), ("7", 7.0), ("inf", None), ("nan", None), ("-3", 0.0), ("²", None),
+                                               ("1e999", None), ("", None), ("soon", None), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)])  # fmt: skip
+def test_how_long_a_busy_server_asks_to_wait(text, seconds):
+    assert api.read_retry_after(text) == seconds
+
+
+def test_a_busy_server_s_date_is_waited_for():
+    from datetime import UTC, datetime, timedelta
+    from email.utils import format_datetime
+
+    assert 50 < api.read_retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://h:99999/v1", "http://[::1/v1", "http://h:x/v1", "ftp://h/v1", "http://a b/v1"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ValueError, match="base_url"):
+        ModelSpec(api={"base_url": url, "model": "m"})

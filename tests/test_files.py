@@ -1,19 +1,25 @@
 """Files are whole or absent."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karma.errors import InputError
+from karma.errors import InputError, show_line
 from karma.files import (
     atomic_path,
     compute_file_digest,
     find_project_root,
     load_json,
     load_json_lines,
+    load_yaml,
+    parse_json,
+    parse_yaml,
     read_lines,
+    read_parquet,
     save_if_changed,
     save_json,
 )
@@ -100,7 +106,7 @@ def test_a_plain_line_is_not_split_inside(tmp_path, mark):
         (b'{"a": 1}\n{"a": "\xe9"}\n', r"a\.jsonl: line 2 is not UTF-8 \(byte 0xe9\): save the file as UTF-8"),
         ('{"a": 1}\n'.encode("utf-16"), r"a\.jsonl: line 1 is not UTF-8 \(byte 0xff\)"),
         (b"[" * 10**5, r"a\.jsonl: line 1 is no JSON"),
-        (None, r"a\.jsonl cannot be read: No such file"),
+        (None, r"a\.jsonl cannot be read: it does not exist"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, content, message):
@@ -144,3 +150,55 @@ def test_a_pool_s_instruction_stands_once(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "Why?"}\n\n{"instruction": "Why?"}\n')
     with pytest.raises(InputError, match=r"a\.jsonl: line 3 repeats an instruction: remove the copy"):
         _load_pool_instructions(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**5, "nested too deep"),
+        ("9" * 400, "a whole number beyond 64 bits, of 400 digits"),
+        ("9" * 5000, "a whole number beyond 64 bits, of 5000 digits"),
+        ('{"a": "half \\ud800"}', "half a character, a lone surrogate"),
+        ('{"a": 1, "a": 2}', "key 'a' is given twice; keep one"),
+    ],
+)
+def test_json_that_cannot_be_used_is_a_value_error(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text, unique=True)
+    assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}, "a pair of surrogates is a character"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 5000, "nested too deep"),
+        ("a: &a\n  b: *a", "a value within itself"),
+        ("a: &a [x,x]\n" + "".join(f"b{k}: &b{k} [{','.join(['*' + ('a' if k == 0 else f'b{k - 1}')] * 9)}]\n" for k in range(9)),
+         "more than 100,000 values with its aliases written out"),
+        ("2024-01-01: 1", "key '2024-01-01' is no text"), ("yes: 1", "key 'yes' is no text"), ("a: 1\na: 2", "key 'a' is given twice"),
+        ("a: " + "9" * 5000, "digits"), ("a: 2024-99-99", "month"), ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("a: \0", "special characters are not allowed"),
+    ],
+)  # fmt: skip
+def test_yaml_that_cannot_be_used_is_a_value_error_of_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_yaml(text)
+    assert "\n" not in str(caught.value)
+    assert parse_yaml("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}")["d"] == {"b": 1, "e": 2}, "aliases are fine"
+
+
+@pytest.mark.parametrize("read", [load_json, load_yaml, read_parquet, lambda path: list(read_lines(path))])
+def test_a_pipe_or_device_is_refused_before_it_is_opened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in (
+        (tmp_path / "pipe", "a pipe or a device"),
+        (Path("/dev/zero"), "a pipe"),
+        (tmp_path, "it is a folder"),
+    ):
+        with pytest.raises(InputError, match=f"{path} cannot be read.*{what}"):
+            read(path)
+
+
+def test_a_line_shows_what_cannot_be_printed_and_has_an_end():
+    shown = show_line("a\nb\x1b[31m\u202e\ud800 " + "x" * 5000 + " y" * 5000)
+    assert shown.isprintable() and len(shown) < 1000 and shown.startswith("a\\nb\\x1b[31m\\u202e\\ud800 xxx")

@@ -57,9 +57,7 @@ def test_the_source_is_not_overwritten(pair_folder, policy, name):
             out.symlink_to(pair_folder)
         found = CliRunner().invoke(app, ["select", "--pairs", str(pair_folder / name), "--policy", str(policy), "--ratio",
                                          "0.4", "--out", str(out / pair_folder.name if out.name == ".." else out)])  # fmt: skip
-        assert isinstance(found.exception, InputError) and "would overwrite them: give another folder" in str(
-            found.exception
-        )
+        assert isinstance(found.exception, InputError) and "which is read" in str(found.exception)
     (pair_folder.parent / "link").unlink()
     assert {path.name: path.read_bytes() for path in pair_folder.iterdir()} == before
 

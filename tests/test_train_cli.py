@@ -102,7 +102,7 @@ def test_an_older_run_is_not_overwritten(pair_folder, policy, tmp_path):
         (("--method", "ppo"), "--method ppo: choose from sft, dpo, simpo"),
         (("-p", "learning_rte=1"), "-p learning_rte=1: write it as NAME=VALUE, with a name of epochs"),
         (("-p", "learning_rate=5e-7"), "-p learning_rate='5e-7': Input should be a valid number"),
-        (("-p", "loss_type=dpo"), "loss_type 'dpo' is not one of TRL's"),
+        (("-p", "loss_type=dpo"), "-p loss_type='dpo': Input should be 'sigmoid', 'hinge'"),
         (("--pairs", "nowhere"), "nowhere is no pair folder"),
         (("--policy", "./nowhere"), "there is no such folder"),
         (("--device", "tpu"), "--device tpu: choose from auto, cpu, cuda"),

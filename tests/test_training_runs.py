@@ -170,7 +170,6 @@ def test_the_list_of_losses_is_trl_s():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_type": "simpel"}, "loss_type 'simpel' is not one of TRL's: sigmoid, hinge"),
         ({"loss_type": "exo_pair"}, "exo_pair needs training.label_smoothing above 0"),
         ({"merge_adapter": True}, "merge_adapter needs training.lora"),
     ],

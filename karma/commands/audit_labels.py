@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from karma.commands.options import Columns, Measure, Missing, Out, Weight, check_out, default, load_scores
+from karma.commands.options import (
+    LAST_SEED,
+    Columns,
+    Measure,
+    Missing,
+    Out,
+    Weight,
+    check_out,
+    default,
+    load_scores,
+)
 from karma.labels.layouts import LAYOUTS, load_judgments
 from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
 
@@ -19,12 +29,14 @@ def audit_labels(
     missing: Missing = default("scores", "missing"),
     measure: Measure = None,
     weight: Weight = None,
-    tie: Annotated[float, typer.Option(help="Judged values this close are equal, in the source's unit.")] = default(
-        "labels", "tie"
-    ),
+    tie: Annotated[
+        float, typer.Option(min=0, help="Judged values this close are equal, in the source's unit.")
+    ] = default("labels", "tie"),
     prefer: Annotated[str | None, typer.Option(help="Precision to take where a model has several rows.")] = None,
-    seed: Annotated[int, typer.Option(help="Of sets of models, draws and the bootstrap.")] = 0,
-    tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine.")] = default("kinship", "tau"),
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of sets of models, draws and the bootstrap.")] = 0,
+    tau: Annotated[float, typer.Option(min=-1, max=1, help="Least kinship of an eligible pair, cosine.")] = default(
+        "kinship", "tau"
+    ),
     annotator: Annotated[str | None, typer.Option(help="AlpacaEval: whose annotations, a folder's name.")] = None,
     annotation: Annotated[str, typer.Option(help="UltraFeedback: overall_score, fine-grained_score, ...")] = default(
         "annotation", "field"

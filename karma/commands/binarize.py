@@ -4,15 +4,27 @@ books.
 The work is in `karma.pairs`; here are only the combinations of options that a library call cannot get wrong.
 """
 
+import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from karma.commands.options import Columns, Measure, Missing, Out, Weight, check_out, default, load_scores
+from karma.commands.options import (
+    LAST_SEED,
+    Columns,
+    Measure,
+    Missing,
+    Out,
+    Weight,
+    check_out,
+    default,
+    load_scores,
+)
 from karma.errors import InputError
 from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
@@ -20,9 +32,11 @@ from karma.pairs.build import save_pair_sets
 from karma.pairs.calibration import load_calibration
 from karma.pairs.card import LICENCE_GROUPS
 from karma.pairs.parallel import count_cores
-from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
+from karma.pairs.public_shape import check_repository, push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import load_annotations
 from karma.pool.pool import ResponsePool, load_pool
+from karma.scores.names import canonical_model_name
+from karma.scores.table import ScoreTable
 from karma.vocabulary import STRATEGIES
 
 _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
@@ -46,7 +60,7 @@ def binarize(
     tau: Annotated[float, typer.Option(help="Least kinship of an eligible pair, cosine (delta: none).")] = default(
         "kinship", "tau"
     ),
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = default("pairs", "seed"),
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of every draw.")] = default("pairs", "seed"),
     annotation: Annotated[str, typer.Option(help="rlaif: overall_score, fine-grained_score or mean_aspect.")] = default(
         "annotation", "field"
     ),
@@ -74,12 +88,12 @@ def binarize(
     contaminated: Annotated[
         Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
     ] = None,
-    max_response_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens of 4 bytes.")] = None,
+    max_response_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response, tokens of 4 bytes.")] = None,
     same_system_prompt: Annotated[
         bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
     ] = False,
     near_identical: Annotated[
-        float | None, typer.Option(help="Drop pairs sharing this part of their words, 0..1.")
+        float | None, typer.Option(min=0, max=1, help="Drop pairs sharing this part of their words, 0..1.")
     ] = None,
     max_length_ratio: Annotated[
         float | None,
@@ -141,11 +155,13 @@ def run_binarize(
     """
     every = [name for name in STRATEGIES if name != "density_ratio" or densities]
     strategies = every if "all" in strategy else list(dict.fromkeys(strategy))
-    _check_options(out, strategies, order, match_rows, strict, expect, also, push_to_hub)
+    _check_options(strategies, order, match_rows, strict, expect, also, push_to_hub)
     _check_engine(engine, address, cores)
-    excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
+    check_out(out, pool)
     source = load_pool(pool, revision)
     score_table = load_scores(scores, columns, missing, measure, weight)
+    check_excluded(exclude_model, source, score_table)
+    excluded = [*exclude_model, *list_by_licence(exclude_licence or [])]
     yield from (f"note: {note}" for note in score_table.notes if scores not in ("paper", "paper_four_digit"))
     folders = {s: out if len(strategies) == 1 else out / s for s in strategies}
 
@@ -243,8 +259,26 @@ def _find_instruction(row: Any, where: str) -> str:
     return text
 
 
+def check_excluded(names: list[str], pool: ResponsePool, table: ScoreTable) -> None:
+    """Raise where a model that is to be left out is in neither the score table nor the pool: a misspelt name.
+
+    What base.yaml leaves out by default need not be there. The pool is read only as far as a name is still unknown.
+    """
+    usual = {canonical_model_name(name) for name in default("pool", "excluded_origin_models")}
+    known = {canonical_model_name(name) for name in table.scores.index} | usual | {"none"}  # none: not the usual ones
+    unknown = {canonical_model_name(name): name for name in names if canonical_model_name(name) not in known}
+    for batch in pool.batches() if unknown else ():
+        known |= {canonical_model_name(name) for name in batch.model_names}
+        if not (unknown := {key: name for key, name in unknown.items() if key not in known}):
+            return
+    for key, name in unknown.items():
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known)[:8])}"
+        raise InputError(f"--exclude-model {name}: no such model in the pool or the score table; {hint}")
+
+
 def _check_options(
-    out: Path, strategies: list[str], order: str, match_rows: bool, strict: bool, expect: list[str] | None,
+    strategies: list[str], order: str, match_rows: bool, strict: bool, expect: list[str] | None,
     also: list[str] | None, push_to_hub: str | None,
 ) -> None:  # fmt: skip
     if order not in ("pool", "curriculum"):
@@ -255,9 +289,10 @@ def _check_options(
         raise InputError("--expect means nothing without --strict")
     if unknown := [a for a in also or [] if a not in _ALSO]:
         raise InputError(f"--also {unknown[0]}: choose from {', '.join(_ALSO)}")
-    if push_to_hub and len(strategies) > 1:
-        raise InputError("--push-to-hub takes one strategy: a repository holds one set")
-    check_out(out)
+    if push_to_hub:
+        if len(strategies) > 1:
+            raise InputError("--push-to-hub takes one strategy: a repository holds one set")
+        check_repository(push_to_hub)
 
 
 def _check_engine(engine: str, address: str | None, cores: int | None) -> None:
@@ -275,9 +310,11 @@ class _show_progress:
     """Rows read, of how many where that is known, with the time left; on a terminal only."""
 
     def __init__(self, pool: ResponsePool):
+        console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("rows read"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-        )
+            TextColumn("rows read"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True,
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
         self._task = self._progress.add_task("", total=pool.n_rows)
 
     def __enter__(self):

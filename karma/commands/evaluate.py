@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, check_out, default, replace_options
+from karma.commands.options import Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
@@ -41,7 +41,7 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="transformers, or vllm (if installed).")] = "transformers",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = default("compute", "threads"),
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = default(
         "benchmarks", "batch_size"
     ),
@@ -55,8 +55,9 @@ def evaluate(
 ) -> None:
     """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""
     options = locals()
-    for line in run_evaluate(**options):
-        typer.echo(line)
+    with leave_nothing(out, cache):
+        for line in run_evaluate(**options):
+            typer.echo(line)
 
 
 def run_evaluate(
@@ -77,6 +78,10 @@ def run_evaluate(
     if benchmark_data:
         benchmark_data = find_items(benchmark_data, Path())
     _check(out, model, answers, benchmarks, benchmark_data)
+    if options.get("cache"):
+        check_out(options["cache"], option="--cache")
+    how = {key: options[key] for key in ("backend", "device", "dtype", "threads") if key in options}
+    replace_options(load_base().compute, **how)
     if options.get("protocol") in ("logprob", "cloze") and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")
     if answers:
@@ -107,7 +112,7 @@ def _check(out: Path, model: str | None, answers: Path | None, benchmarks: list[
         raise InputError(f"--benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}, or all")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
-    check_out(out)
+    check_out(out, folder)
 
 
 def _ask(
@@ -119,6 +124,10 @@ def _ask(
     from karma.models.ask import CachedModel
 
     specs = {model: build_spec(model, base_url, key_env, revision)}
+    if base_url:
+        from karma.models.api import check_server
+
+        check_server(base_url)
     settings = replace_options(
         load_base().benchmarks, folder=str(folder.resolve()) if folder else None, protocol=protocol, limit=limit,
         batch_size=batch_size, choice_tokens=choice_tokens, descriptive_tokens=descriptive_tokens,

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Columns, Measure, Missing, Out, Weight, default, load_scores
+from karma.commands.options import (
+    LAST_SEED,
+    Columns,
+    Measure,
+    Missing,
+    Out,
+    Weight,
+    check_out,
+    default,
+    load_scores,
+)
 from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
 from karma.scores.read import load_score_table, merge_score_tables
 from karma.scores.table import ScoreTable
@@ -26,7 +36,7 @@ def kinship(
     cut: Annotated[float, typer.Option(help="Distance below which branches are one cluster.")] = default(
         "kinship", "cut"
     ),
-    seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of bootstrap and permutations.")] = 0,
 ) -> None:
     """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
     mine = load_scores(scores, columns, missing, measure, weight)
@@ -36,6 +46,7 @@ def kinship(
 
 def run_kinship(mine: ScoreTable, out: Path, with_paper: bool, **settings: Any) -> Iterator[str]:
     """Analyse a table, and yield what to tell the user: the `karma kinship` command."""
+    check_out(out)
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
     study = analyse(table, out, **settings)

@@ -1,12 +1,17 @@
 """Options that several commands share, and base.yaml's values as their defaults."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.scores.read import load_score_table
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
 
@@ -28,7 +33,9 @@ Weight = Annotated[
 ]
 Experiment = Annotated[str, typer.Argument(help="The experiment's file, e.g. params/demo.yaml.")]
 Parameters = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="A parameter; may repeat.")]
+LAST_SEED = 2**32 - 1  # what every generator takes
 Section = TypeVar("Section", bound=BaseModel)
+_LONGEST_NAME, _LEAST_BYTES = 230, 2**20  # files are written beside their names with some letters more
 
 
 def default(group: str, key: str) -> Any:
@@ -38,15 +45,60 @@ def default(group: str, key: str) -> Any:
     return getattr(getattr(load_base(), group), key)
 
 
-def check_out(out: Path, pairs: Path | None = None) -> None:
-    """Raise an InputError where --out is a file, or the very pair folder that is read."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: give a folder to write to")
-    replaced = [out / name for name in ("", "pairs.parquet", "binarized.parquet", "dataset")]
-    if pairs is not None and pairs.resolve() in [path.resolve() for path in replaced]:
-        raise InputError(
-            f"--out {out} holds the pairs that --pairs reads and would overwrite them: give another folder"
-        )
+def check_out(out: Path, *inputs: Path | str | None, option: str = "--out") -> None:
+    """Raise an InputError where a folder cannot be written to; it is found out by writing, and nothing is left.
+
+    Args:
+        out: the folder, there or not. inputs: folders that are read, into which nothing is to be written.
+        option: its name, for the message.
+    """
+    try:
+        if os.path.lexists(out) and not out.is_dir():
+            raise InputError(f"{option} {out} is a file: give a folder to write to")
+        there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise InputError(f"{option} {out} lies beneath {there}, which is no folder: give another")
+        if len(os.fsencode(out.name)) > _LONGEST_NAME:
+            raise InputError(f"{option} {out}: its name is too long, take at most {_LONGEST_NAME} letters")
+        if shutil.disk_usage(there).free < _LEAST_BYTES:
+            raise InputError(f"{option} {out}: the disk is full: make room, or give a folder elsewhere")
+        with TemporaryDirectory(prefix=".karma-", dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {out} cannot be written: {error.strerror}") from None
+    for read in (Path(place) for place in inputs if place):
+        if read.is_dir() and read.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f"{option} {out} lies within {read}, which is read: give a folder elsewhere")
+        if read.resolve() in [(out / name).resolve() for name in ("pairs.parquet", "binarized.parquet", "dataset")]:
+            raise InputError(
+                f"{option} {out} holds {read}, which is read and would be overwritten: give another folder"
+            )
+
+
+@contextmanager
+def leave_nothing(*folders: Path | None) -> Iterator[None]:
+    """Remove locks and empty folders that were made in vain, where the block ends with bad input.
+
+    Args:
+        folders: that the block may make. What was there before stays, and so does every other file: an answer that was
+            paid for is kept.
+    """
+    made = [place for folder in filter(None, folders) for place in (folder, *folder.absolute().parents)
+            if not os.path.lexists(place)]  # fmt: skip
+    try:
+        yield
+    except InputError:
+        for place in made:
+            if place.is_dir():
+                for path in sorted(place.rglob("*"), reverse=True):  # what is inside comes first
+                    with suppress(OSError):
+                        if path.is_dir():
+                            path.rmdir()
+                        elif path.name.startswith(".lock"):
+                            path.unlink()
+                with suppress(OSError):
+                    place.rmdir()
+        raise
 
 
 def load_scores(
@@ -102,4 +154,5 @@ def _explain(error: ValidationError) -> str:
     option, message = str(first["loc"][0]).replace("_", "-"), first["msg"]
     if first["type"] == "literal_error":
         message = "choose from " + first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-    return f"--{option} {first['input']}: {message}"
+    given = first["input"] if isinstance(first["input"], str) else quote(first["input"])
+    return f"--{option} {given}: {message}"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from karma.commands.options import check_out
 from karma.errors import InputError
 from karma.results.page import export_html, open_results
 from karma.results.study import collect_results
@@ -16,7 +17,9 @@ def report(
     study: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment, or `paper`: the published study.")],
     other: Annotated[str | None, typer.Argument(help="A second experiment: the differences between the two.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: outputs/<name>.")] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a million tokens, for the ledger of cost.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens, for the ledger of cost.")
+    ] = None,
 ) -> None:
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
     typer.echo(f"written: {write_report(study, other, out, price)}")
@@ -34,6 +37,8 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
         InputError: an unknown experiment, "paper" compared with another study, or no run in common.
         KarmaError: a cell of the notebook failed; the executed notebook keeps the traceback.
     """
+    if out is not None:
+        check_out(out)
     if other is not None:
         return _write_comparison(study, other, out)
     if study == "paper":

@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from karma.commands.options import Columns, Missing, Out, check_out, default, load_scores, replace_options
+from karma.commands.options import (
+    LAST_SEED,
+    Columns,
+    Missing,
+    Out,
+    check_out,
+    default,
+    leave_nothing,
+    load_scores,
+    replace_options,
+)
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -50,7 +60,7 @@ def select(
         ),
     ] = "m_ap",
     ratio: Annotated[float | None, typer.Option(help="Share of the candidates kept, e.g. 0.4.")] = None,
-    k: Annotated[int | None, typer.Option("--k", help="Number of pairs kept, instead of --ratio.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Number of pairs kept, instead of --ratio.")] = None,
     weight: Annotated[float, typer.Option(help="w of z(explicit) - w z(implicit).")] = default("potential", "weight"),
     explicit: Annotated[
         str, typer.Option(help="score (the pairs' own), kinship (with --scores), annotation (with --annotations).")
@@ -67,11 +77,11 @@ def select(
         "potential", "implicit"
     ),
     reference: Annotated[str | None, typer.Option(help="dpo: the model that the policy started from.")] = None,
-    seed: Annotated[int, typer.Option(help="Of `random`.")] = default("potential", "seed"),
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of `random`.")] = default("potential", "seed"),
     revision: Annotated[str | None, typer.Option(help="A Hub policy's commit.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = default("compute", "threads"),
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and response kept.")] = default(
         "training", "max_length"
     ),
@@ -82,8 +92,9 @@ def select(
 ) -> None:
     """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
     options = locals()
-    for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
-        typer.echo(line)
+    with leave_nothing(out, cache):
+        for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
+            typer.echo(line)
 
 
 def run_select(
@@ -105,6 +116,8 @@ def run_select(
     _check_models({"--policy": policy, "--reference": reference})
     check_out(out, pairs)
     _check_options(metric, ratio, k, implicit, reference, explicit, scores, annotations)
+    if asking.get("cache"):
+        check_out(asking["cache"], option="--cache")
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")

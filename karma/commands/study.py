@@ -12,7 +12,7 @@ from karma.errors import InputError
 
 def run(
     experiment: Experiment,
-    cores: Annotated[int | None, typer.Option(help="CPU cores to use (default: all).")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU cores to use (default: all).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, why each runs and what it needs.")] = False,
     until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. 03_binarization.")] = None,
     executor: Annotated[
@@ -27,6 +27,7 @@ def run(
     from karma.study import sweep as engine
     from karma.study.cluster import check_resources, find_remote
     from karma.study.experiment import load_experiment
+    from karma.study.named import check_named
     from karma.study.stages import STAGES
 
     if until and until not in STAGES:
@@ -34,6 +35,7 @@ def run(
     study = load_experiment(experiment)
     check_resources(study.settings.compute.resources)
     remote = find_remote(executor, profile, jobs)
+    check_named(study, installed=not dry_run)
     if dry_run:
         engine.show_plan(study, until, remote is not None)
     else:
@@ -110,8 +112,10 @@ def models(experiment: Experiment) -> None:
 
     from karma.models.describe import describe_model
     from karma.study.experiment import load_experiment
+    from karma.study.named import check_named
 
-    settings = load_experiment(experiment).settings
+    study = load_experiment(experiment)
+    settings = study.settings
     specs = {name: spec.model_dump(mode="json") for name, spec in settings.models.items()}
     table = Table("model", "role", "comes from", "is here")
     for name in specs:
@@ -121,6 +125,7 @@ def models(experiment: Experiment) -> None:
                  "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
+    check_named(study)
 
 
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
 
-from karma.commands.options import Out, check_out, default, replace_options
-from karma.errors import InputError
-from karma.files import save_json
+from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
+from karma.errors import InputError, quote
+from karma.files import parse_yaml, save_json
 from karma.models.describe import build_spec
 from karma.study.experiment import load_base
 from karma.study.settings import Training
@@ -29,7 +28,9 @@ def train(
     held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
         "pairs", "held_out"
     ),
-    seed: Annotated[int, typer.Option(help="Of order and adapters; held-out pairs are the same for all.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Of order and adapters; held-out pairs are the same for all.")
+    ] = 0,
     p: Annotated[
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
@@ -39,15 +40,16 @@ def train(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = default("compute", "threads"),
 ) -> None:
     """Tune a policy: `karma train --pairs DIR --policy smollm2-135m --method dpo -p warmup_steps=10 --out DIR`.
 
     The defaults are the paper's; the same command goes on where it was killed.
     """
     how = (p or [], device, dtype, threads)
-    for line in run_train(pairs, policy, method, out, revision, held_out, seed, *how, drop_unusable=drop_unusable):
-        typer.echo(line)
+    with leave_nothing(out):
+        for line in run_train(pairs, policy, method, out, revision, held_out, seed, *how, drop_unusable=drop_unusable):
+            typer.echo(line)
 
 
 def run_train(
@@ -67,7 +69,7 @@ def run_train(
     """
     settings = build_settings(assignments)
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
-    check_out(out)
+    check_out(out, pairs)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
     from karma.models.load import load_tokenizer
@@ -75,9 +77,12 @@ def run_train(
     from karma.pairs.public_shape import load_binarized
     from karma.training import checks
     from karma.training.held_out import describe_held_out
+    from karma.training.launch import find_config
     from karma.training.run import describe_run
     from karma.training.train import describe_memory, train
 
+    if settings.accelerate:
+        find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
     if drop_unusable:
         source = checks.drop_unusable(whole := source, method)
@@ -150,12 +155,12 @@ def build_settings(assignments: list[str]) -> Training:
         if not equals or name not in values:
             raise InputError(f"-p {assignment}: write it as NAME=VALUE, with a name of {', '.join(values)}")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"-p {assignment}: the value is not valid YAML") from None
+            values[name] = parse_yaml(text)
+        except ValueError as error:
+            raise InputError(f"-p {assignment}: the value is not valid YAML: {error}") from None
     try:
         return Training.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"-p {where}={first['input']!r}: {first['msg']} (write 5.0e-7, not 5e-7)") from None
+        raise InputError(f"-p {where}={quote(first['input'])}: {first['msg']} (write 5.0e-7, not 5e-7)") from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karma.commands.options import Out, check_out, default, replace_options
+from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, KarmaError
 from karma.labels.compared import SUFFIXES, Compared, load_prompts, load_responses
 from karma.labels.win_rates import check_sides
@@ -44,7 +44,7 @@ def win_rate(
     backend: Annotated[str, typer.Option(help="transformers, or vllm (if installed).")] = "transformers",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = default("compute", "device"),
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = default("compute", "dtype"),
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = default("compute", "threads"),
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = default("compute", "threads"),
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts; part of an answer's identity.")] = default(
         "annotation", "batch_size"
     ),
@@ -57,7 +57,7 @@ def win_rate(
     top_p: Annotated[float, typer.Option(help="Of responses: share of the probability drawn from.")] = default(
         "pool", "top_p"
     ),
-    seed: Annotated[int, typer.Option(help="Of responses.")] = default("pool", "seed"),
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of responses.")] = default("pool", "seed"),
     reply_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a judge that writes (a server).")] = default(
         "benchmarks", "choice_tokens"
     ),
@@ -65,8 +65,9 @@ def win_rate(
 ) -> None:
     """Who writes better, says a judge: `karma win-rate A B --prompts my.jsonl --judge M --out win-rates`."""
     options = locals()
-    for line in run_win_rate(**options, command=" ".join(["karma", *sys.argv[1:]])):
-        typer.echo(line)
+    with leave_nothing(out, cache):
+        for line in run_win_rate(**options, command=" ".join(["karma", *sys.argv[1:]])):
+            typer.echo(line)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def run_win_rate(
     """
     check_sides(models, tie)
     check_out(out)
+    if cache is not None:
+        check_out(cache, option="--cache")
     compute = replace_options(load_base().compute, backend=backend, device=device, dtype=dtype, threads=threads)
     how = replace_options(load_base().pool, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked, recorded = load_prompts(prompts) if prompts else None, {}

@@ -27,9 +27,36 @@ def strip_thinking(answer: str) -> str:
         >>> strip_thinking("<think>A or B?</think> The answer is (B).")
         'The answer is (B).'
     """
-    answer = re.sub(rf"<({_THINKING})>.*?</\1>", "", answer, flags=re.DOTALL | re.IGNORECASE)
+    answer = _drop_blocks(answer)
     answer = re.split(rf"<{_THINKING}>", answer, flags=re.IGNORECASE)[0]
     return re.split(rf"</{_THINKING}>", answer, flags=re.IGNORECASE)[-1].strip()
+
+
+def _drop_blocks(answer: str) -> str:
+    """Remove what stands between an opening and its closing; each closing is looked for once, however many open."""
+    parts, at, open_ended = [], 0, set()
+    for opening in re.finditer(rf"<({_THINKING})>", answer, re.IGNORECASE):
+        kind = opening[1].lower()
+        if opening.start() < at or kind in open_ended:
+            continue
+        closing = re.compile(f"</{kind}>", re.IGNORECASE).search(answer, opening.end())
+        if closing is None:
+            open_ended.add(kind)
+            continue
+        parts.append(answer[at : opening.start()])
+        at = closing.end()
+    return "".join([*parts, answer[at:]])
+
+
+def shorten_runs(answer: str) -> str:
+    r"""Shorten white space and repeated signs beyond 40 characters: reading takes the square of a run's length.
+
+    Example:
+        >>> shorten_runs("So" + "\n" * 16_000 + "B." + "*" * 99) == "So\n\nB." + "*" * 40
+        True
+    """
+    answer = re.sub(r"\s{41,}", lambda run: "\n" * min(run[0].count("\n"), 2) or " ", answer)
+    return re.sub(r"([^\w\s])\1{40,}", lambda run: run[0][:40], answer)
 
 
 def cut_at_next_question(answer: str) -> str:

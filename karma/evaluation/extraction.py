@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from karma.evaluation.answer_text import cut_at_next_question, strip_dress, strip_thinking
+from karma.evaluation.answer_text import cut_at_next_question, shorten_runs, strip_dress, strip_thinking
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -113,7 +113,7 @@ def read_answer(answer: str, options: list[str]) -> Reading:
         >>> read_answer(text, ["ice", "fire", "mud"])
         Reading(first='A', last='B', runs_on=True, lists=False)
     """
-    said = strip_thinking(answer)
+    said = strip_thinking(shorten_runs(answer))
     whole = cut_at_next_question(said)
     text, runs_on = strip_dress(whole), whole != said
     text = re.sub(r"^\s*A:\s*(?=\S)", "Answer: ", text)  # "Q: ... A: ..." is a habit of base models

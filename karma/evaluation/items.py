@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.evaluation.protocol import ENDING_QUESTION
-from karma.files import load_json_lines
+from karma.files import check_file, load_json_lines
 
 # Hub data set, configuration, split (the test items that published scores are on)
 HUB = {
@@ -52,6 +52,7 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
     if limit and limit < len(rows):
         rows = [rows[k * len(rows) // limit] for k in range(limit)]
     items: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for where, row in rows:
         try:
             item = _READERS[benchmark](row)
@@ -60,10 +61,28 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
         item["item_id"] = str(item.get("item_id") or f"{benchmark}-{len(items) + 1:05d}")
         if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
             raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
+        if benchmark == "hellaswag" and "id" not in row:  # the Hub's `ind` stands for several items
+            item["item_id"] = _number_again(item["item_id"], seen)
+        if item["item_id"] in seen:  # answers are kept by it: one of the two items would be lost
+            raise InputError(f"{benchmark}: {where}: a second item with the id {quote(item['item_id'])}: rename one")
+        seen.add(item["item_id"])
         items.append(item)
     if not items:
         raise InputError(f"{benchmark}: no items in {folder or 'the Hub data set'}")
     return items
+
+
+def _number_again(item_id: str, seen: set[str]) -> str:
+    """Return an id that no item before has: the given one, else with a number behind it.
+
+    Example:
+        >>> _number_again("24", {"24", "24-2"})
+        '24-3'
+    """
+    number = 1
+    while (name := item_id if number == 1 else f"{item_id}-{number}") in seen:
+        number += 1
+    return name
 
 
 def _is_stem(row: Any) -> bool:
@@ -79,9 +98,11 @@ def _load_local(benchmark: str, folder: Path) -> list[tuple[str, Any]]:
         raise InputError(f"{folder}: expected one {benchmark}*.jsonl or .csv, found {what}")
     try:
         if found[0].suffix == ".csv":
-            rows = pd.read_csv(found[0], keep_default_na=False).to_dict("records")
+            rows = pd.read_csv(check_file(found[0]), keep_default_na=False).to_dict("records")
             return [(f"row {number} of {found[0].name}", row) for number, row in enumerate(rows, 1)]
         return [(f"line {number} of {found[0].name}", row) for number, row in load_json_lines(found[0])]
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{found[0]} cannot be read: {error}") from error
 

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from karma.errors import InputError
 from karma.evaluation.prompts import read_prompt
-from karma.files import compute_digest, compute_file_digest
+from karma.files import check_file, compute_digest, compute_file_digest, read_parquet
 from karma.labels.judgments import shorten
 from karma.models.ask import CachedModel, Sampling, sample_responses
-from karma.pool.rows import parse_json
+from karma.pool.rows import read_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 PROMPT, RESPONSE, MODEL = ("prompt", "instruction"), ("response", "output", "answer"), ("model", "generator")
@@ -136,18 +133,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: no such file, another suffix, unreadable, or a row that is no object.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give a file ({', '.join(SUFFIXES)})")
+    check_file(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path.name}: expected {', '.join(SUFFIXES)}")
     rows: Iterator[tuple[int, Any]]
-    if path.suffix == ".parquet":
-        try:
-            rows = iter(enumerate(pq.read_table(path).to_pylist(), 1))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path.name} cannot be read as parquet: {shorten(error)}") from error
-    else:
-        rows = parse_json(path)
+    rows = iter(enumerate(read_parquet(path).to_pylist(), 1)) if path.suffix == ".parquet" else read_json(path)
     for number, row in rows:
         if not isinstance(row, dict):
             raise InputError(f"{path.name}, row {number} is no object: expected prompt, and response")

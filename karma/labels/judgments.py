@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +185,14 @@ def _check_models(models: list[str], named: list[str], source: str) -> None:
         raise InputError(f"{source}: only one model, '{models[0]}', is judged: a comparison needs two")
 
 
-def get_field(row: dict[str, Any], key: str, source: str) -> Any:
-    """Return what a row must have; raise where it is absent or empty."""
-    if row.get(key) in (None, ""):
+def get_field(row: dict[str, Any], key: str, source: str) -> str:
+    """Return a text that a row must have; raise where it is absent, empty or none."""
+    value = row.get(key)
+    if value in (None, ""):
         raise InputError(f"{source}: a row has no '{key}'; it has {', '.join(map(str, list(row)[:8]))}")
-    return row[key]
+    if not isinstance(value, str):
+        raise InputError(f"{source}: {key} is {quote(value)}, expected a text")
+    return value
 
 
 def count_characters(text: object) -> float:

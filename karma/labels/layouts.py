@@ -8,6 +8,7 @@ one baseline's answers, so their values know nothing of how two answers compare 
 Sources: AlpacaEval (github.com/tatsu-lab/alpaca_eval, results/), UltraFeedback (arXiv 2310.01377).
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -17,15 +18,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
+from karma.files import check_file, open_parquet, read_parquet
 from karma.labels.judgments import Judgments, build_values, count_characters, get_field, shorten
 from karma.labels.votes import PANDALM, read_arena, read_pair_folders, read_pandalm
 from karma.pool.annotations import AnnotationTable, load_annotations
 from karma.pool.pool import ResponsePool, load_pool
 from karma.pool.responses import to_hex
-from karma.pool.rows import parse_json
+from karma.pool.rows import read_json
 
 Row = dict[str, Any]
 LAYOUTS = {
@@ -97,16 +98,12 @@ def _read_file(path: Path, field: str, table: AnnotationTable | None) -> Judgmen
     if path.suffix == ".csv":
         return _read_responses(path, table)
     if path.suffix == ".parquet":
-        try:
-            names = pq.read_schema(path).names
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read as parquet: {shorten(error)}") from error
-        if "completions" in names:
+        if "completions" in open_parquet(path).schema_arrow.names:
             return _read_pool(load_pool(path), path.name, field, table, None)
-        return read_rows(pq.read_table(path).to_pylist(), path.name)
+        return read_rows(read_parquet(path).to_pylist(), path.name)
     if path.suffix not in (".json", ".jsonl"):
         raise InputError(f"{path}: expected a folder, or a .json, .jsonl, .parquet or .csv file")
-    rows = [row for _, row in parse_json(path)]
+    rows = [row for _, row in read_json(path)]
     if rows and isinstance(rows[0], dict) and "completions" in rows[0]:
         return _read_pool(load_pool(path), path.name, field, table, None)
     return read_rows(rows, path.name)
@@ -169,24 +166,26 @@ def _read_alpaca_eval(results: Path, annotator: str | None) -> Judgments:
     for path in sorted(results.glob(f"*/{chosen}/annotations.json")):
         model = path.parent.parent.name
         outputs = path.parent.parent / "model_outputs.json"
-        texts = {row.get("instruction"): row.get("output") for row in _load(outputs)} if outputs.is_file() else {}
+        texts = {str(row.get("instruction")): row.get("output") for row in _load(outputs)} if outputs.is_file() else {}
         own = _load(path)
+        for row in own:
+            get_field(row, "instruction", str(path))
         if not any("preference" in row for row in own):
             raise InputError(f"{path}: no row has a 'preference': expected AlpacaEval's annotations")
-        rows += [{**row, "generator_2": model, "output_2": texts.get(row.get("instruction"), row.get("output_2"))}
+        rows += [{**row, "generator_2": model, "output_2": texts.get(str(row.get("instruction")), row.get("output_2"))}
                  for row in own]  # fmt: skip
     return _read_annotations(rows, str(results), by=chosen)
 
 
 def _load(path: Path) -> list[Row]:
-    rows = [row for _, row in parse_json(path)]
+    rows = [row for _, row in read_json(path)]
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: expected a list of objects")
     return rows
 
 
 def _read_annotations(rows: list[Row], source: str, by: str = "the annotator") -> Judgments:
-    baselines = {row.get("generator_1") for row in rows} - {None}
+    baselines = {str(row["generator_1"]) for row in rows if row.get("generator_1") is not None}
     if len(baselines) > 1:
         names = " and ".join(sorted(map(str, baselines))[:2])
         raise InputError(f"{source}: judged against {names}: only values against one baseline can be compared")
@@ -223,12 +222,18 @@ def _read_pool(
 
 def _read_responses(path: Path, table: AnnotationTable | None) -> Judgments:
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(check_file(path))
+    except InputError:
+        raise
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as CSV: {shorten(error)}") from error
     if missing := [name for name in ("row_id", "model", "truth") if name not in rows]:
         raise InputError(f"{path} has no column '{missing[0]}': expected {LAYOUTS['responses']}")
-    truth = pd.to_numeric(rows["truth"], errors="coerce")
+    truth = pd.to_numeric(rows["truth"], errors="coerce").replace([math.inf, -math.inf], math.nan)
+    if len(odd := rows["truth"][truth.isna() & rows["truth"].notna()]):
+        raise InputError(
+            f"{path}: truth of row {odd.index[0] + 1} is {quote(odd.iloc[0])}: expected a number, or nothing"
+        )
     usable = rows["usable"].astype(bool) if "usable" in rows else True
     frame = pd.DataFrame({"prompt": rows["row_id"], "model": rows["model"], "value": truth.where(usable)})
     if table is not None and "response_id" in rows:
@@ -241,5 +246,5 @@ def _get_number(row: Row, key: str, low: float, high: float, what: str) -> float
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN too
-        raise InputError(f"{what} is {value!r}: expected {low:g} to {high:g}, or null where there is none")
+        raise InputError(f"{what} is {quote(value)}: expected {low:g} to {high:g}, or null where there is none")
     return float(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.labels.judgments import Judgments, build_votes, count_characters, get_field, shorten
 from karma.pairs.pairs import PairSet, load_pairs
 
@@ -44,8 +44,8 @@ def read_pandalm(rows: list[Row], source: str) -> Judgments:
         if not cast:
             raise InputError(f"{source}: '{shorten(prompt)}' has no annotator1: expected {PANDALM}")
         for key, vote in cast.items():
-            if vote is not None and vote not in PANDALM_VOTES:
-                raise InputError(f"{source}: {key} of '{shorten(prompt)}' is {vote!r}: expected 1, 2 or 0 (a tie)")
+            if vote is not None and not (isinstance(vote, int) and vote in PANDALM_VOTES):
+                raise InputError(f"{source}: {key} of '{shorten(prompt)}' is {quote(vote)}: expected 1, 2 or 0 (a tie)")
             votes.append((prompt, prompt, *names, math.nan if vote is None else PANDALM_VOTES[vote]))
         texts += [(prompt, name, count_characters(row.get(f"response{k}"))) for k, name in enumerate(names, 1)]
     return _build(votes, texts, source, "pandalm")
@@ -63,14 +63,20 @@ def read_arena(rows: list[Row], source: str) -> Judgments:
     for number, row in enumerate(rows, 1):
         turn, winner = row.get("turn") or 1, row.get("winner")
         group = row.get("question_id", number)
+        if type(turn) is not int or turn < 1 or not isinstance(group, str | int):
+            odd = f"turn {quote(turn)} of question {quote(group)}"
+            raise InputError(f"{source}: a vote on {odd}: expected a turn of 1 or more, and a name or number")
         prompt = f"{group}, turn {turn}"
         kind = str(winner).split(" ")[0]  # ties come as "tie (bothbad)" and "tie (inconsistent)" as well
         if winner is not None and kind not in WINNERS:
-            raise InputError(f"{source}: winner of question {prompt} is {winner!r}: expected model_a, model_b or tie")
+            raise InputError(
+                f"{source}: winner of question {prompt} is {quote(winner)}: expected model_a, model_b or tie"
+            )
         names = [str(get_field(row, key, source)) for key in ("model_a", "model_b")]
         votes.append((prompt, group, *names, math.nan if winner is None else WINNERS[kind]))
         for name, key in zip(names, ("conversation_a", "conversation_b"), strict=True):
-            said = [part.get("content") for part in row.get(key) or [] if part.get("role") == "assistant"]
+            turns = row[key] if isinstance(row.get(key), list) else []
+            said = [part.get("content") for part in turns if isinstance(part, dict) and part.get("role") == "assistant"]
             texts.append((prompt, name, count_characters(said[turn - 1] if len(said) >= turn else None)))
     return _build(votes, texts, source, "mt_bench")
 

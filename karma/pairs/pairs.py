@@ -20,15 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
-from karma.errors import InputError
-from karma.files import load_json
+from karma.errors import InputError, quote
+from karma.files import load_json, read_parquet
 from karma.pairs.accounting import Accounting
 from karma.pool.draws import compute_draws
 
 _SLICE_ROWS = 4096
+_ROLES = ("user", "assistant", "system", "developer", "tool")
 
 CONFIDENCE = "label_confidence"  # probability that the label is right, 0..1; null where it is unknown
 # The columns of a pair set, in the shape TRL trains on: prompt, chosen and rejected as role/content messages.
@@ -160,16 +161,36 @@ def load_pairs(folder: str | Path) -> PairSet:
     file = folder / "pairs.parquet"
     if not file.is_file():
         raise InputError(f"{folder} is no pair folder: {file.name} is missing; make one with `karma binarize`")
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    table = read_parquet(file)
     if CONFIDENCE not in table.column_names:  # written before labels knew how sure they are
         table = table.append_column(CONFIDENCE, pa.nulls(table.num_rows, pa.float64()))
     missing = [c for c in PAIR_SCHEMA.names if c not in table.column_names]
     if missing:
         raise InputError(f"{file} has no column '{missing[0]}': make it again with `karma binarize`")
+    for name in PAIR_SCHEMA.names:
+        _check_type(table.schema.field(name), PAIR_SCHEMA.field(name), file)
+    for name in ("prompt", "chosen", "rejected"):
+        if table[name].null_count or pc.list_flatten(table[name]).null_count:
+            raise InputError(f"{file}: a {name} is null, or holds a null: make it again with `karma binarize`")
+        roles = pc.unique(pc.struct_field(pc.list_flatten(table[name]), "role")).to_pylist()
+        if odd := [role for role in roles if role not in _ROLES]:
+            raise InputError(f"{file}: a {name} is by {quote(odd[0])}, expected one of {', '.join(_ROLES)}")
+        if pc.any(pc.equal(pc.list_value_length(table[name]), 0)).as_py():
+            raise InputError(f"{file}: a {name} holds no message: make it again with `karma binarize`")
     accounting = Accounting.from_dict(load_json(folder / "accounting.json"), str(folder / "accounting.json"))
     if accounting.pairs_out != table.num_rows:
         raise InputError(f"{folder}: {table.num_rows} pairs, but accounting.json counts {accounting.pairs_out}")
     return PairSet(table, accounting)
+
+
+def _check_type(field: pa.Field, wanted: pa.Field, file: Path) -> None:
+    """Raise where a column is of another kind than `karma binarize` writes."""
+
+    def plain(kind: pa.DataType) -> str:
+        return str(kind).replace("large_", "").replace("element:", "item:").replace(" not null", "")
+
+    is_number = pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_null(field.type)
+    fits = is_number if pa.types.is_floating(wanted.type) else plain(field.type) == plain(wanted.type)
+    if not fits:
+        raise InputError(f"{file}: column '{field.name}' holds {field.type}, expected {wanted.type}: "
+                         "make it again with `karma binarize`")  # fmt: skip

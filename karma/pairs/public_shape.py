@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path, compute_file_digest
+from karma.files import atomic_path, compute_file_digest, read_parquet
 from karma.pairs.accounting import Accounting
 from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, PairSet
 from karma.pool.responses import compute_response_id, compute_row_id
-from karma.pool.rows import parse_json
+from karma.pool.rows import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -55,13 +55,10 @@ def load_binarized(path: str | Path) -> PairSet:
 
 def _read(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".parquet":
-        try:
-            return enumerate(pq.read_table(path).to_pylist(), 1)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        return enumerate(read_parquet(path).to_pylist(), 1)
     if path.suffix not in (".jsonl", ".json"):
         raise InputError(f"{path}: expected a pair folder, or a .jsonl, .json or .parquet file")
-    return parse_json(path)
+    return read_json(path)
 
 
 def _build_row(row: Any, where: str, source: str) -> dict[str, Any]:
@@ -158,6 +155,17 @@ def save_dataset(folder: str | Path) -> Path:
     with atomic_path(target) as temporary:
         rows.save_to_disk(str(temporary))
     return target
+
+
+def check_repository(name: str) -> None:
+    """Raise an InputError where a name cannot be a repository's on the Hub, before anything is written for it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise InputError(f"--push-to-hub {name}: no name of a repository, expected USER/NAME or NAME") from None
 
 
 def push_pairs(folder: str | Path, repository: str, private: bool = True, api: "HfApi | None" = None) -> str:

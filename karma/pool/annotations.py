@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.files import read_parquet
 from karma.pool.draws import compute_keys, mix
 from karma.pool.pool import ResponsePool
 
@@ -65,10 +65,7 @@ def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
         InputError: unreadable, a column missing, ids that are none, or two scores for one response.
     """
     name = "a table in memory" if isinstance(path, pa.Table) else Path(path).name
-    try:
-        table = path if isinstance(path, pa.Table) else pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"annotations {path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    table = path if isinstance(path, pa.Table) else read_parquet(path, "annotations")
     missing = [c for c in _COLUMNS if c not in table.column_names]
     if missing or not table.num_rows:
         what = f"has no column '{missing[0]}'" if missing else "holds no rows"
@@ -78,6 +75,8 @@ def load_annotations(path: str | Path | pa.Table) -> AnnotationTable:
         digests = [_parse_ids(table[c].to_pylist()) for c in ("row_id", "response_id")]
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(f"annotations {name}: {str(error).splitlines()[0]} (ids are 32 hexadecimal digits)") from error
+    if np.isinf(scores).any():
+        raise InputError(f"annotations {name} hold an infinite score: correct it, or leave it empty")
     keys = _combine(*digests)
     order = np.argsort(keys, kind="stable")
     keys, scores = keys[order], scores[order]

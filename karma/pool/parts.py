@@ -21,6 +21,7 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
+from karma.files import check_text, open_parquet
 from karma.pool.rows import BUFFER_BYTES, COMPLETION, NEEDED, POOL_SCHEMA, batch_rows, decode_json, first_line
 
 BATCH_ROWS = 4096
@@ -70,7 +71,7 @@ def cut_parquet(path: Path, n_workers: int) -> Iterator[Part]:
     Args:
         path: the file. n_workers: who will read them; some parts each, so that all end at about the same time.
     """
-    metadata = open_parquet(path).metadata
+    metadata = open_rows(path).metadata
     largest = max((metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)), default=0)
     share = min(max(metadata.num_rows // (8 * n_workers), PART_ROWS), MOST_PART_ROWS)
     size = -(-max(share, largest // 2) // BATCH_ROWS) * BATCH_ROWS  # of a large row group two parts: see the limit
@@ -92,21 +93,18 @@ def cut_lines(path: Path, n_workers: int) -> Iterator[Part]:
         yield Part(path, start, place, line)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file.
+def open_rows(path: Path) -> pq.ParquetFile:
+    """Open a parquet file to be read a row group at a time.
 
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        # pre-buffering would keep every row group it has read
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): was it cut off?") from error
+    # pre-buffering would keep every row group it has read
+    return open_parquet(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 def _read_parquet(part: Part, field: str | None) -> Iterator[pa.RecordBatch]:
-    file = open_parquet(part.path)
+    file = open_rows(part.path)
     groups, first = list[int](), 0
     n_skipped = 0  # rows before the part in its first row group
     for i in range(file.metadata.num_row_groups):
@@ -117,7 +115,7 @@ def _read_parquet(part: Part, field: str | None) -> Iterator[pa.RecordBatch]:
         first = last
     leaves = _list_leaves(file, field)
     try:
-        batches = file.iter_batches(BATCH_ROWS, row_groups=groups, columns=leaves)
+        batches = map(check_text, file.iter_batches(BATCH_ROWS, row_groups=groups, columns=leaves))
         yield from _align(_cut_out(batches, n_skipped, part.stop - part.start), part.start)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part.path} cannot be read as parquet ({first_line(error)}): was it cut off?") from error
@@ -193,7 +191,7 @@ def _parse_lines(lines: list[tuple[int, bytes]], where: str) -> pa.RecordBatch:
     found = _parse_plain([line for _, line in lines])
     if found is not None:
         return found
-    rows = ((number, decode_json(line, f"{where} {number}")) for number, line in lines)
+    rows = ((number, decode_json(line, f"{where} {number}", halves=True)) for number, line in lines)
     (batch,) = batch_rows(rows, where, BATCH_ROWS)
     return batch
 

@@ -21,9 +21,18 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.files import atomic_path
-from karma.pool.parts import BATCH_ROWS, Part, cut_lines, cut_parquet, open_parquet
+from karma.pool.parts import BATCH_ROWS, Part, cut_lines, cut_parquet, open_rows
 from karma.pool.responses import ResponseBatch, build_batch
-from karma.pool.rows import COMPLETION, POOL_SCHEMA, batch_rows, clean_row, count_lines, has_lines, parse_json
+from karma.pool.rows import (
+    COMPLETION,
+    POOL_SCHEMA,
+    batch_rows,
+    clean_row,
+    count_lines,
+    first_line,
+    has_lines,
+    read_json,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def _open_path(path: Path) -> ResponsePool:
             (lambda n: (part for cut in cuts for part in cut(n))) if len(cuts) == len(pools) else None,
         )
     if path.suffix == ".parquet":
-        n_rows = open_parquet(path).metadata.num_rows
+        n_rows = open_rows(path).metadata.num_rows
         return ResponsePool(path.name, None, n_rows, Part(path, 0, n_rows).read, partial(cut_parquet, path))
     if path.suffix in (".jsonl", ".json"):
         if has_lines(path):
@@ -144,7 +153,7 @@ def _open_path(path: Path) -> ResponsePool:
                 path.name, None, n_rows, Part(path, 0, path.stat().st_size).read, partial(cut_lines, path)
             )
         return ResponsePool(
-            path.name, None, None, lambda _: batch_rows(parse_json(path), f"{path.name}: line", BATCH_ROWS)
+            path.name, None, None, lambda _: batch_rows(read_json(path, halves=True), f"{path.name}: line", BATCH_ROWS)
         )
     raise InputError(f"{path} is no pool: expected .parquet, .jsonl or .json")
 
@@ -163,7 +172,11 @@ def _open_saved(folder: Path) -> ResponsePool:
         raise InputError(f"{folder} holds no pool: expected .parquet or .jsonl files, or a saved `datasets` folder")
     import datasets
 
-    return _wrap_dataset(datasets.load_from_disk(str(folder)), folder.name, None)
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # it raises many kinds; each becomes one line
+        raise InputError(f"{folder} is no saved `datasets` folder that can be read: {first_line(error)}") from error
+    return _wrap_dataset(saved, folder.name, None)
 
 
 def _open_hub(name: str, revision: str | None) -> ResponsePool:

@@ -5,7 +5,6 @@ Whatever a row cannot mean is refused with the line it stands on. Numbers writte
 cannot hold) is replaced and said.
 """
 
-import json
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -14,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from karma.errors import InputError
+from karma.errors import InputError, quote, show_line
+from karma.files import check_file, parse_json
 from karma.pool.responses import ASPECTS
 
 BUFFER_BYTES = 1 << 20
@@ -93,7 +93,7 @@ def _clean_number(value: Any) -> float | None:
     """Read a score; "N/A" and the like are no annotation."""
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -101,7 +101,7 @@ def _clean_text(value: Any, where: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InputError(f"{where} is {value!r:.60} ({type(value).__name__}), expected text")
+        raise InputError(f"{where} is {quote(value, 60)} ({type(value).__name__}), expected text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -113,7 +113,7 @@ def _clean_text(value: Any, where: str) -> str | None:
 def check_start(path: Path) -> bytes:
     """Return a file's first bytes; raise where it cannot be read, is empty, or is UTF-16."""
     try:
-        with path.open("rb") as stream:
+        with check_file(path).open("rb") as stream:
             start = stream.read(64)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -137,42 +137,34 @@ def has_lines(path: Path) -> bool:
         return not text.startswith(b"[") and stream.readline().strip() not in (b"{", b"\xef\xbb\xbf{")
 
 
-def parse_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) of JSON lines, a JSON array, or one object printed over several lines."""
+def read_json(path: Path, halves: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of JSON lines, a JSON array, or one object printed over several lines.
+
+    Args:
+        path: a file's. halves: whether lone surrogates are let through, as `clean_row` replaces them.
+    """
     if not has_lines(path):
-        content = decode_json(path.read_bytes(), path.name)
+        content = decode_json(path.read_bytes(), path.name, halves)
         yield from enumerate(content if isinstance(content, list) else [content], 1)
         return
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield number, decode_json(line, f"{path.name}: line {number}")
+                yield number, decode_json(line, f"{path.name}: line {number}", halves)
 
 
-class _RepeatedKey(Exception):
-    """A JSON object gives a key twice, of which the parser would keep the last in silence."""
-
-
-def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    built = dict(pairs)
-    if len(built) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
-    return built
-
-
-def decode_json(line: bytes, where: str) -> Any:
+def decode_json(line: bytes, where: str, halves: bool = False) -> Any:
     """Parse one JSON value; what is wrong with it is an InputError that says where."""
     try:
-        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_build_object)
-    except _RepeatedKey as error:
-        raise InputError(f"{where}: key '{error}' is given twice; keep one") from error
+        return parse_json(line.decode("utf-8-sig"), unique=True, halves=halves)
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 (byte {line[error.start]:#04x}): convert the file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        if str(error).startswith("key "):
+            raise InputError(f"{where}: {error}") from error
         raise InputError(f"{where} is not valid JSON ({first_line(error)}): was it cut off?") from error
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message."""
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return show_line(str(error).splitlines()[0][:160]) if str(error) else type(error).__name__

@@ -9,13 +9,15 @@ percent column in which every model is below 1 % looks like fractions; declare i
 
 import csv
 import math
+import os
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
+from karma.files import check_file, load_yaml
 
 
 def _read_unit(unit: object) -> object:
@@ -46,7 +48,7 @@ class Column(BaseModel):
     title: str
     capability: str
     answer_form: str = "multiple choice"
-    chance: float | None = Field(default=None, ge=0, le=1)
+    chance: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
     n_items: int | None = Field(default=None, ge=1)
     direction: Literal["higher", "lower"] = "higher"  # which is better
 
@@ -71,12 +73,19 @@ class ColumnMap(BaseModel):
 
     origin_model: Annotated[list[str], Field(min_length=1)]
     case_sensitive: bool = False
-    benchmarks: dict[str, Column]
+    benchmarks: dict[str, Column] = Field(min_length=1)
     facts: dict[Fact, str] = {}
     unknown: list[str] = []  # texts that stand for an unknown fact
     n_items_source: str | None = None
     kinship: KinshipBy = KinshipBy()
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        column, n = Counter(benchmark.column for benchmark in self.benchmarks.values()).most_common(1)[0]
+        if n > 1:
+            raise ValueError(f"two benchmarks are read from column {quote(column)}")
+        return self
 
 
 def load_column_map(path: str | Path) -> ColumnMap:
@@ -85,10 +94,7 @@ def load_column_map(path: str | Path) -> ColumnMap:
     Raises:
         InputError: unreadable file, or a key that is unknown or missing.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"column map {path} cannot be read: {' '.join(str(error).split())}") from None
+    content = load_yaml(path, "column map")
     try:
         return ColumnMap.model_validate(content)
     except ValidationError as error:
@@ -104,20 +110,19 @@ def load_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
         InputError: absent, empty or unreadable file, a repeated column, a row of another length.
     """
     name = Path(path).name
+    if not os.path.lexists(path):
+        raise InputError(f"score table {path} does not exist: give a CSV file, 'paper' or 'paper_four_digit'")
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+        with check_file(path, "score table").open(encoding="utf-8-sig", newline="") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True) if any(row)]
-    except FileNotFoundError:
-        message = f"score table {path} does not exist: give a CSV file, 'paper' or 'paper_four_digit'"
-        raise InputError(message) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"score table {path} cannot be read as UTF-8 CSV: {error}") from None
     if not rows:
         raise InputError(f"{name} is empty: its first line must name 'origin_model' and the benchmarks")
     header, body = rows[0], rows[1:]
-    repeated = [c for c in header if header.count(c) > 1]
-    if repeated:
-        raise InputError(f"{name}: column '{repeated[0]}' stands twice: keep one of them")
+    column, n = Counter(header).most_common(1)[0]
+    if n > 1:
+        raise InputError(f"{name}: column '{column}' stands twice: keep one of them")
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise InputError(
@@ -186,5 +191,5 @@ def _parse_cell(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: '{text}' is not a number: write a score such as 86.4, or remove the row")
+        raise InputError(f"{where}: {quote(text)} is not a number: write a score such as 86.4, or remove the row")
     return value

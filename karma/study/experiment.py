@@ -7,17 +7,16 @@ reruns exactly the stages that read it.
 """
 
 import difflib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from karma.errors import InputError
-from karma.files import find_project_root
+from karma.errors import InputError, quote
+from karma.files import find_project_root, load_yaml
 from karma.study.settings import ModelSpec, Settings
 
 if TYPE_CHECKING:
@@ -166,25 +165,8 @@ def find_experiment_file(path: str | Path) -> tuple[Path, Path]:
     raise InputError(f"experiment '{path}' not found; there are {there}")
 
 
-class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML carries no types
-    """A safe loader that refuses a key given twice, of which YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
-        repeated = [k for k in keys if keys.count(k) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{repeated[0]}' is given twice", node.start_mark)
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path.name} must be a map of settings, as params/base.yaml is")
     return content
@@ -235,9 +217,9 @@ def _explain(error: "ErrorDetails") -> str:
     if not key:
         return message
     secret = key.endswith("key_env") or (key.endswith("base_url") and {*"@?#"} & {*str(error["input"])})
-    given = "not shown (it may hold a secret)" if secret else repr(error["input"])
+    given = "not shown (it may hold a secret)" if secret else quote(error["input"])
     hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
-    return f"{key} is {given if len(given) < 80 else given[:77] + '...'}: {message}{hint}"
+    return f"{key} is {given}: {message}{hint}"
 
 
 def _inner_model(annotation: object) -> type[BaseModel] | None:

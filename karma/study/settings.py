@@ -5,6 +5,7 @@ The models have no defaults but for `ModelSpec`, whose fields exclude each other
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -37,17 +38,21 @@ def _check_unique(values: list[object]) -> list[object]:
 def _check_name(value: str) -> str:
     if not value or not all(c.isalnum() or c in "._-" for c in value) or value.startswith("."):
         raise ValueError("names become folders: use letters, digits, '.', '_' and '-'")
+    if len(value.encode()) > 100:
+        raise ValueError("names become folders: use at most 100 letters")
     return value
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
+Threads = Annotated[int, Field(ge=1, le=1024)]  # more of them than a machine gives ends the process
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values as JSON can hold them."""
@@ -57,15 +62,35 @@ class _Strict(BaseModel):
 class RandomShape(_Strict):
     """The shape of a randomly initialised Llama."""
 
-    hidden_size: Count
-    layers: Count
-    heads: Count
+    hidden_size: Annotated[int, Field(ge=2, le=100_000)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    heads: Annotated[int, Field(ge=1, le=1000)]
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 2 x {self.heads} heads")
+        return self
+
+
+def _check_url(value: str) -> str:
+    """Raise where a server's address has no host, or no port that can be one."""
+    try:
+        parts = urlsplit(value)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole or not value.isprintable():
+        raise ValueError("expected http://HOST:PORT/v1 or the like")
+    return value
 
 
 class ApiSource(_Strict):
     """A model behind an OpenAI-compatible server; the key stays in an environment variable."""
 
-    base_url: str = Field(pattern=r"^https?://[^@?#\s]+$", description="ends before /chat/completions, mostly in /v1")
+    base_url: Annotated[str, AfterValidator(_check_url)] = Field(
+        pattern=r"^https?://[^@?#\s]+$", description="ends before /chat/completions, mostly in /v1"
+    )
     model: Annotated[str, Field(min_length=1)]
     key_env: str | None = Field(
         default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="the variable's name, not the key"
@@ -84,11 +109,11 @@ class ModelSpec(_Strict):
     path: str | None = None
     packaged: PackagedName | None = None
     perturbed: Name | None = None
-    noise: float = Field(default=0.0, ge=0, description="std of the added noise / std of each weight matrix")
-    noise_seed: int = 0
-    drop_layers: list[int] = []
+    noise: float = Field(default=0.0, ge=0, le=10**6, description="std of the added noise / std of each weight matrix")
+    noise_seed: Seed = 0
+    drop_layers: list[Annotated[int, Field(ge=0, le=10_000)]] = []
     random: RandomShape | None = None
-    seed: int = 0
+    seed: Seed = 0
     api: ApiSource | None = None
 
     @model_validator(mode="after")
@@ -106,8 +131,8 @@ class ModelSpec(_Strict):
 class Resources(_Strict):
     """What one job of a stage may take on a cluster; None: estimated from its models (`karma.study.cluster`)."""
 
-    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    memory_gib: float | None = Field(default=None, gt=0, le=10**6, allow_inf_nan=False)
+    hours: float | None = Field(default=None, gt=0, le=10**6, allow_inf_nan=False)
     gpus: int | None = Field(default=None, ge=0)
     partition: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,-]*$")
 
@@ -121,8 +146,8 @@ class Compute(_Strict):
     backend: Literal["transformers", "vllm"]
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
-    threads: Count
-    gpus_per_job: int = Field(ge=0)
+    threads: Threads
+    gpus_per_job: int = Field(ge=0, le=1024)
     resources: dict[str, Resources]
     shards: Count
     engine: Literal["local", "ray"]
@@ -164,7 +189,7 @@ class Kinship(_Strict):
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     distance: Literal["rmsd", "cosine"]
     linkage: Literal["average", "complete", "single", "ward"]
-    cut: float = Field(gt=0)
+    cut: float = Field(gt=0, le=10**6)
 
 
 class Pool(_Strict):
@@ -175,12 +200,12 @@ class Pool(_Strict):
     excluded_origin_models: list[str]
     instructions: str | None
     n_prompts: Count | None
-    models_per_prompt: int = Field(ge=2)
+    models_per_prompt: int = Field(ge=2, le=10_000)
     max_new_tokens: Count
     temperature: float = Field(ge=0, le=5)
     top_p: float = Field(gt=0, le=1)
     batch_size: Count
-    seed: int
+    seed: Seed
 
 
 class Annotation(_Strict):
@@ -205,9 +230,9 @@ class Pairs(_Strict):
     rejected: Literal["random_lower", "worst"]
     match_rows: Annotated[list[Strategy], AfterValidator(_check_unique)]
     held_out: float = Field(ge=0, lt=1)
-    seed: int
+    seed: Seed
     curriculum_stages: int | None = Field(ge=1, le=127)
-    max_length_ratio: float | None = Field(ge=1)
+    max_length_ratio: float | None = Field(ge=1, le=10**6)
     min_confidence: float | None = Field(ge=0, le=1)
     calibration: str | None
     equal_numbers: Annotated[list[Strategy], AfterValidator(_check_unique)]
@@ -225,31 +250,47 @@ class Lora(_Strict):
 class Simpo(_Strict):
     """SimPO's own two numbers (its beta is not DPO's)."""
 
-    beta: float = Field(gt=0)
-    gamma_ratio: float = Field(ge=0, description="target margin / beta")
+    beta: float = Field(gt=0, le=10**6)
+    gamma_ratio: float = Field(ge=0, le=10**6, description="target margin / beta")
 
 
 class Training(_Strict):
     """Appendix A of the paper, by default."""
 
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=10**6)
     per_device_batch_size: Count
     gradient_accumulation: Count
     devices: Count
     learning_rate: float = Field(gt=0, lt=1)
-    warmup_steps: int = Field(ge=0)
+    warmup_steps: int = Field(ge=0, le=10**9)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    max_length: int = Field(ge=16)
+    max_length: int = Field(ge=16, le=10**9)
     gradient_checkpointing: bool
-    beta: float = Field(gt=0)
-    loss_type: str
+    beta: float = Field(gt=0, le=10**6)
+    loss_type: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sft",
+        "sigmoid_norm",
+    ]
     label_smoothing: Share
     smooth_by_confidence: bool
     simpo: Simpo
     lora: Lora | None
     merge_adapter: bool
-    checkpoint_steps: int = Field(ge=0)
-    sample_tokens: int = Field(ge=0)
+    checkpoint_steps: int = Field(ge=0, le=10**9)
+    sample_tokens: int = Field(ge=0, le=10**6)
     accelerate: str | None
 
 
@@ -265,7 +306,7 @@ class Potential(_Strict):
     implicit: Literal["absolute", "signed"]
     weight: float = Field(ge=0, le=100)
     batch_tokens: Count
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _check_benchmarks(self) -> Self:
@@ -277,27 +318,27 @@ class Potential(_Strict):
 class SelfPlay(_Strict):
     """Pairs that a policy makes of its own answers, in rounds; off with rounds: 0."""
 
-    rounds: int = Field(ge=0)
+    rounds: int = Field(ge=0, le=1000)
     arms: Annotated[list[Arm], Field(min_length=1), AfterValidator(_check_unique)]
     method: Method
     prompts: str
     scorer: Literal["instructions", "judge", "reward_model"]
     scorer_model: Name | None
     base_prompts: Count
-    held_out_prompts: int = Field(ge=2)
+    held_out_prompts: int = Field(ge=2, le=10**9)
     fresh_prompts: Count
     candidate_pairs: Count
-    samples: int = Field(ge=2)
+    samples: int = Field(ge=2, le=10_000)
     max_new_tokens: Count
     temperature: float = Field(gt=0, le=5)
     top_p: float = Field(gt=0, le=1)
     batch_size: Count
-    length_factor: float = Field(ge=1)
+    length_factor: float = Field(ge=1, le=10**6)
     select_ratio: float = Field(gt=0, le=1)
-    weight: float = Field(ge=0)
+    weight: float = Field(ge=0, le=10**6)
     base_pairs: Count
     added_pairs: Count
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _check_scorer(self) -> Self:
@@ -314,7 +355,7 @@ class Labels(_Strict):
     scores: str | None
     columns: str | None
     prefer: str | None
-    tie: float = Field(ge=0)
+    tie: float = Field(ge=0, le=10**6)
 
     @model_validator(mode="after")
     def _check_judgments(self) -> Self:
@@ -336,14 +377,14 @@ class WinRates(_Strict):
     batch_size: Count
     reply_tokens: Count
     tie: float = Field(ge=0, lt=1)
-    seed: int
+    seed: Seed
 
 
 class Settings(_Strict):
     """One experiment's values, all of them."""
 
     name: Name
-    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_check_unique)]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_unique)]
     strategies: Annotated[list[Strategy], AfterValidator(_check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_unique)]
     trained_on: dict[Method, Annotated[list[Strategy], AfterValidator(_check_unique)] | None]
@@ -396,6 +437,19 @@ class Settings(_Strict):
         if self.self_play.rounds and (every or self.self_play.method == "cdpo"):
             raise ValueError(f"{by}: self-play's pairs have no label confidence: train them by dpo, unsmoothed")
 
+    def _check_loss(self) -> None:
+        """Raise a ValueError where DPO's loss cannot be computed as set, which a training would find after hours."""
+        methods = {*self.methods, *([self.self_play.method] if self.self_play.rounds else [])}
+        training = self.training
+        if not methods & {"dpo", "cdpo"}:
+            return
+        if training.loss_type == "exo_pair" and not training.label_smoothing:
+            raise ValueError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
+        if training.loss_type == "robust" and training.label_smoothing >= 0.5:
+            raise ValueError("training.loss_type robust needs training.label_smoothing below 0.5")
+        if training.loss_type != "sigmoid" and (training.smooth_by_confidence or "cdpo" in methods):
+            raise ValueError("training.loss_type: labels are smoothed by confidence (method cdpo) with sigmoid only")
+
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
         if self.compute.backend != "vllm":
@@ -413,6 +467,7 @@ class Settings(_Strict):
             raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
         self._check_trained_on()
         self._check_smoothing()
+        self._check_loss()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:

@@ -37,7 +37,7 @@ def launch(run: Run, pairs: pa.Table, config: str) -> dict[str, Any]:
         InputError: no such configuration.
         KarmaError: a process failed; the message ends with its last lines.
     """
-    folder, file = Path(run.folder), _find_config(config)
+    folder, file = Path(run.folder), find_config(config)
     save_json({**run.as_dict(), "accelerate": str(file)}, folder / "launch.json")
     pq.write_table(pairs, folder / "train.parquet")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),
@@ -75,7 +75,8 @@ def _find_error(lines: list[str]) -> list[str]:
     return lines[: own[0] if own else None][-LAST_LINES:]
 
 
-def _find_config(config: str) -> Path:
+def find_config(config: str) -> Path:
+    """Return accelerate's configuration, from the project's root or the current folder; raise where it is missing."""
     for candidate in (Path(config), find_project_root() / config):
         if candidate.is_file():
             return candidate.resolve()

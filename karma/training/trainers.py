@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -25,8 +25,7 @@ from karma.study.settings import Lora, Training
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-DPO_LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+DPO_LOSSES = get_args(Training.model_fields["loss_type"].annotation)
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,6 @@ def _build_dpo(model: Any, settings: Training, shared: dict[str, Any], options: 
 
 
 def _check_dpo(settings: Training) -> None:
-    if settings.loss_type not in DPO_LOSSES:
-        raise InputError(f"training.loss_type '{settings.loss_type}' is not one of TRL's: {', '.join(DPO_LOSSES)}")
     if settings.loss_type == "exo_pair" and not settings.label_smoothing:
         raise InputError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
     if settings.loss_type == "robust" and settings.label_smoothing >= 0.5:

