@@ -439,3 +439,12 @@ def test_what_is_hidden_or_shared_is_no_problem(plain):
         ax.set_xlabel("place")
     left.set_ylabel("score (share)")
     check_boxes(left.figure)
+
+
+def test_a_name_with_dollar_signs_is_a_name(tmp_path):
+    from karma.figures.style import build_dagger, save_figure, set_style
+
+    set_style()
+    axes = plt.figure().add_subplot(title=r"model $\frac$ and $^$")
+    axes.legend(handles=[build_dagger("at chance")])
+    assert all(path.is_file() for path in save_figure(axes, tmp_path / "names"))

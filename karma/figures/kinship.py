@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy.cluster.hierarchy import dendrogram, fcluster, leaves_list, set_link_color_palette
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, strategy_style
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, build_dagger, strategy_style
 from karma.kinship.clusters import group_benchmarks
 from karma.kinship.similarity import MAX_SQUARE, compute_kinship
 from karma.scores.normalise import compute_below_chance, compute_normalized, compute_s_pref
@@ -77,14 +77,14 @@ def plot_worked_example(table: ScoreTable, models: list[str], tau: float) -> lis
     kinship = compute_kinship(table, models)
     draw_cells(axes[0], raw, models, titles, raw.mul(100).map("{:.1f}".format).to_numpy() + marks)
     axes[0].set_title("a  Scores (%)", loc="left", fontweight="bold")
-    draw_cells(axes[1], normalized.assign(s_pref=s_pref), [""] * n, [*titles, "S$_{pref}$"])
+    draw_cells(axes[1], normalized.assign(s_pref=s_pref), [""] * n, [*titles, "S_pref"])
     axes[1].axvline(len(titles) - 0.5, color="white", linewidth=5)
     axes[1].set_title("b  Min-max and mean", loc="left", fontweight="bold")
     draw_cells(axes[2], kinship, [""] * n, models, kinship.map(_shorten).to_numpy())
     axes[2].set_title("c  Kinship", loc="left", fontweight="bold")
     handles = _draw_picks(axes[2], s_pref.to_numpy(), kinship.to_numpy(), tau)
     if below.to_numpy().any():
-        handles.append(Line2D([], [], marker="$\u2020$", color="black", linestyle="", label="at or below chance"))
+        handles.append(build_dagger("at or below chance"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.5)
     return list(axes)
 
@@ -192,7 +192,7 @@ def plot_dendrograms(trees: dict[str, tuple[pd.DataFrame, np.ndarray]], cut: flo
     handles = [
         Line2D([], [], color="0.75", linewidth=0.9, label=f"cut at {cut:g} (below: a colour a cluster)"),
         Line2D([], [], color="black", linewidth=1.2, linestyle=":", label="major split"),
-        Line2D([], [], marker="$\u2020$", color="black", linestyle="", label="a score at or below chance"),
+        build_dagger("a score at or below chance"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return list(grid.flat)[: len(trees)]

@@ -77,7 +77,7 @@ def plot_calculation(table: ScoreTable, models: list[str], tau: float) -> list[A
         gridspec_kw={"width_ratios": [means.shape[1] + 1.5, len(STEPS)]},
     )  # fmt: skip
     titles = table.benchmarks.loc[table.scores.columns, "title"].tolist()
-    draw_cells(axes[0], means, [f"{letter[name]}  {name}" for name in names], [*titles, "mean (S$_{pref}$)"])
+    draw_cells(axes[0], means, [f"{letter[name]}  {name}" for name in names], [*titles, "mean (S_pref)"])
     axes[0].axvline(len(titles) - 0.5, color="white", linewidth=5)
     axes[0].set_title(f"a  {STRATEGIES['k_score'].symbol}: the highest means", loc="left", fontweight="bold")
     shade, text = cosines.copy(), cosines.map("{:.3f}".format).to_numpy()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from karma.figures.kinship import DAGGER, MAX_NAMED, mark_names
-from karma.figures.style import MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import MARKERS, PAGE_WIDTH_IN, PALETTE, build_dagger
 from karma.scores.table import ScoreTable
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _explain_marks(with_dagger: bool, with_sizes: bool) -> list[Line2D]:
     """Return the legend of what the families do not explain."""
     handles = []
     if with_dagger:
-        handles.append(Line2D([], [], linestyle="", marker="$\u2020$", color="black", label="score at chance"))
+        handles.append(build_dagger("score at chance"))
     if with_sizes:
         for size in (7, 30, 70):
             area = SMALLEST + PER_BILLION * size

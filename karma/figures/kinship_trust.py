@@ -42,7 +42,7 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=5)
     left.plot(shown["s_pref"], place, "|", color="black", markersize=8, markeredgewidth=1)
     left.set_yticks(place, mark_names(study.table)[shown.index])
-    left.set_xlabel("S$_{pref}$, with its 95 % interval")
+    left.set_xlabel("S_pref, with its 95 % interval")
     left.set_title("a  Who is preferred", loc="left", fontweight="bold")
     left.grid(False, axis="y")
     _draw_flips(right, study.pairs)

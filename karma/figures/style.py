@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from karma.files import atomic_path
 from karma.vocabulary import OTHER_SETS, STRATEGIES
@@ -22,13 +23,19 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 
 def set_style() -> None:
-    """Apply the kit's style to every figure made after this call."""
+    """Apply the kit's style to every figure made after this call; a name with a dollar sign in it is a name."""
     sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, font="DejaVu Sans")
     plt.rcParams.update({
         "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 10, "xtick.labelsize": 8, "ytick.labelsize": 8,
         "legend.fontsize": 8, "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
-        "svg.hashsalt": "karma", "svg.fonttype": "path",
+        "svg.hashsalt": "karma", "svg.fonttype": "path", "text.parse_math": False,
     })  # fmt: skip
+
+
+def build_dagger(label: str) -> Line2D:
+    """Return a legend's dagger, the one sign that is drawn as mathematics."""
+    with plt.rc_context({"text.parse_math": True}):
+        return Line2D([], [], marker="$\u2020$", color="black", linestyle="", label=label)
 
 
 def strategy_style(strategy: str) -> dict[str, str]:
