@@ -24,10 +24,10 @@ def run(
     jobs: Annotated[int | None, typer.Option(min=1, help="Jobs submitted at a time (default: 100).")] = None,
 ) -> None:
     """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
+    from karma.commands.named import check_named
     from karma.study import sweep as engine
     from karma.study.cluster import check_resources, find_remote
     from karma.study.experiment import load_experiment
-    from karma.study.named import check_named
     from karma.study.stages import STAGES
 
     if until and until not in STAGES:
@@ -110,9 +110,9 @@ def models(experiment: Experiment) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from karma.commands.named import check_named
     from karma.models.describe import describe_model
     from karma.study.experiment import load_experiment
-    from karma.study.named import check_named
 
     study = load_experiment(experiment)
     settings = study.settings
