@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +98,8 @@ def main() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("KARMA_DEBUG"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that cannot be encoded is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a pipe that cannot tell where it is
+                stream.reconfigure(errors="backslashreplace")
     if not debug:  # what libraries have to say is not for who uses the command
         logging.disable(logging.WARNING)
         warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -107,9 +109,16 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        typer.secho(f"karma: {show_line(explain(error))}", err=True, fg="red")
+        told = explain(error)
+        lines = told.splitlines() if isinstance(error, KarmaError) and not isinstance(error, InputError) else [told]
+        typer.secho("karma: " + "\n".join(map(_show_indented, lines)), err=True, fg="red")
         sys.exit(find_exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_indented(line: str) -> str:
+    """Show one line of a list of what failed; bad input is a single one."""
+    return line[: len(line) - len(line.lstrip())] + show_line(line)
 
 
 def _refuse_empty(words: list[str]) -> None:
