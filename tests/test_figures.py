@@ -27,6 +27,7 @@ from karma.figures import (
     kinship_map,
     kinship_trust,
     labels,
+    lineage,
     pairs,
     potential,
     results,
@@ -35,6 +36,7 @@ from karma.figures import (
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
+from karma.kinship.lineage import STRANGERS
 from karma.kinship.study import KinshipStudy, build_study
 from karma.labels import agreement
 from karma.labels.judgments import build_values
@@ -105,6 +107,13 @@ def kin(n_models: int = 16) -> KinshipStudy:
     if n_models < 16:
         table = replace(table, scores=table.scores.iloc[:n_models], facts=table.facts.iloc[:n_models])
     return build_study(table, tau=TAU, distance="rmsd", linkage="average", cut=CUT, n_draws=200)
+
+
+def draw_lineage():
+    """Fathers among strangers, of measures with long names."""
+    rows = [{"measure": measure, "strangers": strangers, "nearer": 0.5 + 0.05 * k, "low": 0.4, "high": 0.8, "expected": 0.5}
+            for k, measure in enumerate(("cosine", "centred_cosine", "rmsd", "rank")) for strangers in STRANGERS]  # fmt: skip
+    return lineage.plot_lineage(pd.DataFrame(rows))
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +319,7 @@ PLOTS: dict[str, Callable] = {
     "plot_uncertainty: six models": lambda s: kinship_trust.plot_uncertainty(kin(6)),
     "plot_sensitivity: paper": lambda s: kinship_trust.plot_sensitivity(kin()),
     "plot_sensitivity: six models": lambda s: kinship_trust.plot_sensitivity(kin(6)),
+    "plot_lineage": lambda s: draw_lineage(),
     "plot_overlap": lambda s: draw_overlap(),
     "plot_model_pairs": lambda s: pairs.plot_model_pairs(pair_sets()["k_score"].table, "k_score"),
     "plot_gaps": lambda s: draw_gaps(),

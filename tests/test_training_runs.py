@@ -102,7 +102,7 @@ def test_two_processes_train_as_one(tmp_path, method):
 
 
 def test_a_failed_process_shows_its_last_lines(tmp_path):
-    bad = settings(devices=2, accelerate="params/accelerate/ddp.yaml", loss_type="no_such_loss")
+    bad = settings(devices=2, accelerate="params/accelerate/ddp.yaml").model_copy(update={"loss_type": "no_such_loss"})
     with pytest.raises(KarmaError, match=r"(?s)2 processes of accelerate ended with exit code 1.*no_such_loss"):
         train_tiny(make_pairs(8), make_pairs(2), "dpo", bad, tmp_path)
     assert (tmp_path / "launch.log").is_file()
@@ -276,7 +276,7 @@ def test_answers_that_no_longer_end_ring():
 
 def test_a_training_that_is_not_a_number_stops_with_advice(tmp_path):
     broken, tokenizer = load_model(MODELS, "tiny"), load_tokenizer(MODELS, "tiny")
-    broken.model.layers[0].mlp.down_proj.weight.data[0] = float("nan")
+    broken.model.layers[0].mlp.down_proj.weight.data[:] = 3e38  # a number, whose products are none
     broken.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
     models = {"broken": ModelSpec(path=str(tmp_path / "broken")).model_dump()}

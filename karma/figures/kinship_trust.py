@@ -107,7 +107,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
     right.set_xlabel(f"share of {study.n_sets:,} sets with another pair")
     right.set_title("b  What the choice hangs on", loc="left", fontweight="bold")
     right.grid(False, axis="y")
-    right.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3, frameon=False, handletextpad=0.1)
+    right.legend(loc="upper right", bbox_to_anchor=(1, -0.2), ncols=3, frameon=False, handletextpad=0.1)
     return [left, right]
 
 
