@@ -123,7 +123,8 @@ def write_good(folder: Path) -> None:
 
 def write_tables(folder: Path) -> None:
     from karma.commands.binarize import run_binarize
-    from karma.pool.pool import EVERYTHING, load_pool, save_pool
+    from karma.pool.parts import EVERYTHING
+    from karma.pool.pool import load_pool, save_pool
     from karma.pool.responses import to_hex
     from karma.study.experiment import load_base
 
@@ -141,7 +142,8 @@ def write_tables(folder: Path) -> None:
         out=folder / "pairs", pool=str(folder / "pool.jsonl"), strategy=["k_sim"], scores=str(folder / "scores.csv"),
         order="pool", stages=3, annotation="overall_score", exclude_model=[], strict=False, match_rows=False,
         command="karma", tau=-1.0, seed=0, rejected=base.pairs.rejected, drop_truthfulqa=False,
-        same_system_prompt=False, **unset,
+        same_system_prompt=False, missing="refuse", measure=None, weight=None, engine="local", address=None, cores=1,
+        **unset,
     ):  # fmt: skip
         pass
 
@@ -919,7 +921,8 @@ LINES: dict[str, dict[str, Any]] = {
     "kinship": {"--scores": "@scores.csv", "--out": "out"},
     "audit-labels": {"--judgments": "@votes.jsonl", "--scores": "@scores.csv", "--tau": "-1", "--out": "out"},
     "win-rate": {"A": "@one.jsonl", "B": "@two.jsonl", "--judge": "@model", "--device": "cpu", "--dtype": "float32", "--out": "out"},
-    "report": {"A": "paper", "--out": "out"},
+    "report": {"A": "paper", "--out": "out"}, "read-scores": {"A": "@scores.csv", "--out": "out.csv"},
+    "shard": {"A": "pool", "B": "@study.yaml", "--shard": "1/2"},
     "run": {"A": "@study.yaml", "--dry-run": True}, "status": {"A": "@study.yaml"}, "models": {"A": "@study.yaml"},
     "notebook": {"A": "02_kinship_analysis", "B": "@study.yaml"}, "pool": {"A": "@study.yaml"},
     "annotation": {"A": "@study.yaml"}, "density_ratio": {"A": "@study.yaml"}, "cross_evaluation": {"A": "@study.yaml"},
@@ -986,6 +989,14 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("win-rate", "--base-url", "server", {"--judge": "m"}), ("win-rate", "--out", "out", {}), ("win-rate", "--cache", "out", {}),
     ("report", "A", "experiment's name", {}), ("report", "--out", "out", {}), ("report", "--price", "price", {"A": "@study.yaml"}),
     ("report", "B", "experiment's name", {"A": "@study.yaml"}),
+    *((name, "--missing", "word", {}) for name in ("binarize", "kinship", "audit-labels", "read-scores")),
+    *((name, option, "word", {}) for name in ("binarize", "kinship", "audit-labels") for option in ("--measure", "--weight")),
+    ("select", "--missing", "word", {"--explicit": "kinship", "--scores": "@scores.csv"}),
+    ("binarize", "--engine", "word", {}), ("binarize", "--cores", "count", {}),
+    ("read-scores", "A", "score table", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
+    ("read-scores", "--ignore", "word", {}), ("read-scores", "--unit", "word", {}),
+    ("shard", "--shard", "word", {}), ("shard", "-p", "word", {}),
+    ("run", "--executor", "word", {}), ("run", "--profile", "word", {}), ("run", "--jobs", "count", {}),
     ("run", "A", "experiment", {}), ("run", "--cores", "cores", {"--dry-run": None}), ("run", "--until", "word", {}),
     ("status", "A", "experiment's name", {}), ("models", "A", "experiment", {}),
     ("notebook", "A", "word", {}), ("notebook", "B", "experiment's name", {}), ("notebook", "-p", "word", {}),

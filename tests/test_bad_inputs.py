@@ -225,7 +225,8 @@ def test_every_argument_of_every_command_is_in_the_corpus():
     free = {"--prefer", "--annotator", "--match-rows", "--drop-truthfulqa", "--same-system-prompt", "--strict",
             "--drop-unusable", "--with-paper", "--dry-run", "--help"}  # fmt: skip
     alike = {("select", "--revision"), ("train", "--revision"), ("evaluate", "--revision"), ("win-rate", "--revision"),
-             ("evaluate", "--descriptive-tokens"), ("win-rate", "--key-env")}  # fmt: skip
+             ("evaluate", "--descriptive-tokens"), ("win-rate", "--key-env"), ("read-scores", "--out"),
+             ("binarize", "--address")}  # fmt: skip
     tried = {(command, argument) for command, argument, *_ in ARGUMENTS}
     for name, file in COMMANDS.items():
         command = _build(name, getattr(import_module(f"karma.commands.{file}"), name.replace("-", "_")))

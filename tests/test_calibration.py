@@ -176,7 +176,7 @@ def test_a_bad_file_is_one_line(tmp_path, spoil, message):
     path.write_text("{")
     with pytest.raises(InputError, match=r"c\.json cannot be read as JSON"):
         load_calibration(path)
-    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read: it does not exist"):
         load_calibration(tmp_path / "nowhere.json")
 
 

@@ -261,8 +261,12 @@ def test_leaderboard_kin_share_a_base_model_more_often_than_chance(real_data, tm
     [
         ("benchmarks: {}", "origin_model: Field required"),
         ("origin_model: [a]\nbenchmarks: {x: {column: X}}", "benchmarks.x.unit: Field required"),
-        ("origin_model: [a]\nbenchmarks: {}\ntypo: 1", "typo: Extra inputs are not permitted"),
-        ("[", "cannot be read"),
+        ("origin_model: [a]\nbenchmarks: {}", "benchmarks: Dictionary should have at least 1 item"),
+        (
+            "origin_model: [a]\nbenchmarks: {x: {column: X, unit: fraction, title: X, capability: c}}\ntypo: 1",
+            "typo: Extra inputs are not permitted",
+        ),
+        ("[", "is not valid YAML: line 1"),
     ],
 )
 def test_bad_column_maps(tmp_path, text, message):

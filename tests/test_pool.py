@@ -467,7 +467,7 @@ def parse_by_python(lines):
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 RATING = st.fixed_dictionaries({}, optional={
-    "Rating": st.sampled_from(["5", "N/A", None]), "Rationale": TEXT, "Type": st.lists(TEXT, max_size=2), "other": st.integers(),
+    "Rating": st.sampled_from(["5", "N/A", None]), "Rationale": TEXT, "Type": st.lists(TEXT, max_size=2), "other": st.integers(-(2**63), 2**63 - 1),
 })  # fmt: skip
 PLAIN = st.fixed_dictionaries(
     {"instruction": TEXT, "completions": st.lists(st.fixed_dictionaries(
@@ -475,7 +475,7 @@ PLAIN = st.fixed_dictionaries(
         optional={"custom_system_prompt": st.none() | TEXT, "overall_score": st.none() | st.floats(-9, 9) | st.integers(-9, 9),
                   "fine-grained_score": st.floats(allow_nan=False, allow_infinity=False), "critique": TEXT,
                   "annotations": st.dictionaries(st.sampled_from(["honesty", "helpfulness", "x"]), RATING)}), max_size=3)},
-    optional={"source": st.none() | TEXT, "id": st.integers() | TEXT, "models": st.lists(TEXT, max_size=2)},
+    optional={"source": st.none() | TEXT, "id": st.integers(-(2**63), 2**63 - 1) | TEXT, "models": st.lists(TEXT, max_size=2)},
 )  # fmt: skip
 
 

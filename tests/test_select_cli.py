@@ -237,9 +237,9 @@ FILE = ("--pairs", "FILE")
         ((*FILE, "--k", 1, "--explicit", "annotation"), "--explicit annotation and --annotations belong together"),
         ((*FILE, "--k", 1, "--implicit", "dpo", "--reference", "./none"), "--reference ./none: there is no such folder"),
         ((*FILE, "--k", 1, "--implicit", "loss"), "--implicit loss: choose from absolute, signed, dpo"),
-        (("--pairs", "nowhere.jsonl", "--k", 1), "nowhere.jsonl cannot be read: No such file"),
+        (("--pairs", "nowhere.jsonl", "--k", 1), "nowhere.jsonl cannot be read: it does not exist"),
         (("--pairs", "pairs.csv", "--k", 1), "expected a pair folder, or a .jsonl, .json or .parquet file"),
-        (("--pairs", "OUT", "--k", 1), "is no pair folder: pairs.parquet is missing"),
+        (("--pairs", "OUT", "--k", 1), "which is read: give a folder elsewhere"),
     ],
 )  # fmt: skip
 def test_bad_options_end_before_a_model_loads(policy, tmp_path, monkeypatch, arguments, message):

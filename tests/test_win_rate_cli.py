@@ -280,7 +280,7 @@ def test_every_bad_input_is_named(files, judge, tmp_path, monkeypatch):
     refuse("bare.jsonl, row 1 has no response", a, bare, *to)
     refuse("broken.parquet cannot be read as parquet", a, broken, *to)
     refuse("prompts.jsonl, row 2: prompt 'Hi' stands twice", a, b, *to, "--prompts", prompts)
-    refuse("gone.jsonl does not exist", a, tmp_path / "gone.jsonl", *to)
+    refuse("gone.jsonl cannot be read: it does not exist", a, tmp_path / "gone.jsonl", *to)
     refuse("is to answer: give the prompts with --prompts", a, "smollm2-135m", *to)
     refuse("--tie 1.5", a, b, *to, "--tie", 1.5)
     refuse("is a file", a, b, "--judge", judge, "--out", a)

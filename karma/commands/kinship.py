@@ -17,6 +17,8 @@ from karma.commands.options import (
     default,
     load_scores,
 )
+from karma.kinship.clusters import check_cut
+from karma.kinship.similarity import check_tau
 from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
 from karma.scores.read import load_score_table, merge_score_tables
 from karma.scores.table import ScoreTable
@@ -47,6 +49,8 @@ def kinship(
 def run_kinship(mine: ScoreTable, out: Path, with_paper: bool, **settings: Any) -> Iterator[str]:
     """Analyse a table, and yield what to tell the user: the `karma kinship` command."""
     check_out(out)
+    check_tau(settings["tau"])
+    check_cut(settings["cut"])
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
     study = analyse(table, out, **settings)

@@ -66,13 +66,20 @@ def check_out(out: Path, *inputs: Path | str | None, option: str = "--out") -> N
             pass
     except OSError as error:
         raise InputError(f"{option} {out} cannot be written: {error.strerror}") from None
-    for read in (Path(place) for place in inputs if place):
+    for read in (Path(place) for place in inputs if place and _exists(place)):
         if read.is_dir() and read.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"{option} {out} lies within {read}, which is read: give a folder elsewhere")
         if read.resolve() in [(out / name).resolve() for name in ("pairs.parquet", "binarized.parquet", "dataset")]:
             raise InputError(
                 f"{option} {out} holds {read}, which is read and would be overwritten: give another folder"
             )
+
+
+def _exists(path: Path | str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, RuntimeError):  # a name that is too long, a link to itself: its reader says so
+        return False
 
 
 @contextmanager

@@ -101,9 +101,9 @@ class _Asking:
             check_server(source["base_url"])
         try:
             return CachedModel(specs, name, self.compute, self.batch_size, self.cache)
-        except InputError:
-            raise
         except KarmaError as error:  # a Hub id that is none, or no network
+            if isinstance(error, InputError) and not str(error).startswith("Hub model"):
+                raise
             raise InputError(
                 f"{what} {model}: no folder, packaged model or name of --experiment, and not to be had from the Hub "
                 f"({error}); a server's model needs --base-url"

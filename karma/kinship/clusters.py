@@ -92,13 +92,22 @@ def compute_linkage(distance: pd.DataFrame, linkage: str = "average") -> np.ndar
     return np.asarray(compute_scipy_linkage(squareform(distance.to_numpy(), checks=False), method=linkage))
 
 
+def check_cut(cut: float) -> None:
+    """Raise an InputError where a distance to cut at is none.
+
+    Example:
+        >>> check_cut(0.4)
+    """
+    if not cut > 0:
+        raise InputError(f"cut is {cut}, a distance above 0 is expected: the paper's is 0.4")
+
+
 def compute_clusters(tree: np.ndarray, cut: float, names: pd.Index) -> pd.Series:
     """Return each model's cluster (1, 2, ...), cutting the tree at distance `cut`.
 
     Paper: Figure 7 (colours below distance 0.4).
     """
-    if not cut > 0:
-        raise InputError(f"cut is {cut}, a distance above 0 is expected: the paper's is 0.4")
+    check_cut(cut)
     return pd.Series(fcluster(tree, cut, criterion="distance"), index=names, name="cluster")
 
 

@@ -173,7 +173,7 @@ def list_pairs(table: ScoreTable, tau: float) -> pd.DataFrame:
 
     Paper: Eq. 3, section 2.4.
     """
-    _check_tau(tau)
+    check_tau(tau)
     ranked = rank_pairs(compute_s_pref(table), compute_kinship(table))
     return ranked.assign(eligible=ranked["kinship"] >= tau)
 
@@ -201,7 +201,12 @@ def rank_pairs(s_pref: pd.Series, kinship: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def _check_tau(tau: float) -> None:
+def check_tau(tau: float) -> None:
+    """Raise an InputError where tau is no cosine.
+
+    Example:
+        >>> check_tau(0.1)
+    """
     if not -1 <= tau <= 1:
         raise InputError(f"tau is {tau}, a cosine in [-1, 1] is expected: the paper's is 0.1")
 
@@ -219,7 +224,7 @@ def compute_choices(table: ScoreTable, tau: float) -> dict[str, tuple[str, str] 
 
     Paper: section 2.3.
     """
-    _check_tau(tau)
+    check_tau(tau)
     names = table.scores.index.to_numpy()
     by_name = np.argsort([canonical_model_name(str(m)) for m in names], kind="stable")[None, :]
     values = compute_s_pref(table).to_numpy(), compute_kinship(table).to_numpy()

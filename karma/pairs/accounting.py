@@ -94,7 +94,9 @@ class Accounting:
         """Raise where rows or responses were lost for a reason that nobody listed (`--strict`)."""
         unknown = sorted(set(expected) - set(DROPPED) - set(UNUSED))
         if unknown:
-            raise InputError(f"'{unknown[0]}' is no reason to drop: choose from {', '.join([*DROPPED, *UNUSED])}")
+            raise InputError(
+                f"expected '{unknown[0]}' is no reason to drop: choose from {', '.join([*DROPPED, *UNUSED])}"
+            )
         for reason, n in (self.dropped + self.responses_unused).items():
             if reason not in expected:
                 what = "rows" if reason in DROPPED else "responses"

@@ -80,10 +80,8 @@ def is_shared_out(pool: ResponsePool, engine: str, cores: int) -> bool:
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use: of the machine, its affinity and its container's quota."""
-    import joblib
-
-    return int(joblib.cpu_count())
+    """Return how many cores this process may use: of the machine, and its affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def save_parts(

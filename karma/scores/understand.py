@@ -6,6 +6,7 @@ those of the shipped column maps) is said. The rest is set aside by name, never 
 numbers is taken for scores, a rank or a price too; `--ignore` names it, a column map says it all.
 """
 
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -141,6 +142,9 @@ def _find_reason(cells: list[str]) -> str | None:
                 return "no numbers"
     if not values:
         return "empty"
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"a cell is {next(v for v in values if not math.isfinite(v))}: write a finite number, or leave "
+                         "the column out with --ignore")  # fmt: skip
     odd = [value for value in values if not 0 <= value <= 100]
     return f"{odd[0]:g} is outside 0 to 100: name its scale in a column map" if odd else None
 
