@@ -76,7 +76,7 @@ def understand(
             facts[_FACTS[name]] = heading
         elif name in _AVERAGES:
             aside[heading] = "an average"
-        elif reason := _find_reason(text[heading]):
+        elif reason := _find_reason(text[heading], f"{file}, column '{heading}'"):
             aside[heading] = reason
         elif not name or name in benchmarks:
             raise InputError(f"{file}: columns '{heading}' and another make one name, '{name}': rename one, or leave "
@@ -123,7 +123,7 @@ def _find_names(header: list[str], text: dict[str, list[str]], file: str) -> lis
     """Return the column that names models; with a precision beside it where names alone repeat."""
     named = {simplify(name): name for name in reversed(header)}
     first = next((named[name] for name in _NAMES if name in named), None)
-    if first is None and _find_reason(text[header[0]]) == "no numbers":
+    if first is None and _find_reason(text[header[0]], f"{file}, column '{header[0]}'") == "no numbers":
         first = header[0]
     if first is None:
         raise InputError(f"{file}: no column names the models: call one of {', '.join(header[:6])} 'origin_model'")
@@ -131,7 +131,7 @@ def _find_names(header: list[str], text: dict[str, list[str]], file: str) -> lis
     return [first, named["precision"]] if repeats and "precision" in named else [first]
 
 
-def _find_reason(cells: list[str]) -> str | None:
+def _find_reason(cells: list[str], where: str) -> str | None:
     """Return why a column cannot be scores, or None."""
     values = []
     for cell in cells:
@@ -143,8 +143,8 @@ def _find_reason(cells: list[str]) -> str | None:
     if not values:
         return "empty"
     if not all(map(math.isfinite, values)):
-        raise InputError(f"a cell is {next(v for v in values if not math.isfinite(v))}: write a finite number, or leave "
-                         "the column out with --ignore")  # fmt: skip
+        value = next(value for value in values if not math.isfinite(value))
+        raise InputError(f"{where}: a cell is {value}: write a finite number, or leave the column out with --ignore")
     odd = [value for value in values if not 0 <= value <= 100]
     return f"{odd[0]:g} is outside 0 to 100: name its scale in a column map" if odd else None
 
