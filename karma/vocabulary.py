@@ -26,14 +26,13 @@ class Strategy:
     """Where a pair set comes from.
 
     Attributes:
-        title: as the paper's tables print it. symbol: as a figure's legend does (matplotlib's maths).
+        title: as the paper's tables print it.
         rule: which two responses of a prompt make the pair. label: what decides which of them is chosen.
         preferences: whose preferences a policy learns from it. role: in a study's comparisons.
         source: where the rule is from.
     """
 
     title: str
-    symbol: str
     rule: str
     label: str
     preferences: str
@@ -43,50 +42,50 @@ class Strategy:
 
 STRATEGIES = {
     "rlaif": Strategy(
-        "RLAIF", "RLAIF", "the best-annotated response against a lower one", "its annotation",
+        "RLAIF", "the best-annotated response against a lower one", "its annotation",
         "annotations of single responses", "baseline", "the public binarised sets; section 4.1"),
     "k_score": Strategy(
-        "K_score", r"K$_{score}$", "the two responses whose origin models score highest", BY_S_PREF, BY_SCORES,
+        "K_score", "the two responses whose origin models score highest", BY_S_PREF, BY_SCORES,
         "kinship", "section 2.3"),
     "k_sim": Strategy(
-        "K_sim", r"K$_{sim}$", "the two responses whose origin models are nearest kin", BY_S_PREF, BY_SCORES,
+        "K_sim", "the two responses whose origin models are nearest kin", BY_S_PREF, BY_SCORES,
         "kinship", "section 2.3"),
     "k_score_sim": Strategy(
-        "K_(score,sim)", r"K$_{(score,sim)}$", "the response of the best origin model, and that of its nearest kin",
+        "K_(score,sim)", "the response of the best origin model, and that of its nearest kin",
         BY_S_PREF, BY_SCORES, "kinship", "section 2.3"),
     "delta": Strategy(
-        "delta", "delta", "the response of the best origin model against that of the worst, however little kin",
+        "delta", "the response of the best origin model against that of the worst, however little kin",
         BY_S_PREF, BY_SCORES, "rival", "delta learning, arXiv 2507.06187"),
     "random": Strategy(
-        "random", "random", "two responses of eligible origin models, drawn at random (a control)", BY_S_PREF,
+        "random", "two responses of eligible origin models, drawn at random (a control)", BY_S_PREF,
         BY_SCORES, "control", "ours"),
     "least_kin": Strategy(
-        "least kin", "least kin", "the two responses whose origin models are least kin (a control)", BY_S_PREF,
+        "least kin", "the two responses whose origin models are least kin (a control)", BY_S_PREF,
         BY_SCORES, "control", "ours"),
     "k_sure": Strategy(
-        "K_sure", r"K$_{sure}$", "the two responses whose origin models are nearest kin, of those surely told apart",
+        "K_sure", "the two responses whose origin models are nearest kin, of those surely told apart",
         BY_S_PREF, BY_SCORES, "rival", "ours"),
     "density_ratio": Strategy(
-        "density ratio", "density ratio",
+        "density ratio",
         "the response that a strong model favours most over a weak one, against a lower one",
         "ln pi_strong(y|x) - ln pi_weak(y|x), in nats", "those of a strong model over a weak one, by log-probability",
         "rival", "density ratio, arXiv 2411.02481"),
 }  # fmt: skip
 OTHER_SETS = {  # pair sets that no strategy of a study made
     "length": Strategy(
-        "length", "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
+        "length", "the longest response against the shortest", "its length", "lengths of responses", "other",
         "the first confound to rule out; ours"),
     "min_confidence": Strategy(
-        "K_sim, sure", r"K$_{sim}$, sure", "one of K_sim whose label is at least .95 sure",
+        "K_sim, sure", "one of K_sim whose label is at least .95 sure",
         BY_S_PREF, BY_SCORES, "other", "ours"),
     "binarized": Strategy(
-        "binarized", "binarized", "taken as it is from a set that others made", "its annotation",
+        "binarized", "taken as it is from a set that others made", "its annotation",
         "those of a set that others made", "other", "ours"),
     "self_play": Strategy(
-        "self-play", "self-play", "the best-scored and the worst-scored of several answers of the policy itself",
+        "self-play", "the best-scored and the worst-scored of several answers of the policy itself",
         "what the scorer gave this answer", "scores of the policy's own answers", "other", "arXiv 2503.01864"),
     "custom": Strategy(
-        "custom", "custom", "as they were given", "not said by the pairs", "not said by the pairs", "other", "ours"),
+        "custom", "as they were given", "not said by the pairs", "not said by the pairs", "other", "ours"),
 }  # fmt: skip
 BASELINE = next(name for name, row in STRATEGIES.items() if row.role == "baseline")
 KINSHIP_STRATEGIES = tuple(name for name, row in STRATEGIES.items() if row.role == "kinship")

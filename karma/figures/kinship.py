@@ -140,7 +140,7 @@ def _draw_picks(axes: Axes, s_pref: np.ndarray, kinship: np.ndarray, tau: float)
         if chosen >= 0:
             left, top, side = rejected - 0.5 + inset, chosen - 0.5 + inset, 1 - 2 * inset
             axes.add_patch(Rectangle((left, top), side, side, fill=False, **look))
-        handles.append(Line2D([], [], label=STRATEGIES[strategy].symbol, **look))
+        handles.append(Line2D([], [], label=STRATEGIES[strategy].title, **look))
     for i, j in np.argwhere(kinship < tau):
         axes.plot([j - 0.4, j + 0.4], [i + 0.4, i - 0.4], color="black", linewidth=0.8)
     if (kinship < tau).any():

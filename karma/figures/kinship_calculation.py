@@ -79,11 +79,11 @@ def plot_calculation(table: ScoreTable, models: list[str], tau: float) -> list[A
     titles = table.benchmarks.loc[table.scores.columns, "title"].tolist()
     draw_cells(axes[0], means, [f"{letter[name]}  {name}" for name in names], [*titles, "mean (S_pref)"])
     axes[0].axvline(len(titles) - 0.5, color="white", linewidth=5)
-    axes[0].set_title(f"a  {STRATEGIES['k_score'].symbol}: the highest means", loc="left", fontweight="bold")
+    axes[0].set_title(f"a  {STRATEGIES['k_score'].title}: the highest means", loc="left", fontweight="bold")
     shade, text = cosines.copy(), cosines.map("{:.3f}".format).to_numpy()
     shade[STEPS[:-1]] = 0.0  # only the cosine has a scale from 0 to 1
     draw_cells(axes[1], shade, [f"x = {letter[x]}, y = {letter[y]}" for x, y in cosines.index], STEPS, text)
-    axes[1].set_title(f"b  {STRATEGIES['k_sim'].symbol}: x·y / (|x| |y|)", loc="left", x=-0.4, fontweight="bold")
+    axes[1].set_title(f"b  {STRATEGIES['k_sim'].title}: x·y / (|x| |y|)", loc="left", x=-0.4, fontweight="bold")
     kinship = compute_kinship(_by_cosine(table), names).to_numpy()
     picks = {
         s: choose_in_sets(means["s_pref"].to_numpy(), kinship, np.arange(n)[None, :], s, tau)[0].tolist()
@@ -99,7 +99,7 @@ def plot_calculation(table: ScoreTable, models: list[str], tau: float) -> list[A
         _frame(axes[1], len(STEPS) - 1, pairs.index((names[x], names[y])), "k_sim")
     low = np.flatnonzero(cosines["cosine"].to_numpy() < tau)
     axes[1].hlines(low, -0.4, len(STEPS) - 0.6, color="black", linewidth=0.8)
-    handles = [Line2D([], [], label=STRATEGIES[s].symbol, **_look(s)) for s in picks]
+    handles = [Line2D([], [], label=STRATEGIES[s].title, **_look(s)) for s in picks]
     if len(low):
         handles.append(Line2D([], [], color="black", linewidth=0.8, label=f"below τ = {tau:g}: not eligible"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

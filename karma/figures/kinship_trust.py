@@ -97,7 +97,7 @@ def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:
             s=30,
             color=look["color"],
             marker=look["marker"],
-            label=STRATEGIES[strategy].symbol,
+            label=STRATEGIES[strategy].title,
             zorder=3,
             edgecolors="white",
             linewidths=0.5,
