@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme smoke quick test test-all faults check audit lab bench vllm clean
+.PHONY: help setup demo readme smoke quick test test-all corpus faults check audit lab bench vllm clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,15 +38,18 @@ smoke: setup  ## the same graph with tiny random models
 	$(BIN)/karma run params/smoke.yaml
 
 quick: setup  ## the tests without the smoke study, without training and without processes of their own
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy" --durations 0 -q \
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy and not corpus" --durations 0 -q \
 	  $(foreach file,sweep notebooks readme training training_runs train_cli self_play kinship_study binarization_notebook \
 	  contributing report api figures forks,--ignore tests/test_$(file).py)
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy"
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy and not corpus"
 
 test-all: setup .venv/.cluster  ## what is too heavy for `make test` (marker `heavy`): clusters, whole studies
 	$(BIN)/python -m pytest -m heavy tests || test $$? -eq 5
+
+corpus: setup  ## every argument through every class of bad input (some 3,700 cases), into outputs/bench/bad_inputs.csv
+	$(BIN)/python -m pytest -m corpus tests/test_bad_inputs.py
 
 faults: setup  ## kill commands and sweeps at least 300 times in an hour, and compare what comes out
 	$(BIN)/python -m tests.faults

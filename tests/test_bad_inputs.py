@@ -187,7 +187,7 @@ def test_a_part_of_the_corpus(bench):
     assert not any(found.values()), describe(found)
 
 
-@pytest.mark.heavy
+@pytest.mark.corpus
 def test_the_whole_corpus(bench):
     found = try_all(bench, list_cases())
     write_matrix(found, ROOT / "outputs" / "bench" / "bad_inputs.csv")
