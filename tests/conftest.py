@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,12 @@ def list_kept(folder: Path) -> dict[str, dict[str, Any]]:
 
     found = {}
     for path in folder.rglob("*.jsonl"):
-        values = [json.loads(line)["value"] for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
-        found |= {value["key"]: value["record"] for value in values if "key" in value}
-    for path in folder.rglob("*.parquet"):
+        with suppress(FileNotFoundError):  # sealed by now: its shard is read below
+            lines = path.read_text("utf-8").splitlines(True)
+            values = [json.loads(line)["value"] for line in lines if line.endswith("\n")]
+            found |= {value["key"]: value["record"] for value in values if "key" in value}
+    shards = [p for p in folder.rglob("*.parquet") if not any(part[0] == "." for part in p.relative_to(folder).parts)]
+    for path in shards:  # those being written lie in hidden folders
         table = pq.read_table(path).to_pydict()
         found |= {key: json.loads(text) for key, text in zip(table["key"], table["record"], strict=True)}
     return found
