@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from karma.study.experiment import load_experiment
 from karma.study.fingerprint import compute_modules, read_code
-from karma.study.progress import estimate_left, find_elapsed
+from karma.study.progress import estimate_left, find_elapsed, read_events
+from karma.study.stages import find_job
 from tests.conftest import (
     CALL_LIMIT,
     ROOT,
@@ -184,6 +186,18 @@ def test_status_of_a_running_sweep_counts_the_seconds_and_what_running_jobs_have
     states = {"1": {"job": job, "status": "done", "started": 0.0, "ended": 60.0},
               "2": {"job": job, "status": "running", "started": 60.0, "ended": None}}  # fmt: skip
     assert [estimate_left(states, {"04": 2}, now) for now in (60.0, 80.0, 500.0)] == [60.0, 40.0, 0.0]
+
+
+def test_a_clock_that_is_put_back_makes_no_time_negative(tmp_path):
+    demo, events = load_experiment("demo"), tmp_path / "events.jsonl"
+    job = find_job(demo, "02_kinship_analysis", {})
+    told = [{"event": "job_info", "rule_name": job.stage.name, "jobid": k, "time": time.time() + 3600} for k in (1, 2)]
+    told.append({"event": "job_finished", "jobid": 1, "time": time.time()})
+    events.write_text("\n".join(map(json.dumps, told)))
+    states = read_events(demo, events)
+    assert find_elapsed(events) == 0 and states["1"]["ended"] == states["1"]["started"]
+    states["1"]["ended"] += 60
+    assert estimate_left(states, {job.stage.name: 2}, time.time()) == 60
 
 
 def test_status_counts_what_is_done(smoke):
@@ -443,6 +457,27 @@ def end_sweeps(corner: Path, *ends: str) -> None:
         for path in corner.glob("slowk_*"):
             path.unlink()
     flag.unlink()
+
+
+@pytest.mark.heavy
+def test_a_disk_that_fills_in_mid_sweep_costs_the_jobs_that_needed_it(corner):
+    """A disk of 24 KiB where pairs go; the rest goes on, and the same command makes them once there is room."""
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    whole, pairs = pair_bytes(corner), corner / "outputs" / "corner" / "pairs"
+    shutil.rmtree(corner / "outputs" / "corner")
+    pairs.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(pairs)], capture_output=True, text=True, check=False)  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no disk of its own size: {mounted.stderr.strip()}")
+    try:
+        result = run_karma(corner, *RUN_CORNER)
+        left = [path for path in pairs.iterdir() if path.name not in whole]
+    finally:
+        subprocess.run(["umount", str(pairs)], check=True)
+    assert result.returncode == 1 and "No space left on device" in result.stderr and "Traceback" not in result.stderr
+    assert (corner / "outputs/corner/kinship/s_pref.csv").is_file() and not left
+    assert run_karma(corner, *RUN_CORNER).returncode == 0
+    assert pair_bytes(corner) == whole
 
 
 def test_a_kernel_killed_for_memory_is_reported_as_such(corner):

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from karma.errors import InputError
 from karma.scores.names import canonical_model_name
@@ -96,6 +95,8 @@ def build_rows(normalized: np.ndarray, measure: str, weights: np.ndarray) -> np.
     if measure == "centred_cosine":
         return compute_unit_rows((normalized - normalized.mean(axis=-2, keepdims=True)) * np.sqrt(weights))
     if measure == "rank":
+        from scipy.stats import rankdata  # a second to import, of every process that makes pairs
+
         normalized = (rankdata(normalized, axis=-2) - 1) / (normalized.shape[-2] - 1)
     return np.asarray(normalized * np.sqrt(weights / weights.sum()))
 

@@ -73,7 +73,7 @@ def cut_parquet(path: Path, n_workers: int) -> Iterator[Part]:
     """
     metadata = open_rows(path).metadata
     largest = max((metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)), default=0)
-    share = min(max(metadata.num_rows // (8 * n_workers), PART_ROWS), MOST_PART_ROWS)
+    share = min(max(metadata.num_rows // (24 * n_workers), PART_ROWS), MOST_PART_ROWS)
     size = -(-max(share, largest // 2) // BATCH_ROWS) * BATCH_ROWS  # of a large row group two parts: see the limit
     bounds = [*range(0, metadata.num_rows, size), metadata.num_rows]
     yield from (Part(path, start, stop) for start, stop in pairwise(bounds))

@@ -79,7 +79,7 @@ def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
             }  # fmt: skip
         elif number in states and event["event"] in ("job_finished", "job_error"):
             states[number]["status"] = "done" if event["event"] == "job_finished" else "failed"
-            states[number]["ended"] = event["time"]
+            states[number]["ended"] = max(event["time"], states[number]["started"])  # a clock may be put back
             states[number]["told"] = str(event.get("rule_msg") or "")
     return states
 
@@ -96,14 +96,14 @@ def load_events(path: Path) -> list[dict[str, Any]]:
 
 
 def find_elapsed(events: Path) -> float:
-    """Return the seconds since a sweep's first event; 0 before there is one."""
+    """Return the seconds since a sweep's first event; 0 before there is one, or where the clock was put back."""
     first = load_events(events)[:1]
-    return time.time() - first[0]["time"] if first else 0.0
+    return max(time.time() - first[0]["time"], 0.0) if first else 0.0
 
 
 def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
     """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
-    started = time.time()
+    started = time.monotonic()
     told: set[str] = set()
     total = len(list_jobs(experiment))
     with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
@@ -111,7 +111,7 @@ def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> 
             time.sleep(0.5)
             states = read_events(experiment, events)
             if console.is_terminal:
-                live.update(render(experiment, states, time.time() - started), refresh=True)
+                live.update(render(experiment, states, time.monotonic() - started), refresh=True)
             else:
                 _print_changes(states, told, sum(read_plan(events).values()) or total)
     if not console.is_terminal:
@@ -187,7 +187,7 @@ def estimate_left(states: dict[str, JobState], plan: dict[str, int], now: float)
     left = sum((count - len(took.get(name, ()))) * mean[name] for name, count in plan.items())
     running = [state for state in states.values() if state["status"] == "running"]
     for state in running:
-        left -= min(now - state["started"], mean.get(state["job"].stage.name, 0.0))
+        left -= min(max(now - state["started"], 0.0), mean.get(state["job"].stage.name, 0.0))
     return max(left, 0.0) / max(len(running), 1)
 
 
