@@ -897,6 +897,8 @@ RESPONSES = {k: v for k, v in WIN.items() if k not in ("empty",)}
 
 KINDS: dict[str, dict[str, Make]] = {
     "pool": POOL, "score table": CSV, "column map": COLUMN_MAPS,
+    "any score table": {k + "?" * (k in ("another first column", "marked-up unknown column")): v for k, v in CSV.items()},
+    "variable": {k: v for k, v in WORDS.items() if k != "K_SIM"},
     "annotations": parquet_files("annotations.parquet", "row_id", "score"), "instructions": INSTRUCTIONS,
     "calibration": CALIBRATION, "pair folder": PAIRS, "pairs": PAIR_FILES,
     "pairs as parquet": {k: v for k, v in parquet_files("pairs/pairs.parquet", "chosen").items() if k not in OF_FILES},
@@ -968,7 +970,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("evaluate", "--threads", "threads", ASKED), ("evaluate", "--batch-size", "count", ASKED), ("evaluate", "--backend", "word", ASKED),
     ("evaluate", "--choice-tokens", "count", ASKED), ("evaluate", "--cache", "out", ASKED),
     ("evaluate", "--base-url", "server", {**ASKED, "--model": "m"}),
-    ("evaluate", "--key-env", "word", {**ASKED, "--model": "m", "--base-url": "http://127.0.0.1:1/v1"}),
+    ("evaluate", "--key-env", "variable", {**ASKED, "--model": "m", "--base-url": "http://127.0.0.1:1/v1"}),
     ("train", "--pairs", "pair folder", {}), ("train", "--pairs", "pairs", {}), ("train", "--pairs", "pairs as parquet", {}),
     ("train", "--policy", "model", {}), ("train", "--method", "word", {}), ("train", "--out", "out", {}),
     ("train", "--held-out", "held out", {}), ("train", "--seed", "seed", {}), ("train", "-p", "settings", {"--method": "dpo"}),
@@ -993,7 +995,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     *((name, option, "word", {}) for name in ("binarize", "kinship", "audit-labels") for option in ("--measure", "--weight")),
     ("select", "--missing", "word", {"--explicit": "kinship", "--scores": "@scores.csv"}),
     ("binarize", "--engine", "word", {}), ("binarize", "--cores", "count", {}),
-    ("read-scores", "A", "score table", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
+    ("read-scores", "A", "any score table", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
     ("read-scores", "--ignore", "word", {}), ("read-scores", "--unit", "word", {}),
     ("shard", "--shard", "word", {}), ("shard", "-p", "word", {}),
     ("run", "--executor", "word", {}), ("run", "--profile", "word", {}), ("run", "--jobs", "count", {}),

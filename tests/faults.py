@@ -84,7 +84,7 @@ class Target:
 
 def _digest(path: Path) -> str:
     if path.suffix == ".json":
-        return str(hash(json.dumps(_without_clocks(json.loads(path.read_text())), sort_keys=True)))
+        return json.dumps(_without_clocks(json.loads(path.read_text())), sort_keys=True)
     return compute_file_digest(path)
 
 
@@ -157,6 +157,11 @@ def finish(target: Target, tally: Counter[tuple[str, str, str]]) -> None:
         tally[target.name, "-", "differs"] += 1
         names = [k for k in {*made, *target.whole} if made.get(k) != target.whole.get(k)]
         print(f"{target.name}: differs from the undisturbed run: {names[:5]}", flush=True)
+        for name in (name for name in names if name.endswith(".json")):
+            one, other = (json.loads(files.get(name, "null")) for files in (target.whole, made))
+            if isinstance(one, dict) and isinstance(other, dict):
+                odd = {k: (one.get(k), other.get(k)) for k in {*one, *other} if one.get(k) != other.get(k)}
+                print(f"    {name}: {str(odd)[:1000]}", flush=True)
     place = target.folder / target.outputs
     hidden = [p for p in place.parent.iterdir() if p.name.startswith(f".{place.name}.")]
     if hidden:
@@ -246,6 +251,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", help="one target's name")
     asked = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and what is started ignores it, too
     print(f"seed {asked.seed}", flush=True)
     until = time.monotonic() + asked.minutes * 60
     work: list[Callable[[], Counter[tuple[str, str, str]]]] = []

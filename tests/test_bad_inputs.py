@@ -120,9 +120,11 @@ def find_faults(case: Case, value: str, ended: Ended, changed: list[str]) -> Ite
         yield f"left behind: {Path(changed[0]).name}"
     option = case.argument.strip("-")
     besides = [str(v).strip("@") for v in case.besides.values() if str(v).startswith("@")]  # the table of a column map
-    inside = {"items": ["arc_easy"], "judgments": ["annotations.json"]}.get(case.kind, [])
+    inside = {"items": ["arc_easy"], "judgments": ["annotations.json"], "annotations": ["annotation", "density_ratio"]}
+    inside = inside.get(case.kind, [])
     inside += [] if value.strip() else ["an argument is empty"]
-    starts = [Path(value).name[:12].split("\n")[0], value.split("\n")[0][:12]] if value.strip() else []
+    shown = value.encode("unicode_escape").decode() if not value.isprintable() else value  # as errors show it
+    starts = [shown[-12:], Path(value).name[:12].split("\n")[0], value.split("\n")[0][:12]] if value.strip() else []
     names = [option if len(option) > 1 else "", option.replace("-", "_"), *starts, *besides, *inside, "new\\nline"]
     if not any(name and name in ended.err for name in names):
         yield "does not name it"

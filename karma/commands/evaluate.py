@@ -122,8 +122,10 @@ def _ask(
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     from karma.evaluation.runner import evaluate
     from karma.models.ask import CachedModel
+    from karma.models.load import check_model
 
     specs = {model: build_spec(model, base_url, key_env, revision)}
+    check_model(specs, model)
     if base_url:
         from karma.models.api import check_server
 

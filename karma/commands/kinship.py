@@ -16,12 +16,14 @@ from karma.commands.options import (
     check_out,
     default,
     load_scores,
+    replace_options,
 )
 from karma.kinship.clusters import check_cut
 from karma.kinship.similarity import check_tau
 from karma.kinship.study import KinshipStudy, build_study, save_study, summarize
 from karma.scores.read import load_score_table, merge_score_tables
 from karma.scores.table import ScoreTable
+from karma.study.experiment import load_base
 
 
 def kinship(
@@ -51,6 +53,7 @@ def run_kinship(mine: ScoreTable, out: Path, with_paper: bool, **settings: Any) 
     check_out(out)
     check_tau(settings["tau"])
     check_cut(settings["cut"])
+    replace_options(load_base().kinship, distance=settings["distance"], linkage=settings["linkage"])
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
     study = analyse(table, out, **settings)

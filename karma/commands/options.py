@@ -36,6 +36,7 @@ Parameters = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE"
 LAST_SEED = 2**32 - 1  # what every generator takes
 Section = TypeVar("Section", bound=BaseModel)
 _LONGEST_NAME, _LEAST_BYTES = 230, 2**20  # files are written beside their names with some letters more
+_LONGEST_PATH = 3500  # of the 4,096 bytes that Linux takes: what is written lies deeper
 
 
 def default(group: str, key: str) -> Any:
@@ -60,6 +61,8 @@ def check_out(out: Path, *inputs: Path | str | None, option: str = "--out") -> N
             raise InputError(f"{option} {out} lies beneath {there}, which is no folder: give another")
         if len(os.fsencode(out.name)) > _LONGEST_NAME:
             raise InputError(f"{option} {out}: its name is too long, take at most {_LONGEST_NAME} letters")
+        if len(os.fsencode(out.absolute())) > _LONGEST_PATH:
+            raise InputError(f"{option} {out.name}: its path is too long, take at most {_LONGEST_PATH} letters")
         if shutil.disk_usage(there).free < _LEAST_BYTES:
             raise InputError(f"{option} {out}: the disk is full: make room, or give a folder elsewhere")
         with TemporaryDirectory(prefix=".karma-", dir=there):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from karma.commands.options import Columns, Missing, default
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.scores.columns import ColumnMap, load_column_map, load_rows
 from karma.scores.harness import find_result_files, read_results
 from karma.scores.read import build_mapped, find_column_map, find_own_map, merge_score_tables, save_score_table
@@ -95,7 +95,7 @@ def _describe(table: ScoreTable, columns: ColumnMap, aside: dict[str, str]) -> I
         chance = "chance unknown" if one.chance is None else f"chance {one.chance:g}"
         items = f"{one.n_items:,} items" if one.n_items else "items unknown"
         lower = ", lower is better" if one.direction == "lower" else ""
-        yield (f"  {name}: column '{one.column}', {unit}{lower}, {one.capability}, {chance}, {items}; "
+        yield (f"  {name}: column {quote(one.column)}, {unit}{lower}, {one.capability}, {chance}, {items}; "
                f"{scores.min():.3f} to {scores.max():.3f}")  # fmt: skip
     yield from (f"note: {note}" for note in table.notes)
     for place, (name, reason) in enumerate(aside.items()):

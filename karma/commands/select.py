@@ -42,7 +42,6 @@ from karma.potential.selection import (
 )
 from karma.scores.normalise import compute_s_pref
 from karma.study.experiment import load_base
-from karma.study.settings import Compute
 from karma.vocabulary import METRICS
 
 
@@ -112,6 +111,8 @@ def run_select(
     Raises:
         InputError: an option or file that cannot be used; no model has been loaded then.
     """
+    from karma.potential.logps import measure_logps
+
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     _check_models({"--policy": policy, "--reference": reference})
     check_out(out, pairs)
@@ -126,8 +127,10 @@ def run_select(
     found = find_scores(source.table, explicit, s_pref, table)
     check_weight(weight)
     _check_candidates(source, found, explicit, ratio, k)
-    asked = _measure(source, policy, compute, out, **asking)
-    against = _measure(source, reference, compute, out, **{**asking, "revision": None}) if reference else None
+    models = _open_models(policy, asking.pop("revision"), reference)
+    kept = asking.pop("cache") or out / "cache"
+    logps = [measure_logps(source.table, {name: spec}, name, compute, cache=kept, **asking) for name, spec in models]
+    asked, against = logps[0], logps[1] if reference else None
     pool = gather_candidates(
         source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
         reference_logps=against.logps if against else None,
@@ -150,15 +153,16 @@ def run_select(
     yield f"{describe_selection(metric, METRICS[metric].rule, len(places), pool)}; written: {out}"
 
 
-def _measure(
-    source: PairSet, policy: str, compute: Compute, out: Path, max_length: int, batch_tokens: int,
-    revision: str | None, cache: Path | None,
-) -> Any:  # fmt: skip
+def _open_models(policy: str, revision: str | None, reference: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return the name and specification of the policy and of the reference, both looked at before either is asked."""
     from karma.models.describe import build_spec
-    from karma.potential.logps import measure_logps
+    from karma.models.load import check_model
 
-    specs = {policy: build_spec(policy, None, None, revision)}
-    return measure_logps(source.table, specs, policy, compute, max_length, batch_tokens, cache or out / "cache")
+    specs = [(policy, build_spec(policy, None, None, revision))]
+    specs += [(reference, build_spec(reference, None, None, None))] if reference else []
+    for model, spec in specs:
+        check_model({model: spec}, model)
+    return specs
 
 
 def _name(model: str) -> str:

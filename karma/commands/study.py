@@ -115,6 +115,7 @@ def models(experiment: Experiment) -> None:
     from karma.study.experiment import load_experiment
 
     study = load_experiment(experiment)
+    check_named(study)
     settings = study.settings
     specs = {name: spec.model_dump(mode="json") for name, spec in settings.models.items()}
     table = Table("model", "role", "comes from", "is here")
@@ -125,7 +126,6 @@ def models(experiment: Experiment) -> None:
                  "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
-    check_named(study)
 
 
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:

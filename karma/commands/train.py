@@ -72,7 +72,7 @@ def run_train(
     check_out(out, pairs)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
-    from karma.models.load import load_tokenizer
+    from karma.models.load import check_model, load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pairs.public_shape import load_binarized
     from karma.training import checks
@@ -92,6 +92,7 @@ def run_train(
     spec = build_spec(policy, None, None, revision)
     policy = Path(policy).name if spec["path"] else policy
     models = {policy: spec}
+    check_model(models, policy)
     report = checks.check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])

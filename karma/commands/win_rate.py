@@ -86,6 +86,7 @@ class _Asking:
         from karma.models.api import check_server
         from karma.models.ask import CachedModel
         from karma.models.describe import build_spec, find_trained
+        from karma.models.load import check_model
 
         trained = find_trained(Path(model)) if Path(model).is_dir() and not any(api) else None
         if trained is not None:
@@ -100,6 +101,7 @@ class _Asking:
         if source := specs[name].get("api"):
             check_server(source["base_url"])
         try:
+            check_model(specs, name)
             return CachedModel(specs, name, self.compute, self.batch_size, self.cache)
         except KarmaError as error:  # a Hub id that is none, or no network
             if isinstance(error, InputError) and not str(error).startswith("Hub model"):

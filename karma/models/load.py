@@ -10,7 +10,7 @@ fetched yet nothing is known before it is loaded.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,15 +175,19 @@ def _from_pretrained(kind, location: str, name: str, **options):
 
 def _load_whole(kind, location: str, name: str, **options):
     """Load weights; raise where one is missing, which would be random, or is no finite number."""
+    model, report = _from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
+    _check_whole(report["missing_keys"], model.named_parameters(), f"model '{name}' ({location})")
+    return model
+
+
+def _check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], here: str) -> None:
     import torch
 
-    model, report = _from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(f"model '{name}' ({location}): {len(missing)} weights are missing, {missing[0]} among them")
-    for weight, values in model.named_parameters():
+    if missing:
+        raise InputError(f"{here}: {len(missing)} weights are missing, {min(missing)} among them")
+    for weight, values in weights:
         if not torch.isfinite(values).all():
-            raise InputError(f"model '{name}' ({location}): {weight} holds NaN or infinite weights")
-    return model
+            raise InputError(f"{here}: {weight} holds NaN or infinite weights")
 
 
 @contextmanager
@@ -220,6 +224,31 @@ def check_folder(folder: Path, name: str) -> None:
     _check_shapes(check_parts(folder, name), folder, name)
 
 
+def check_model(models: Specs, name: str) -> None:
+    """Raise an InputError where a model would be refused when it is asked, before anything is written or asked.
+
+    The weights of a folder are read once, one in memory at a time; of others the tokenizer alone is opened.
+
+    Args:
+        models: name -> specification. name: which one; one behind an API is not looked at.
+    """
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    if models.get(name, {}).get("api"):
+        return
+    load_tokenizer(models, name)
+    spec = _get_spec(models, name)
+    if spec["path"]:
+        folder, here = Path(spec["path"]), f"model '{name}' ({spec['path']})"
+        _, report = _from_pretrained(AutoModelForCausalLM, str(folder), name, use_safetensors=True, device_map="meta",
+                                     output_loading_info=True)  # fmt: skip
+        for file in list_files(folder, here):
+            with safe_open(file, "pt") as weights:
+                each = ((weight, weights.get_tensor(weight)) for weight in weights.keys())  # noqa: SIM118 - no mapping
+                _check_whole(report["missing_keys"], each, here)
+
+
 def check_parts(folder: Path, name: str) -> dict[str, list[int]]:
     """Return name -> shape of a folder's weights; raise as `check_folder` where a part is missing or broken."""
     here = f"model '{name}' ({folder})"
@@ -243,6 +272,11 @@ def check_parts(folder: Path, name: str) -> dict[str, list[int]]:
 
 def list_weights(folder: Path, here: str) -> dict[str, list[int]]:
     """Return name -> shape of a folder's weights, from the headers of its files."""
+    return {weight: shape for file in list_files(folder, here) for weight, shape in read_header(file).items()}
+
+
+def list_files(folder: Path, here: str) -> list[Path]:
+    """Return the files that a folder's weights lie in; raise an InputError, which begins with `here`, without any."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = load_json(index)
@@ -258,7 +292,7 @@ def list_weights(folder: Path, here: str) -> dict[str, list[int]]:
         pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
         what = f"{pickled.name} is pickled, and could run code: save it as safetensors" if pickled else "no weights"
         raise InputError(f"{here} cannot be loaded: {what}")
-    return {weight: shape for file in files for weight, shape in read_header(file).items()}
+    return files
 
 
 def read_header(file: Path) -> dict[str, list[int]]:

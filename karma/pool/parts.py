@@ -198,8 +198,9 @@ def _parse_lines(lines: list[tuple[int, bytes]], where: str) -> pa.RecordBatch:
 
 def _parse_plain(lines: list[bytes]) -> pa.RecordBatch | None:
     """Parse lines by Arrow; None where Python must look: not UTF-8, another type, a key left out, two rows a line."""
-    block = b"".join([lines[0].removeprefix(b"\xef\xbb\xbf"), *lines[1:]])
-    if len(block) > _MAX_BLOCK:
+    lines = [lines[0].removeprefix(b"\xef\xbb\xbf"), *lines[1:]]
+    block = b"".join(lines)
+    if len(block) > _MAX_BLOCK or not all(line.lstrip().startswith(b"{") for line in lines):  # Arrow dies of `null`
         return None
     try:
         block.decode("utf-8")  # Arrow would not look

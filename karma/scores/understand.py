@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.scores.columns import Column, ColumnMap, Fact, Unit, compute_fractions
 from karma.scores.missing import is_missing
 from karma.scores.read import ASSUMED_ITEMS, MAPS, find_column_map
@@ -50,7 +50,8 @@ def understand(
         A column map; and the columns set aside, each with the reason.
 
     Raises:
-        InputError: no column of names or of scores, columns of one name, or a column of two units.
+        InputError: no column of names or of scores, columns of one name, a column of two units, or one of a known
+            benchmark that holds something else than scores.
 
     Example:
         >>> rows = [["a", "Llama", "61.5", "0.30", "45.7"], ["b", "Qwen", "70.0", "0.55", "62.5"]]
@@ -76,7 +77,11 @@ def understand(
             facts[_FACTS[name]] = heading
         elif name in _AVERAGES:
             aside[heading] = "an average"
-        elif reason := _find_reason(text[heading], f"{file}, column '{heading}'"):
+        elif reason := _find_reason(text[heading], where := f"{file}, column '{heading}'"):
+            if name in catalogue and reason != "empty":  # a known benchmark's is a mistake, and no other kind of column
+                raise InputError(
+                    f"{where}: a cell is {_find_odd(text[heading])}: correct it, or leave it out with --ignore"
+                )
             aside[heading] = reason
         elif not name or name in benchmarks:
             raise InputError(f"{file}: columns '{heading}' and another make one name, '{name}': rename one, or leave "
@@ -147,6 +152,11 @@ def _find_reason(cells: list[str], where: str) -> str | None:
         raise InputError(f"{where}: a cell is {value}: write a finite number, or leave the column out with --ignore")
     odd = [value for value in values if not 0 <= value <= 100]
     return f"{odd[0]:g} is outside 0 to 100: name its scale in a column map" if odd else None
+
+
+def _find_odd(cells: list[str]) -> str:
+    """Return the first cell that is no score."""
+    return quote(next(cell for cell in cells if not is_missing(cell) and _find_reason([cell], "")))
 
 
 def _describe(
