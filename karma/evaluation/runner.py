@@ -1,12 +1,14 @@
 """Evaluate one model on benchmarks, and keep every answer.
 
 lm-evaluation-harness builds the requests, applies the chat format and scores; `CachedModel` answers;
-`karma.evaluation.scoring` turns verdicts into scores. A score carries what is needed to repeat it: task version, prompt
-hash, backend, precision, batch size, generation settings.
+`karma.evaluation.scoring` turns verdicts into scores; those of the harness's own tasks are `karma.evaluation.harness`'s.
+A score carries what is needed to repeat it: task version, prompt hash, backend, precision, batch size, generation
+settings.
 """
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -16,6 +18,8 @@ import pyarrow.parquet as pq
 
 from karma.errors import InputError
 from karma.evaluation.answer_text import STOPS
+from karma.evaluation.harness import choose_items, load_task
+from karma.evaluation.harness_score import BOOTSTRAPS, score_task
 from karma.evaluation.items import load_items
 from karma.evaluation.packaged import find_items
 from karma.evaluation.protocol import normalize_logps
@@ -26,10 +30,12 @@ from karma.evaluation.scoring import (
     compute_score,
     compute_template_hash,
 )
-from karma.files import atomic_path, save_json
+from karma.files import atomic_path, find_project_root, save_json
 from karma.models.ask import CachedModel
+from karma.study.settings import HarnessTask
 
 PROTOCOLS = ("answer", "logprob", "cloze")
+CORRECT = ANSWERS.get_field_index("correct")  # a share of an item where tasks are among the benchmarks, else 0, 1, 2...
 
 
 class Asked(Protocol):
@@ -57,16 +63,17 @@ class Asked(Protocol):
 
 
 def evaluate(
-    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str = "answer", every: int = 1
-) -> tuple[dict, pa.Table]:
+    model: CachedModel, benchmarks: Sequence[str | HarnessTask], settings: Asked, root: Path, protocol: str = "answer",
+    every: int = 1,
+) -> tuple[dict, pa.Table]:  # fmt: skip
     """Ask a model the items of the benchmarks.
 
     Args:
         model: who answers.
-        benchmarks: names, see `karma.evaluation.items`.
+        benchmarks: names, see `karma.evaluation.items`; or tasks of lm-evaluation-harness.
         settings: the experiment's `benchmarks` (folder, limit, limits, choice_tokens, descriptive_tokens).
         root: the project's root, from which a relative folder counts.
-        protocol: how choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
+        protocol: how the kit's choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
             letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no options and is
             answered all the same.
         every: 1 asks all items, 4 the first of each four.
@@ -75,7 +82,7 @@ def evaluate(
         The scores (as in scores.json) and the answers, one row an item.
 
     Raises:
-        InputError: items that cannot be loaded, or an unknown protocol.
+        InputError: items or tasks that cannot be loaded, or an unknown protocol.
 
     Example:
         >>> from karma.files import find_project_root
@@ -88,14 +95,32 @@ def evaluate(
         >>> scores["benchmarks"]["arc_easy"]["n"], answers.num_rows
         (2, 2)
     """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
+    own = [one for one in benchmarks if isinstance(one, str)]
+    tasks = [one for one in benchmarks if isinstance(one, HarnessTask)]
+    loaded = [(one, load_task(one, settings, root)) for one in tasks]  # what cannot be asked is told before any answer
+    scores, rows = _evaluate_own(model, own, settings, root, protocol, every)
+    more, further = _evaluate_tasks(model, loaded, settings, every)
+    scores |= more
+    schema = ANSWERS.set(CORRECT, pa.field("correct", pa.float64())) if tasks else ANSWERS
+    order = [one if isinstance(one, str) else one.benchmark for one in benchmarks]
+    answers = pa.Table.from_pylist(rows + further, schema=schema)
+    return _describe(model, {name: scores[name] for name in order}), answers
+
+
+def _evaluate_own(
+    model: CachedModel, benchmarks: list[str], settings: Asked, root: Path, protocol: str, every: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the scores and answers of the kit's own benchmarks."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
+    if not benchmarks:
+        return {}, []
     ways = {name: _find_protocol(name, protocol) for name in benchmarks}
     names = {name: f"karma_{name}" + ("" if way == "answer" else f"_{way}") for name, way in ways.items()}
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its notes on how it was called mean nothing to a reader
     folder = find_items(settings.folder, root)
     where = {"folder": str(folder) if folder else None, "limit": settings.limit, "limits": settings.limits,
              "every": every}  # fmt: skip
@@ -124,7 +149,25 @@ def evaluate(
             "shots": 0,
             "generation": _generation(benchmark, settings) if ways[benchmark] == "answer" else {},
         }
-    return _describe(model, scores), pa.Table.from_pylist(rows, schema=ANSWERS)
+    return scores, rows
+
+
+def _evaluate_tasks(
+    model: CachedModel, loaded: list[tuple[HarnessTask, Any]], settings: Asked, every: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the scores and answers of the harness's own tasks, asked as they say."""
+    import lm_eval
+
+    scores: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for one, task in loaded:
+        n_items, name = len(task.eval_docs), one.benchmark
+        chosen = {name: choose_items(n_items, settings.limits.get(name, settings.limit), every)}
+        asked = {"tasks": {name: task}, "groups": {}, "group_map": {}}
+        result = lm_eval.evaluate(model, asked, samples=chosen, apply_chat_template=one.chat, bootstrap_iters=BOOTSTRAPS)
+        scores[name], more = score_task(one, task, result)
+        rows += more
+    return scores, rows
 
 
 def limit_policies(benchmarks: Any) -> Any:
@@ -162,7 +205,7 @@ def _read(benchmark: str, sample: dict[str, Any], protocol: str) -> dict[str, An
 
 
 def _describe(model: CachedModel, scores: dict[str, dict]) -> dict[str, Any]:
-    chats = any(score["protocol"] != "cloze" for score in scores.values())
+    chats = any(score["protocol"] not in ("cloze", "harness") for score in scores.values())
     return {
         "model": model.name, "weights_digest": model.digest, "backend": model.backend.name,
         "chat_format": model.backend.chat_format if chats else None, "device": model.model_device, "dtype": model.dtype,
@@ -187,6 +230,12 @@ def save_evaluation(scores: dict[str, Any], answers: pa.Table, folder: Path) -> 
     save_json(scores, folder / "scores.json")
 
 
-def show_item(benchmark: str, settings: Asked, root: Path) -> dict[str, Any]:
-    """Return a benchmark's first item, for a reader to see what is asked."""
-    return load_items(benchmark, find_items(settings.folder, root), 1)[0]
+def show_item(benchmarks: Sequence[str | HarnessTask], settings: Asked, root: Path) -> dict[str, Any]:
+    """Return the first item of a study's first choice benchmark, for a reader to see what is asked.
+
+    A study whose benchmarks are all tasks of the harness's shows an item of the demo's ARC-Easy.
+    """
+    own = [one for one in benchmarks if isinstance(one, str) and one != "ifeval"]
+    if not own:
+        return load_items("arc_easy", find_project_root() / "karma" / "data" / "demo", 1)[0]
+    return load_items(own[0], find_items(settings.folder, root), 1)[0]

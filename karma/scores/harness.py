@@ -1,7 +1,7 @@
 """Scores out of the result files of evaluation harnesses: lm-evaluation-harness, lighteval, and this kit's own.
 
 Each file is one model's. Every metric becomes a column `task/metric`, so that a column map may name any of them;
-without one, a task's usual metric is taken (`PREFERRED`) and shown. A group that has a score of its own stands for its
+without one, a task's usual metric is taken (`karma.scores.names`) and shown. A group that has a score of its own stands for its
 subtasks. A task that models answered on other items, by another version or with other shots, is refused: such scores
 are not comparable. Limit: of several files with one model's task the last by name counts, as both harnesses name files
 by date; subtasks whose group has no score stay benchmarks of their own.
@@ -16,20 +16,9 @@ from typing import Any
 from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.columns import Column, ColumnMap
+from karma.scores.names import choose_metric
 from karma.scores.understand import UNSTATED, load_catalogue, simplify
 
-PREFERRED = (
-    "acc_norm",
-    "acc",
-    "mc2",
-    "exact_match",
-    "inst_level_loose_acc",
-    "extractive_match",
-    "pass@1",
-    "em",
-    "qem",
-    "f1",
-)
 FILES = ("results*.json", "scores.json")
 
 
@@ -123,11 +112,10 @@ def _show(known: dict[str, dict[str, Score]], column: str) -> str:
 
 
 def _choose_metric(found: dict[str, dict[str, Score]]) -> str | None:
-    """Return the metric that every model of a task has, in [0, 1] and nearest to the head of PREFERRED."""
+    """Return the metric that every model of a task has, in [0, 1] and the usual one."""
     shared = set.intersection(*(set(scores) for scores in found.values()))
     fit = [m for m in shared if all(0 <= scores[m].value <= 1 for scores in found.values())]
-    order = {name: place for place, name in enumerate(PREFERRED)}
-    return min(fit, key=lambda m: (order.get(m.split(",")[0], len(order)), m), default=None)
+    return choose_metric(fit) if fit else None
 
 
 def _check_alike(task: str, own: dict[str, Score]) -> None:

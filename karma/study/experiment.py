@@ -201,14 +201,17 @@ def _validate(values: dict[str, Any], file: Path) -> Settings:
 
 def _explain(error: "ErrorDetails") -> str:
     """Turn one pydantic error into: key, what was given, what was expected."""
-    key = ".".join(str(part) for part in error["loc"])
+    loc = [part for part in error["loc"] if not str(part).startswith("<")]  # "<task>": which of two kinds was read
+    key = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
         model: type[BaseModel] | None = Settings
-        for part in error["loc"][:-1]:
+        for part in loc[:-1]:
+            if isinstance(part, int):
+                continue  # a list's entries are its model's
             field = model.model_fields.get(str(part)) if model else None
             model = _inner_model(field.annotation) if field else ModelSpec
         known = list(model.model_fields) if model is not None else []
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"unknown setting '{key}'; {hint}"
     if error["type"] == "missing":
@@ -223,10 +226,9 @@ def _explain(error: "ErrorDetails") -> str:
 
 
 def _inner_model(annotation: object) -> type[BaseModel] | None:
-    for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _inner_model(part))), None)
 
 
 def _looks_scientific(value: object) -> bool:
