@@ -174,7 +174,8 @@ def order_benchmarks(names: Collection[str], table: Literal["table2", "table4"])
     """
     known = [name for name in BENCHMARKS if name in names]
     ordered = sorted(known, key=lambda name: int(BENCHMARKS[name][f"{table}_place"] or len(BENCHMARKS) + 1))
-    return {name: BENCHMARKS[name][f"{table}_title"] for name in ordered}
+    others = {name: name for name in names if name not in BENCHMARKS}
+    return {name: BENCHMARKS[name][f"{table}_title"] for name in ordered} | others
 
 
 def find_strategy(name: str) -> Strategy:

@@ -17,6 +17,7 @@ from karma.pairs.pairs import PAIR_SCHEMA, PairSet
 from karma.scores.measured import build_score_table
 from karma.scores.read import save_score_table
 from karma.study.experiment import Experiment, load_experiment
+from karma.study.settings import name_benchmark
 from karma.study.stages import STAGES, Job
 
 CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}
@@ -46,7 +47,11 @@ def write_scores(job: Job, accuracy: float, seed: int) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     content = {"model": "m", "weights_digest": "w", "backend": "hf", "device": "cpu", "dtype": "float32",
                "batch_size": 4, "seconds": 2.0, "prompt_tokens": 1000, "new_tokens": 100}  # fmt: skip
-    scores = write_answers(job.folder, asked, accuracy, seed)
+    scores = write_answers(job.folder, [name_benchmark(one) for one in asked], accuracy, seed)
+    for name, task in benchmarks.tasks.items():
+        if name in scores:
+            scores[name]["task"] = {"name": task.task, "metric": "acc,none", "title": task.title or task.task,
+                                    "capability": task.capability, "answer_form": "multiple choice"}  # fmt: skip
     (job.folder / "scores.json").write_text(json.dumps({**content, "benchmarks": scores}))
 
 

@@ -111,7 +111,10 @@ def test_a_folder_is_what_the_setting_says(tmp_path, monkeypatch):
     assert find_items(None, tmp_path) is None and find_items("mine", tmp_path) == tmp_path / "mine"
     monkeypatch.setattr(packaged, "prepare_items", lambda: ROOT / "karma" / "data" / "demo")
     assert find_items("packaged", tmp_path) == ROOT / "karma" / "data" / "demo"
-    assert show_item(["ifeval", "arc_easy"], change_base("benchmarks", folder="packaged"), tmp_path)["subject"] == "science"
+    assert (
+        show_item(["ifeval", "arc_easy"], change_base("benchmarks", folder="packaged"), tmp_path)["subject"]
+        == "science"
+    )
 
 
 def test_a_study_s_stage_depends_on_the_prompts_among_them():

@@ -34,7 +34,9 @@ def test_experiment_file_overrides_base_and_each_value_names_its_file(experiment
     assert shown["kinship.tau"] == "mine.yaml" and shown["kinship.cut"] == "base.yaml"
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "paper", "potential", "self_play", "families", "evidence", "labels"])
+@pytest.mark.parametrize(
+    "name", ["demo", "smoke", "paper", "potential", "self_play", "families", "evidence", "labels", "values"]
+)
 def test_shipped_experiments_load(name):
     assert load_experiment(name).settings.name == name
 
@@ -121,7 +123,10 @@ def test_the_paper_is_32_runs_with_appendix_a():
         ("models: {a/b: {hub: x}}", "names become folders"),
         ("training: {learning_rate: 5e-7}", "write 5.0e-7 with a point"),
         ("training: {epochs: 0}", "greater than 0"),
-        ("benchmarks: {limits: {arc: 60}}", "benchmarks.limits.arc.[key] is 'arc': choose from ifeval"),
+        (
+            "benchmarks: {limits: {arc: 60}}",
+            "benchmarks.limits is {'arc': 60}: 'arc' is no benchmark here: choose from ifeval",
+        ),
         ("benchmarks: {limits: {arc_easy: 0}}", "benchmarks.limits.arc_easy is 0: Input should be greater than"),
         ("pairs: {held_out: 1}", "pairs.held_out is 1: Input should be less than 1"),
         ("potential: {metrics: [map]}", "potential.metrics.0 is 'map'"),

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from karma.cli import app
+from karma.models.load import load_model, load_tokenizer
+from karma.study.settings import ModelSpec
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "scores.md").read_text("utf-8")
@@ -22,6 +24,9 @@ def test_every_example_runs_and_prints_what_the_page_says(tmp_path, monkeypatch)
     rows = [{"source": "own", "instruction": f"Question {i}?", "completions": [
         {"model": m, "response": f"{m} on {i}"} for m in models]} for i in range(4)]  # fmt: skip
     Path("pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    models_here = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}).model_dump()}
+    load_model(models_here, "tiny", "float32", "cpu").save_pretrained("model")
+    load_tokenizer(models_here, "tiny").save_pretrained("model")
     told, n_compared = "", 0
     for kind, name, text in BLOCKS:
         if name:

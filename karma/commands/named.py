@@ -15,7 +15,7 @@ from pathlib import Path
 from karma.errors import InputError
 from karma.files import check_file, load_json_lines
 from karma.study.experiment import Experiment
-from karma.study.settings import PACKAGED_ITEMS, ModelSpec, Settings
+from karma.study.settings import PACKAGED_ITEMS, HarnessTask, ModelSpec, Settings
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
 
@@ -50,6 +50,8 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
         yield "self_play.prompts", lambda: _check_instructions(root / s.self_play.prompts, None)
     if s.benchmarks.folder is not None:
         yield "benchmarks.folder", lambda: _check_items(str(s.benchmarks.folder), root, installed)
+    for name, task in s.benchmarks.tasks.items():
+        yield f"benchmarks, {name}", lambda task=task: _check_task(task, s.benchmarks.folder, root, installed)  # type: ignore[misc]
     if s.training.accelerate is not None:
         yield "training.accelerate", lambda: _check_either(str(s.training.accelerate), root)
     if s.pairs.calibration is not None:
@@ -96,6 +98,12 @@ def _check_items(folder: str, root: Path, installed: bool) -> None:
             )
     elif not (root / folder).is_dir():
         raise InputError(f"{root / folder} is no folder")
+
+
+def _check_task(task: HarnessTask, folder: str | None, root: Path, installed: bool) -> None:
+    from karma.evaluation.harness import check_task
+
+    check_task(task, root, folder if installed else None)
 
 
 def _check_either(file: str, root: Path) -> None:

@@ -50,7 +50,8 @@ def compare_answers(before: pa.Table, after: pa.Table) -> pd.DataFrame:
         before, after: answers.parquet of each.
 
     Returns:
-        One row a benchmark: before, after, difference, low, high (95 %, of the difference), n (units), changed (items).
+        One row a benchmark: before, after, difference, low, high (95 %, of the difference), n (units), changed (items);
+        without numbers where a score is no mean over items.
 
     Raises:
         ValueError: the two did not answer the same items.
@@ -63,7 +64,8 @@ def compare_answers(before: pa.Table, after: pa.Table) -> pd.DataFrame:
     for benchmark, items in merged.groupby("benchmark", sort=False):
         n, delta = items["n_0"].to_numpy(), (items["correct_1"] - items["correct_0"]).to_numpy()
         found = compute_mean(delta, n)
-        rows[benchmark] = {"before": items["correct_0"].sum() / n.sum(), "after": items["correct_1"].sum() / n.sum(),
+        rows[benchmark] = {"before": items["correct_0"].sum(skipna=False) / n.sum(),
+                           "after": items["correct_1"].sum(skipna=False) / n.sum(),
                            "difference": found["value"], "low": found["low"], "high": found["high"],
                            "n": int(n.sum()), "changed": (items["answer_0"] != items["answer_1"]).sum()}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")

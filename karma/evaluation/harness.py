@@ -10,6 +10,7 @@ pictures, run code or need a text's whole likelihood are refused.
 import difflib
 import importlib.metadata
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ FEWSHOT_SEED = 1234  # as lm-evaluation-harness's command line has it
 _DATA = (".jsonl", ".parquet")
 
 
-def check_task(asked: HarnessTask, root: Path) -> None:
-    """Check what can be told of a task without its items: that it is there, its metric, its chance.
+def check_task(asked: HarnessTask, root: Path, folder: str | None = None) -> Path:
+    """Return a task's YAML file, after a look at what can be told without its items: its metric, its chance, its data.
+
+    Args:
+        asked: the task. root: the project's. folder: the setting `benchmarks.folder`.
 
     Raises:
         InputError: an unknown task (near names told), an unknown metric (the task's told), a chance that cannot be
@@ -36,7 +40,10 @@ def check_task(asked: HarnessTask, root: Path) -> None:
         Traceback (most recent call last):
         karma.errors.InputError: mmlu_moral_scenarios has no metric 'f1': choose from acc
     """
-    config = find_config(asked, root)
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    file = _find_file(asked, root)
+    config = load_yaml(file, resolve_func=False)
     name, kind = asked.task, config.get("output_type", "generate_until")
     if kind == "loglikelihood_rolling":
         raise InputError(f"{name} measures the likelihood of whole texts, which the kit does not: choose another task")
@@ -55,6 +62,9 @@ def check_task(asked: HarnessTask, root: Path) -> None:
             raise InputError(f"{name} has no filter '{chosen}': choose from {', '.join(filters)}")
     if asked.data is not None:
         _find_data(root / asked.data)
+    elif folder == PACKAGED_ITEMS and "custom_dataset" not in config and "class" not in config:
+        find_packaged_data(str(config.get("dataset_path")), config.get("dataset_name"))
+    return file
 
 
 def list_metrics(config: Config) -> tuple[list[str], list[str]]:
@@ -74,17 +84,6 @@ def list_metrics(config: Config) -> tuple[list[str], list[str]]:
     return (metrics if known else []), filters
 
 
-def find_config(asked: HarnessTask, root: Path) -> Config:
-    """Return a task's configuration, its functions as text.
-
-    Raises:
-        InputError: no such task, a group of tasks, or a folder that is not there.
-    """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    return load_yaml(_find_file(asked, root), resolve_func=False)
-
-
 def _find_file(asked: HarnessTask, root: Path) -> Path:
     import lm_eval.tasks
 
@@ -97,11 +96,10 @@ def _find_file(asked: HarnessTask, root: Path) -> Path:
     for folder in folders:
         if (found := _search(folder, asked.task)) is not None:
             return found
-    for folder in folders:
-        index = _index(folder)
-        if asked.task in index:
+    known = sorted({name for folder in folders for name in _list_names(folder, asked.task)})
+    for folder in folders if asked.task in known else []:
+        if asked.task in (index := _index(folder)):
             return _refuse_group(asked.task, index[asked.task])
-    known = sorted({name for folder in folders for name, entry in _index(folder).items() if entry.yaml_path})
     near = difflib.get_close_matches(asked.task, known, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "give its folder as include_path"
     version = importlib.metadata.version("lm_eval")
@@ -116,6 +114,17 @@ def _search(folder: Path, task: str) -> Path | None:
         if task.encode() in text and line.search(text) and not re.search(rb"""^["']?group["']?\s*:""", text, re.M):
             return path
     return None
+
+
+def _list_names(folder: Path, named: str) -> Iterator[str]:
+    """Yield the names of tasks by their files' text, and `named` itself where it stands in any of them."""
+    line = re.compile(r"""^["']?task["']?\s*:\s*["']?([\w.|-]+)["']?\s*(?:#.*)?$""", re.M)
+    whole = re.compile(rf"(?<![\w-]){re.escape(named)}(?![\w-])")
+    for path in folder.rglob("*.yaml"):
+        text = path.read_text("utf-8", errors="replace")
+        yield from line.findall(text)
+        if whole.search(text):
+            yield named
 
 
 @cache
@@ -149,9 +158,9 @@ def load_task(asked: HarnessTask, settings: Any, root: Path) -> Any:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    check_task(asked, root)
+    file = check_task(asked, root, settings.folder)
     try:
-        config = load_yaml(_find_file(asked, root))
+        config = load_yaml(file)
         for key in ("tag", "group", "task_list"):
             config.pop(key, None)
         if "class" in config:
@@ -161,9 +170,8 @@ def load_task(asked: HarnessTask, settings: Any, root: Path) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{asked.task} cannot be loaded ({type(error).__name__}: {show_line(error)[:200]}); give its items as `data`"
-        ) from error
+        reason = f"{type(error).__name__}: {show_line(error)[:200]}"
+        raise InputError(f"{asked.task} cannot be loaded ({reason}); give its items as `data`") from error
     shots = task.get_config("num_fewshot") or 0 if asked.shots is None else asked.shots
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(FEWSHOT_SEED)

@@ -83,7 +83,7 @@ class _Scale:
         self.width, self.is_lower = high - self.low, is_lower
         if not self.low - 1e-9 <= value <= high + 1e-9:
             raise InputError(
-                f"{asked.benchmark}: {value:g} is outside of {self.low:g} to {high:g}: declare its `unit` as percent or "
+                f"{asked.benchmark}: {value:g} is outside of {self.low:g} to {high:g}: declare its `unit`, percent or "
                 "[lowest, highest] (its answers are kept)"
             )
         self.value = min(max(self.turn(value), 0.0), 1.0)

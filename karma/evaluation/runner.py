@@ -1,8 +1,8 @@
 """Evaluate one model on benchmarks, and keep every answer.
 
 lm-evaluation-harness builds the requests, applies the chat format and scores; `CachedModel` answers;
-`karma.evaluation.scoring` turns verdicts into scores; those of the harness's own tasks are `karma.evaluation.harness`'s.
-A score carries what is needed to repeat it: task version, prompt hash, backend, precision, batch size, generation
+`karma.evaluation.scoring` turns verdicts into scores (of the harness's own tasks: `karma.evaluation.harness_score`). A
+score carries what is needed to repeat it: task version, prompt hash, backend, precision, batch size, generation
 settings.
 """
 
@@ -73,9 +73,9 @@ def evaluate(
         benchmarks: names, see `karma.evaluation.items`; or tasks of lm-evaluation-harness.
         settings: the experiment's `benchmarks` (folder, limit, limits, choice_tokens, descriptive_tokens).
         root: the project's root, from which a relative folder counts.
-        protocol: how the kit's choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the likeliest
-            letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no options and is
-            answered all the same.
+        protocol: how the kit's choice benchmarks are asked: "answer" (the paper's: a written answer), "logprob" (the
+            likeliest letter) or "cloze" (the likeliest option per character, without chat format). IFEval has no
+            options and is answered all the same, and a task is asked as it says.
         every: 1 asks all items, 4 the first of each four.
 
     Returns:
@@ -101,6 +101,10 @@ def evaluate(
     own = [one for one in benchmarks if isinstance(one, str)]
     tasks = [one for one in benchmarks if isinstance(one, HarnessTask)]
     loaded = [(one, load_task(one, settings, root)) for one in tasks]  # what cannot be asked is told before any answer
+    if not model.backend.has_logprobs and (far := [one.task for one in tasks if not one.chat]):
+        raise InputError(
+            f"{far[0]}: model '{model.name}' is behind an API, which is asked in turns: set its `chat` to true"
+        )
     scores, rows = _evaluate_own(model, own, settings, root, protocol, every)
     more, further = _evaluate_tasks(model, loaded, settings, every)
     scores |= more
@@ -164,7 +168,9 @@ def _evaluate_tasks(
         n_items, name = len(task.eval_docs), one.benchmark
         chosen = {name: choose_items(n_items, settings.limits.get(name, settings.limit), every)}
         asked = {"tasks": {name: task}, "groups": {}, "group_map": {}}
-        result = lm_eval.evaluate(model, asked, samples=chosen, apply_chat_template=one.chat, bootstrap_iters=BOOTSTRAPS)
+        result = lm_eval.evaluate(
+            model, asked, samples=chosen, apply_chat_template=one.chat, bootstrap_iters=BOOTSTRAPS
+        )
         scores[name], more = score_task(one, task, result)
         rows += more
     return scores, rows
@@ -181,7 +187,7 @@ def limit_policies(benchmarks: Any) -> Any:
         >>> limit_policies(load_experiment("demo").select(("benchmarks",)).benchmarks).limits["arc_easy"]
         50
     """
-    values = benchmarks.as_dict()
+    values = {name: getattr(benchmarks, name) for name in benchmarks.as_dict()}
     return SimpleNamespace(**{**values, "limits": values["limits"] | values["policy_limits"]})
 
 

@@ -140,10 +140,24 @@ def compute_template_hash(benchmark: str, protocol: str = "answer") -> str:
     return compute_digest(texts[protocol])
 
 
+def _describe_task(benchmark: str, score: dict[str, Any]) -> str:
+    """Say of a task of lm-evaluation-harness which of its metrics is the score, and what guessing gets."""
+    task, details = score["task"], score["details"]
+    lower = ", turned round: lower is better" if task["direction"] == "lower" else ""
+    level = f"chance {score['chance']:.3f}" if score["chance"] is not None else "chance unknown"
+    level = f"answers given to other items get {details['floor']:.3f}" if details.get("floor") is not None else level
+    unscored = f", {details['unscored']} not scored by the task" if details.get("unscored") else ""
+    error = "" if score["standard_error"] is not None else ", no standard error of the task's own"
+    return (f"note: {benchmark}: {task['metric']} of task {task['name']}, version {score['task_version']}{lower}; "
+            f"{score['n']} items{unscored}; {level}{error}")  # fmt: skip
+
+
 def list_warnings(scores: dict[str, Any]) -> list[str]:
     """Return what a reader of scores.json must not overlook, one line each."""
     lines = []
     for benchmark, score in scores["benchmarks"].items():
+        if "task" in score:
+            lines.append(_describe_task(benchmark, score))
         if (score["unextracted"] or 0) > LOUD:
             lines.append(
                 f"WARNING: {score['unextracted']:.0%} of the {benchmark} answers could not be read and count as wrong: "

@@ -33,7 +33,7 @@ def plot_capabilities(bars: pd.DataFrame, source: str) -> np.ndarray:
     Paper: Figure 5.
     """
     groups, strategies = (list(dict.fromkeys(bars[key])) for key in ("capability", "strategy"))
-    size = (PAGE_WIDTH_IN * 0.7, 2.9 + 0.15 * (len(strategies) // 4))
+    size = (PAGE_WIDTH_IN * max(0.7, 0.24 * len(groups)), 2.9 + 0.15 * (len(strategies) // 4))
     figure, axes = plt.subplots(1, max(len(groups), 1), figsize=size, sharey=True, squeeze=False)
     for ax, group in zip(axes[0], groups, strict=False):
         rows = bars[bars["capability"] == group]

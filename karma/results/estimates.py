@@ -165,10 +165,10 @@ def compute_capabilities(study: Study) -> pd.DataFrame:
 
     Paper: Figure 5, with Table 1's capabilities.
     """
-    capability = load_benchmarks()["capability"]
+    capability = study.described["capability"]
     runs, records = len(study.policies) * len(study.common_methods) * len(study.seeds), []
     results = study.compared_results
-    for name in CAPABILITIES:
+    for name in dict.fromkeys([*CAPABILITIES, *(capability[b] for b in study.benchmarks)]):
         benchmarks = [b for b in study.benchmarks if capability[b] == name]
         for strategy in study.strategies if benchmarks else ():
             rows = results[results["benchmark"].isin(benchmarks) & (results["strategy"] == strategy)]
@@ -182,7 +182,7 @@ def compute_chance(study: Study) -> pd.DataFrame:
     """Return the chance level of each benchmark that has one: measured where the items asked are known.
 
     Measured is what a guess among each item's own options gets right, a mean over the policies' runs, or else over the
-    origin models; nominal is the level of the benchmark's usual number of options.
+    origin models; nominal is the level of the benchmark's usual number of options, or what a task is declared to have.
 
     Returns:
         benchmark -> chance (share), measured (bool), in the paper's order of benchmarks.
@@ -199,10 +199,11 @@ def compute_chance(study: Study) -> pd.DataFrame:
     for scores in (part for part in asked if len(part)):
         levels = scores.dropna(subset="chance").astype({"chance": float}).groupby("benchmark")["chance"].mean()
         found = levels.combine_first(found)
+    declared = study.described["chance"].astype(float).dropna().index.difference(nominal.index)
     order = [name for name in load_benchmarks().index if name in found.index or name in nominal.index]
     order += [str(name) for name in found.index if name not in order]
     level = found.combine_first(nominal).reindex(order)
-    return pd.DataFrame({"chance": level, "measured": level.index.isin(found.index)})
+    return pd.DataFrame({"chance": level, "measured": level.index.isin(found.index.difference(declared))})
 
 
 def describe_chance(study: Study) -> str:

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.read import load_score_table
-from karma.scores.table import ScoreTable
+from karma.scores.table import ScoreTable, describe_benchmarks, load_benchmarks
 from karma.study.experiment import Experiment
-from karma.study.settings import PACKAGED_ITEMS, Settings
+from karma.study.settings import MEASURED, PACKAGED_ITEMS, Settings, name_benchmark
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import START, order_benchmarks, title_of, title_strategy
 
@@ -51,6 +51,7 @@ class Study:
         titles: what this study calls a strategy or a benchmark whose usual title would mislead: a judge of its
             own is a weak one, and prompts of the kit's own are not IFEval's.
         distance: between origin models, as the settings' kinship.distance.
+        described: benchmark -> title, capability, answer_form, chance (as declared): the kit's, then the study's tasks.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Study:
     untrained: frozenset[tuple[str, str]] = frozenset()
     titles: Mapping[str, str] = field(default_factory=dict)
     distance: str = "rmsd"
+    described: pd.DataFrame = field(default_factory=load_benchmarks)
 
     def title(self, name: str) -> str:
         """Return what a strategy, or "start", is called in this study."""
@@ -149,14 +151,14 @@ def collect_results(source: Job | Experiment) -> Study:
     trained = tuple(name for name in s.strategies if any((name, method) in cells for method in s.methods))
     return Study(
         name=s.name, policies=tuple(s.policies), strategies=trained, methods=tuple(s.methods),
-        seeds=tuple(s.seeds), benchmarks=tuple(s.benchmarks.policy),
+        seeds=tuple(s.seeds), benchmarks=tuple(map(name_benchmark, s.benchmarks.policy)),
         results=pd.DataFrame(results, columns=RESULT_COLUMNS + COST_COLUMNS),
         trainings=pd.DataFrame(trainings, columns=None if trainings else RUN_KEYS),
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
         untrained=frozenset(product(trained, s.methods)) - cells, titles=find_titles(s),
-        distance=s.kinship.distance,
+        distance=s.kinship.distance, described=_describe_tasks(experiment),
     )  # fmt: skip
 
 
@@ -164,7 +166,24 @@ def find_titles(settings: Settings) -> dict[str, str]:
     """Return what a study calls strategies and benchmarks whose usual title would mislead, by name (`Study.titles`)."""
     own = {name: title_strategy(name, settings.annotation.source) for name in settings.strategies}
     titles = {name: title for name, title in own.items() if title != title_of(name)}
+    titles |= {name: task.title or task.task for name, task in settings.benchmarks.tasks.items()}
     return titles | ({"ifeval": "Held-out prompts"} if settings.benchmarks.folder == PACKAGED_ITEMS else {})
+
+
+def _describe_tasks(experiment: Experiment) -> pd.DataFrame:
+    """Return what is known of the kit's benchmarks and the study's tasks; how these are answered is in their scores."""
+    tasks = experiment.settings.benchmarks.tasks
+    forms: dict[str, str] = {}
+    for job in (job for name in ("01_origin_evaluation", "05_policy_evaluation") for job in _jobs(experiment, name)):
+        if set(tasks) - set(forms) and (job.folder / "scores.json").is_file():
+            scores = load_json(job.folder / "scores.json").get("benchmarks", {})
+            forms |= {name: scores[name]["task"]["answer_form"] for name in tasks if "task" in scores.get(name, {})}
+    return describe_benchmarks({
+        name: {"title": task.title or task.task, "capability": task.capability,
+               "answer_form": forms.get(name, "not asked yet"),
+               "chance": None if task.chance == MEASURED else task.chance}
+        for name, task in tasks.items()
+    })  # fmt: skip
 
 
 def _jobs(experiment: Experiment, stage: str) -> Iterator[Job]:
@@ -193,7 +212,7 @@ def _load_scores(job: Job, gaps: list) -> Iterator[dict[str, Any]]:
         return
     content = load_json(path)
     benchmarks = job.experiment.settings.benchmarks
-    asked = benchmarks.origin if "origin_model" in job.params else benchmarks.policy
+    asked = map(name_benchmark, benchmarks.origin if "origin_model" in job.params else benchmarks.policy)
     answers = job.folder / "answers.parquet"
     cost = {k: content.get(k) for k in COST_COLUMNS[1:]}
     cost["n_answers"] = pq.read_metadata(answers).num_rows if answers.is_file() else None

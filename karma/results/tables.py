@@ -116,7 +116,7 @@ def build_table1(study: Study) -> Table:
 
     Paper: Table 1.
     """
-    known = load_benchmarks()
+    known = study.described.copy()
     known["title"] = pd.Series(study.replace_titles(known["title"].to_dict()))
     asked = study.results.groupby("benchmark")["n"].max()
     origins = study.origins.groupby("benchmark")["n"].max() if len(study.origins) else pd.Series(dtype=int)
@@ -133,7 +133,7 @@ def build_table1(study: Study) -> Table:
     nominal = [known.loc[b, "title"] for b in used if b in levels.index and not levels.loc[b, "measured"]]
     notes = [inferred] if study.is_published else ["chance: what guesses at the items asked get right"]
     if nominal:
-        notes.append(f"nominal chance, by the usual number of options: {', '.join(nominal)}")
+        notes.append(f"nominal chance, by the usual number of options or as declared: {', '.join(nominal)}")
     return _build(study, "table1", caption, frame, bold=False, notes=notes)
 
 
@@ -173,10 +173,11 @@ def build_table3(study: Study) -> Table:
     if study.scores is None:
         frame = pd.DataFrame({"average_score": [np.nan]}, index=pd.Index(["none yet"], name="origin_model"))
         return _build(study, "table3", caption, frame, notes=["kinship/scores.csv is missing: run 02 first"])
-    known, frame = load_benchmarks(), study.scores.scores.copy()
+    units, frame = load_benchmarks()["table3_unit"], study.scores.scores.copy()
     for name in frame:
-        frame[name] *= 100 if known.loc[name, "table3_unit"] == "percent" else 1
-    frame = frame.rename(columns=study.replace_titles(known["title"].to_dict()))
+        frame[name] *= 100 if units.get(name, "percent") == "percent" else 1
+    titles = study.described["title"].to_dict() | study.scores.benchmarks["title"].to_dict()
+    frame = frame.rename(columns=study.replace_titles(titles))
     frame = frame.assign(average_score=compute_s_pref(study.scores))
     frame.index.name = "origin_model"
     return _build(study, "table3", caption, frame, bold=False, decimals=2)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.read import _read_facts, load_score_table
-from karma.scores.table import ScoreTable, load_benchmarks, set_kinship
+from karma.scores.table import ScoreTable, describe_benchmarks, set_kinship
 from karma.study.stages import Job
 
 
@@ -85,7 +85,9 @@ def build_score_table(measured: Mapping[str, Mapping[str, Any]], drop_constant: 
     first = next(iter(measured), None)
     if first is None:
         raise InputError("no origin model was measured: run 01_origin_evaluation for at least two")
-    known, names = load_benchmarks(), list(measured[first]["benchmarks"])
+    asked = measured[first]["benchmarks"]
+    names, known = list(asked), describe_benchmarks({b: one["task"] | {"chance": one["chance"]}
+                                                     for b, one in asked.items() if "task" in one})  # fmt: skip
     for model, result in measured.items():
         if set(result["benchmarks"]) != set(names):
             odd = sorted(set(result["benchmarks"]) ^ set(names))[0]
@@ -94,6 +96,10 @@ def build_score_table(measured: Mapping[str, Mapping[str, Any]], drop_constant: 
             one, other = (measured[m]["benchmarks"][name].get(key) for m in (first, model))
             if one != other:
                 raise InputError(f"{name}: '{first}' has {key} {one}, '{model}' has {other}: evaluate both alike")
+        for name in names:
+            one, other = ((measured[m]["benchmarks"][name].get("task") or {}).get("metric") for m in (first, model))
+            if one != other:
+                raise InputError(f"{name}: '{first}' has metric {one}, '{model}' has {other}: evaluate both alike")
     rows = {m: {b: float(r["benchmarks"][b]["value"]) for b in names} for m, r in measured.items()}
     scores = pd.DataFrame(rows).T.rename_axis("origin_model")
     constant = [b for b in names if drop_constant and len(measured) > 1 and scores[b].nunique() == 1]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,23 @@ def load_benchmarks() -> pd.DataFrame:
     Paper: Table 1 (capability, answer form), Table 3 (unit).
     """
     return _read_benchmarks().copy()
+
+
+def describe_benchmarks(tasks: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return `load_benchmarks` with further benchmarks after them: tasks of lm-evaluation-harness.
+
+    Args:
+        tasks: benchmark -> title, capability, answer_form, chance (None: unknown).
+
+    Example:
+        >>> own = {"title": "Moral scenarios", "capability": "ethics", "answer_form": "multiple choice", "chance": 0.25}
+        >>> describe_benchmarks({"mmlu_moral_scenarios": own})["capability"].iloc[-1]
+        'ethics'
+    """
+    facts = ["title", "capability", "answer_form", "chance"]
+    own = pd.DataFrame([[task[key] for key in facts] for task in tasks.values()], list(tasks), facts)
+    own = own.assign(table3_unit="percent").astype({"chance": float})
+    return pd.concat([load_benchmarks(), own]).rename_axis("name") if tasks else load_benchmarks()
 
 
 def check_models(index: Iterable[str], file: str, case_sensitive: bool = False) -> None:

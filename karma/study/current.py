@@ -200,6 +200,8 @@ def _list_files(job: Job) -> list[str]:
     if table := values.get("scores", {}).get("table"):
         named.append(str(Path(table).with_suffix(".columns.yaml")))  # what `karma read-scores` says of its columns
     named += [spec["path"] for spec in job.models.values()]
+    for one in (*values.get("benchmarks", {}).get("origin", []), *values.get("benchmarks", {}).get("policy", [])):
+        named += [one.get("include_path"), one.get("data")] if isinstance(one, dict) else []
     named += ["karma/data/demo/held_out.jsonl"] if named[0] == PACKAGED_ITEMS else []  # part of the packaged items
     return [name for name in dict.fromkeys(named) if name and (root / name).exists()]
 

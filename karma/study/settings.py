@@ -14,9 +14,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -179,9 +181,9 @@ def _read_chance(chance: object) -> object:
 def _read_unit(unit: object) -> object:
     if unit in ("percent", "fraction"):
         return unit
-    if isinstance(unit, list) and len(unit) == 2 and all(isinstance(end, int | float) for end in unit):
-        if unit[0] < unit[1]:
-            return unit
+    is_scale = isinstance(unit, list) and len(unit) == 2 and all(isinstance(end, int | float) for end in unit)
+    if isinstance(unit, list) and is_scale and unit[0] < unit[1]:
+        return unit
     raise ValueError("write percent, fraction, or a scale as [lowest, highest]")
 
 
@@ -210,6 +212,12 @@ class HarnessTask(_Strict):
     chat: bool = False
     include_path: str | None = None
     data: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write what was said only, so that another field of this model reruns nothing."""
+        fields = type(self).model_fields
+        return {key: value for key, value in dump(self).items() if value != fields[key].default}
 
     @property
     def benchmark(self) -> str:
@@ -290,7 +298,8 @@ class Benchmarks(_Strict):
         origin = {name_benchmark(one): one for one in info.data.get("origin", [])}
         for one in policy:
             if (other := origin.get(name_benchmark(one), one)) != one:
-                raise ValueError(f"'{name_benchmark(other)}' is another benchmark in benchmarks.origin: give one a `name`")
+                name = name_benchmark(other)
+                raise ValueError(f"'{name}' is another benchmark in benchmarks.origin: give one of them a `name`")
         return policy
 
     @field_validator("limits", "policy_limits")
