@@ -14,6 +14,7 @@ rows (among the origin models of a score table, which have no responses to draw 
     k_sim        the kinship                                             (the two nearest kin)
     k_sure       the kinship, of pairs whose label is at least .95 sure    (ours)
     delta        the higher S_pref of the pair, then the lower one, lowest first; no tau    (rival: delta learning)
+    affinity     how alike the two texts are in complexity and quality (`karma.pool.affinity`)    (ours)
     least_kin    the kinship, lowest first                                (control: ours)
     random       a draw                                                   (control: ours)
     rlaif        the annotations of single responses; kinship plays no part
@@ -34,21 +35,25 @@ from typing import Protocol
 import numpy as np
 
 from karma.errors import InputError
+from karma.pool.affinity import Traits, compute_affinity
 from karma.pool.draws import mix
 
 MAX_SETS = 5000
 Criteria = list[np.ndarray]
-RULES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Criteria]] = {
-    "k_score": lambda high, low, kin, draw: [high, low],  # S_pref of the pair's two models, kinship, a draw a pair
-    "k_score_sim": lambda high, low, kin, draw: [high, kin],
-    "k_sim": lambda high, low, kin, draw: [kin],
-    "delta": lambda high, low, kin, draw: [high, -low],
-    "least_kin": lambda high, low, kin, draw: [-kin],
-    "random": lambda high, low, kin, draw: [draw],
-    "k_sure": lambda high, low, kin, draw: [kin],
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Criteria]
+RULES: dict[str, Rule] = {  # of the pair: S_pref of its two models, kinship, a draw, the affinity of its texts
+    "k_score": lambda high, low, kin, draw, alike: [high, low],
+    "k_score_sim": lambda high, low, kin, draw, alike: [high, kin],
+    "k_sim": lambda high, low, kin, draw, alike: [kin],
+    "delta": lambda high, low, kin, draw, alike: [high, -low],
+    "least_kin": lambda high, low, kin, draw, alike: [-kin],
+    "random": lambda high, low, kin, draw, alike: [draw],
+    "k_sure": lambda high, low, kin, draw, alike: [kin],
+    "affinity": lambda high, low, kin, draw, alike: [alike],
 }
 WITHOUT_TAU = {"delta"}  # whose own rule asks for no kinship
 SURE_ONLY = {"k_sure"}
+BY_TEXT = {"affinity"}  # whose rule reads the responses, so that sets of models alone have no pick
 RATED = ("rlaif", "density_ratio")  # whose pairs follow from a score of each response (`choose_by_annotation`)
 SURE = 0.95  # label confidence: the level of every interval of the kit, so that sampling error flips at most 1 in 20
 
@@ -71,6 +76,7 @@ class Candidates:
         draw: uint64, its own random key.
         annotation: float64, its annotation, NaN where there is none.
         length: int64, in characters, at least 1; None where no one asks for it.
+        traits: of the texts, for those of BY_TEXT; None where no one asks for them.
     """
 
     n_rows: int
@@ -79,6 +85,7 @@ class Candidates:
     draw: np.ndarray
     annotation: np.ndarray
     length: np.ndarray | None = None
+    traits: Traits | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def choose_by_kinship(
         confidence: shape (models, models), probability that a pair's label is right; needed by those of SURE_ONLY.
 
     Raises:
-        InputError: the strategy asks for sure labels, and how sure they are is unknown.
+        InputError: the strategy asks for sure labels, and how sure they are is unknown; or for texts, without any.
 
     Example:
         >>> draws, row = np.arange(3, dtype=np.uint64), np.zeros(3, int)
@@ -147,9 +154,13 @@ def choose_by_kinship(
         sure = confidence[model[first], model[second]] >= SURE
         first, second = _keep(candidates, dropped, "no_sure_label", first, second, sure)
     first, second = _keep_alike(candidates, dropped, first, second, max_length_ratio)
+    if strategy in BY_TEXT:
+        measured = np.isfinite(_measure(candidates, strategy, first, second))
+        first, second = _keep(candidates, dropped, "unknown_quality", first, second, measured)
     high, low = orient(candidates, s_pref, first, second)
     score, kin = s_pref[model], kinship[model[high], model[low]]
-    criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]))
+    alike = _measure(candidates, strategy, high, low) if strategy in BY_TEXT else np.zeros(len(high))
+    criteria = RULES[strategy](score[high], score[low], kin, mix_draws(draw[high] + draw[low]), alike)
     ties = [score[high], score[low], kin, draw[high], draw[low]]
     high, low = keep_best(row, high, low, [*criteria, *ties])
     is_tie = score[high] == score[low]
@@ -209,7 +220,7 @@ def choose_in_sets(
         s_pref: n models.
         kinship: n x n.
         sets: k x c positions of models.
-        strategy: a key of RULES.
+        strategy: a key of RULES; none of BY_TEXT, which an InputError says.
         tau: lowest kinship of an eligible pair.
         confidence: n x n, as of `choose_by_kinship`.
 
@@ -335,6 +346,12 @@ def _keep_alike(
     lengths = candidates.length[first], candidates.length[second]
     alike = np.maximum(*lengths) <= ratio * np.minimum(*lengths)
     return _keep(candidates, dropped, "unlike_lengths", first, second, alike)
+
+
+def _measure(candidates: Candidates, strategy: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    if candidates.traits is None:
+        raise InputError(f"{strategy} needs the responses' texts: origin models alone have no pair by it")
+    return compute_affinity(candidates.traits, candidates.row, first, second)
 
 
 def _count_rows(row: np.ndarray, n_rows: int) -> np.ndarray:

@@ -70,6 +70,10 @@ STRATEGIES = {
         "the response that a strong model favours most over a weak one, against a lower one",
         "ln pi_strong(y|x) - ln pi_weak(y|x), in nats", "those of a strong model over a weak one, by log-probability",
         "rival", "density ratio, arXiv 2411.02481"),
+    "affinity": Strategy(
+        "affinity", "the two responses most alike in length, readability, structure and quality, of eligible kin",
+        BY_S_PREF, "the benchmark scores of the models that wrote the responses; texts were measured, not judged",
+        "rival", "the paper's summary; the measure is ours"),
 }  # fmt: skip
 OTHER_SETS = {  # pair sets that no strategy of a study made
     "length": Strategy(

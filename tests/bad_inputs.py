@@ -136,13 +136,14 @@ def write_tables(folder: Path) -> None:
     for name in ("annotations", "densities"):
         pq.write_table(table, folder / f"{name}.parquet")
     base, unset = load_base(), dict.fromkeys(
-        ("columns", "revision", "annotations", "densities", "exclude_licence", "contaminated", "calibration", "expect",
+        ("columns", "revision", "annotations", "densities", "exclude_licence", "contaminated", "decontaminate", "benchmark_data", "ngram", "overlap",
+         "near_duplicates", "calibration", "expect",
          "also", "push_to_hub", "max_response_tokens", "near_identical", "max_length_ratio", "min_confidence"))  # fmt: skip
     for _ in run_binarize(
         out=folder / "pairs", pool=str(folder / "pool.jsonl"), strategy=["k_sim"], scores=str(folder / "scores.csv"),
         order="pool", stages=3, annotation="overall_score", exclude_model=[], strict=False, match_rows=False,
         command="karma", tau=-1.0, seed=0, rejected=base.pairs.rejected, drop_truthfulqa=False,
-        same_system_prompt=False, missing="refuse", measure=None, weight=None, engine="local", address=None, cores=1,
+        same_system_prompt=False, affinity_quality="s_pref", affinity_weight=0.5, missing="refuse", measure=None, weight=None, engine="local", address=None, cores=1,
         **unset,
     ):  # fmt: skip
         pass
@@ -945,6 +946,11 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("binarize", "--columns", "column map", {"--scores": "@other.csv"}),
     ("binarize", "--annotations", "annotations", {"--strategy": "rlaif"}),
     ("binarize", "--densities", "annotations", {"--strategy": "density_ratio"}),
+    ("binarize", "--decontaminate", "instructions", {}), ("binarize", "--benchmark-data", "items", {"--decontaminate": "arc_easy"}),
+    ("binarize", "--affinity-quality", "annotations", {"--strategy": "affinity"}),
+    ("binarize", "--affinity-weight", "share", {"--strategy": "affinity"}),
+    ("binarize", "--ngram", "count", {"--decontaminate": "@topics.jsonl"}),
+    ("binarize", "--overlap", "share", {"--decontaminate": "@topics.jsonl"}), ("binarize", "--near-duplicates", "share", {}),
     ("binarize", "--contaminated", "instructions", {}), ("binarize", "--calibration", "calibration", {}),
     ("binarize", "--out", "out", {}), ("binarize", "--tau", "cosine", {}), ("binarize", "--seed", "seed", {}),
     ("binarize", "--stages", "count", {"--order": "curriculum"}), ("binarize", "--max-response-tokens", "count", {}),

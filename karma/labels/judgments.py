@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError, quote
+from karma.pool.affinity import TRAITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Judgments:
         votes: of pairs: prompt, first, second (positions), gap (value of first - of second, in [-1, 1]), n votes, of
             which n_first and n_second for either side.
         lengths: prompts x models, characters, NaN where the text is unknown.
+        complexity: prompts x models x TRAITS of `karma.pool.affinity`; None where the texts were not measured.
         annotations: prompts x models, by another annotator than the judge, for `rlaif`; or None.
         labelled: strategy -> its own pairs as given: prompt, chosen, rejected (positions), gap.
         counts: judgments_in = used + each reason not to.
@@ -49,6 +51,7 @@ class Judgments:
     counts: dict[str, int]
     votes: pd.DataFrame | None = None
     annotations: np.ndarray | None = None
+    complexity: np.ndarray | None = None
     labelled: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
@@ -77,6 +80,7 @@ class Judgments:
             self, models=list(names), lengths=self.lengths[:, places], votes=votes, labelled=labelled, counts=counts,
             values=None if self.values is None else self.values[:, places],
             annotations=None if self.annotations is None else self.annotations[:, places],
+            complexity=None if self.complexity is None else self.complexity[:, places],
         )  # fmt: skip
 
 
@@ -90,7 +94,7 @@ def build_values(rows: pd.DataFrame, source: str, layout: str, unit: str, what: 
 
     Args:
         rows: prompt (id), model, value (NaN or None: no preference), and where known length (characters), group (what
-            makes prompts one) and annotation.
+            makes prompts one), annotation, and the TRAITS of the text under `trait_<name>`.
         source, layout, unit: as in Judgments. what: what a prompt's id is called in errors.
 
     Raises:
@@ -115,11 +119,13 @@ def build_values(rows: pd.DataFrame, source: str, layout: str, unit: str, what: 
     groups = known.groupby("prompt", sort=False)["group"].first() if "group" in known else pd.Series(prompts)
     grids = {
         name: known.pivot(index="prompt", columns="model", values=name).loc[prompts, models].to_numpy(float)
-        for name in ("value", "length", "annotation") if name in known
+        for name in ("value", "length", "annotation", *(f"trait_{trait}" for trait in TRAITS)) if name in known
     }  # fmt: skip
+    traits = [grids[f"trait_{trait}"] for trait in TRAITS if f"trait_{trait}" in grids]
     empty = np.full((len(prompts), len(models)), np.nan)
     return Judgments(source, layout, unit, models, [str(p) for p in prompts], pd.factorize(groups)[0], grids["value"],
-                     grids.get("length", empty), counts, annotations=grids.get("annotation"))  # fmt: skip
+                     grids.get("length", empty), counts, annotations=grids.get("annotation"),
+                     complexity=np.stack(traits, axis=2) if traits else None)  # fmt: skip
 
 
 def build_votes(rows: pd.DataFrame, source: str, layout: str, lengths: pd.DataFrame | None = None) -> Judgments:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,7 @@ from karma.errors import InputError, quote
 from karma.files import check_file, open_parquet, read_parquet
 from karma.labels.judgments import Judgments, build_values, count_characters, get_field, shorten
 from karma.labels.votes import PANDALM, read_arena, read_pair_folders, read_pandalm
+from karma.pool.affinity import TRAITS, measure_complexity
 from karma.pool.annotations import AnnotationTable, load_annotations
 from karma.pool.pool import ResponsePool, load_pool
 from karma.pool.responses import to_hex
@@ -46,8 +48,9 @@ HUB: dict[str, tuple[str, str | None]] = {  # id -> split, and the one file of i
 
 
 def load_judgments(
-    source: str | Path, *, annotator: str | None = None, field: str = "overall_score", annotations: Path | None = None
-) -> Judgments:
+    source: str | Path, *, annotator: str | None = None, field: str = "overall_score",
+    annotations: Path | None = None, texts: bool = False,
+) -> Judgments:  # fmt: skip
     """Load recorded judgments from a folder, a file or the Hub.
 
     Args:
@@ -57,6 +60,7 @@ def load_judgments(
         field: UltraFeedback: overall_score, fine-grained_score or mean_aspect.
         annotations: a parquet table of row_id, response_id, score by another annotator, for `rlaif`, where the source
             names responses by id (ultrafeedback, study, responses).
+        texts: measure the responses' complexity, where their texts are recorded (a third of a millisecond each).
 
     Raises:
         InputError: nothing there, an unknown layout, or a judgment that cannot be one.
@@ -66,52 +70,57 @@ def load_judgments(
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) or path.suffix:
             raise InputError(f"judgments {source} do not exist: give a folder, a file or a Hub id")
-        judgments = _read_hub(name, field, table)
+        judgments = _read_hub(name, field, table, texts)
     elif path.is_dir():
-        judgments = _read_folder(path, annotator, field, table)
+        judgments = _read_folder(path, annotator, field, table, texts)
     else:
-        judgments = _read_file(path, field, table)
+        judgments = _read_file(path, field, table, texts)
     if table is not None and judgments.annotations is None:
         raise InputError(f"{name}: its responses have no ids, so {table.name} cannot be looked up in: leave it out")
+    if texts and (judgments.complexity is None or judgments.values is None):
+        raise InputError(f"{name}: its responses have no texts that could be measured ({judgments.layout}): leave out "
+                         "--affinity")  # fmt: skip
     return judgments
 
 
-def _read_folder(path: Path, annotator: str | None, field: str, table: AnnotationTable | None) -> Judgments:
+def _read_folder(
+    path: Path, annotator: str | None, field: str, table: AnnotationTable | None, texts: bool
+) -> Judgments:
     pool = next((p for p in (path / "pool.parquet", path / "pool" / "pool.parquet") if p.is_file()), None)
     if pool is not None:
         judged = pool.parent / "annotations.parquet"
         judge = load_annotations(judged) if judged.is_file() else None
-        return _read_pool(load_pool(pool), str(path), field, table, judge)
+        return _read_pool(load_pool(pool), str(path), field, table, judge, texts)
     folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
     if sets := [p for p in folders if (p / "pairs.parquet").is_file()]:
         return read_pair_folders(sets, str(path))
     results = path / "results" if (path / "results").is_dir() else path
     if any(results.glob("*/*/annotations.json")):
-        return _read_alpaca_eval(results, annotator)
+        return _read_alpaca_eval(results, annotator, texts)
     if (path / "state.json").is_file() or any(p.suffix in (".parquet", ".jsonl") for p in path.iterdir()):
-        return _read_pool(load_pool(path), path.name, field, table, None)
+        return _read_pool(load_pool(path), path.name, field, table, None, texts)
     inside = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
     raise InputError(f"{path} has no layout that is known (in it: {inside}): expected {'; '.join(LAYOUTS.values())}")
 
 
-def _read_file(path: Path, field: str, table: AnnotationTable | None) -> Judgments:
+def _read_file(path: Path, field: str, table: AnnotationTable | None, texts: bool) -> Judgments:
     if path.suffix == ".csv":
         return _read_responses(path, table)
     if path.suffix == ".parquet":
         if "completions" in open_parquet(path).schema_arrow.names:
-            return _read_pool(load_pool(path), path.name, field, table, None)
+            return _read_pool(load_pool(path), path.name, field, table, None, texts)
         return read_rows(read_parquet(path).to_pylist(), path.name)
     if path.suffix not in (".json", ".jsonl"):
         raise InputError(f"{path}: expected a folder, or a .json, .jsonl, .parquet or .csv file")
     rows = [row for _, row in read_json(path)]
     if rows and isinstance(rows[0], dict) and "completions" in rows[0]:
-        return _read_pool(load_pool(path), path.name, field, table, None)
+        return _read_pool(load_pool(path), path.name, field, table, None, texts)
     return read_rows(rows, path.name)
 
 
-def _read_hub(name: str, field: str, table: AnnotationTable | None) -> Judgments:
+def _read_hub(name: str, field: str, table: AnnotationTable | None, texts: bool) -> Judgments:
     if name == "openbmb/UltraFeedback":
-        return _read_pool(load_pool(name), name, field, table, None)
+        return _read_pool(load_pool(name), name, field, table, None, texts)
     import datasets
 
     name, _, asked = name.partition(":")
@@ -125,7 +134,7 @@ def _read_hub(name: str, field: str, table: AnnotationTable | None) -> Judgments
     except Exception as error:  # the Hub client raises many kinds; each becomes one line
         raise InputError(f"{name} cannot be loaded from the Hub ({shorten(error)}): give a local copy") from error
     if "completions" in rows.column_names:
-        return _read_pool(load_pool(rows), name, field, table, None)
+        return _read_pool(load_pool(rows), name, field, table, None, texts)
     return read_rows(list(rows), name)
 
 
@@ -157,7 +166,7 @@ def read_rows(rows: list[Any], source: str) -> Judgments:
 # --- values of single responses -------------------------------------------------------------------------------------
 
 
-def _read_alpaca_eval(results: Path, annotator: str | None) -> Judgments:
+def _read_alpaca_eval(results: Path, annotator: str | None, measure: bool) -> Judgments:
     found = Counter(p.parent.name for p in results.glob("*/*/annotations.json"))
     chosen = annotator or (FIRST_ANNOTATOR if FIRST_ANNOTATOR in found else next(iter(found)))
     if chosen not in found or (annotator is None and chosen != FIRST_ANNOTATOR and len(found) > 1):
@@ -174,7 +183,7 @@ def _read_alpaca_eval(results: Path, annotator: str | None) -> Judgments:
             raise InputError(f"{path}: no row has a 'preference': expected AlpacaEval's annotations")
         rows += [{**row, "generator_2": model, "output_2": texts.get(str(row.get("instruction")), row.get("output_2"))}
                  for row in own]  # fmt: skip
-    return _read_annotations(rows, str(results), by=chosen)
+    return _read_annotations(rows, str(results), by=chosen, measure=measure)
 
 
 def _load(path: Path) -> list[Row]:
@@ -184,7 +193,7 @@ def _load(path: Path) -> list[Row]:
     return rows
 
 
-def _read_annotations(rows: list[Row], source: str, by: str = "the annotator") -> Judgments:
+def _read_annotations(rows: list[Row], source: str, by: str = "the annotator", measure: bool = False) -> Judgments:
     baselines = {str(row["generator_1"]) for row in rows if row.get("generator_1") is not None}
     if len(baselines) > 1:
         names = " and ".join(sorted(map(str, baselines))[:2])
@@ -197,13 +206,23 @@ def _read_annotations(rows: list[Row], source: str, by: str = "the annotator") -
         for row in rows
     ]  # fmt: skip
     frame = pd.DataFrame(flat).assign(group=lambda f: f["prompt"], value=lambda f: f["value"] - 1)
+    if measure:
+        frame = _add_traits(frame, pa.array([row.get("output_2") for row in rows], pa.string()))
     unit = f"probability of beating {baseline}, by {by}"
     return build_values(frame, source, "alpaca_eval", unit, what="instruction")
 
 
+def _add_traits(frame: pd.DataFrame, texts: pa.Array) -> pd.DataFrame:
+    """Add what affinity measures of each text; a text that is not recorded has no traits."""
+    known = texts.is_valid().to_numpy(zero_copy_only=False)
+    measured = np.where(known[:, None], measure_complexity(texts), np.nan)
+    return frame.assign(**{f"trait_{name}": measured[:, k] for k, name in enumerate(TRAITS)})
+
+
 def _read_pool(
-    pool: ResponsePool, source: str, field: str, table: AnnotationTable | None, judge: AnnotationTable | None
-) -> Judgments:
+    pool: ResponsePool, source: str, field: str, table: AnnotationTable | None, judge: AnnotationTable | None,
+    measure: bool = False,
+) -> Judgments:  # fmt: skip
     parts = []
     for batch in pool.batches(None if judge else field):
         named = batch.model >= 0
@@ -216,6 +235,8 @@ def _read_pool(
             "length": pc.utf8_length(batch.response).to_numpy(False)[named].astype(float),
             "annotation": table.look_up(rows, responses) if table else value,
         }))  # fmt: skip
+        if measure:
+            parts[-1] = _add_traits(parts[-1], batch.response.filter(pa.array(named)))
     unit = f"score by {judge.name}" if judge else field
     return build_values(pd.concat(parts), source, "study" if judge else "ultrafeedback", unit, what="row")
 

@@ -24,6 +24,7 @@ from karma.kinship.uncertainty import (
     draw_tables,
     limit_draws,
 )
+from karma.labels.affinity import compare_affinities, describe_affinities
 from karma.labels.agreement import measure_agreement
 from karma.labels.calibration import CalibrationAudit, describe_calibration, fit_calibration
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
@@ -52,6 +53,7 @@ class RecordedAudit:
         books: accounting.json. source: for captions.
         calibration: calibration.json and its curve; None where there is too little, `books` says of what.
         measures: measures.csv, strategies by other measures of kinship.
+        affinities: affinity.csv, pairing by texts beside pairing by kinship; empty where no text was measured.
     """
 
     accuracy: pd.DataFrame
@@ -64,6 +66,7 @@ class RecordedAudit:
     source: str
     calibration: CalibrationAudit | None = None
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
+    affinities: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def audit_recorded(
@@ -105,6 +108,7 @@ def audit_recorded(
     strategies = measure_strategies(comparisons, picks, sets, tie)
     accuracy = measure_slices(comparisons, tie)
     measures = compare_measures(comparisons, small, sets, tie=tie, tau=tau, seed=seed)
+    affinities = compare_affinities(comparisons, sets, tie=tie, tau=tau, seed=seed)
     parts = []
     for cut in sorted({*TIES, tie}):
         own = strategies if cut == tie else measure_strategies(comparisons, picks, sets, cut)
@@ -128,7 +132,7 @@ def audit_recorded(
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
                          measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
-                         kept.source, calibration, measures)  # fmt: skip
+                         kept.source, calibration, measures, affinities)  # fmt: skip
 
 
 def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
@@ -204,6 +208,8 @@ def save_recorded(audit: RecordedAudit, folder: Path) -> None:
         tables["agreement"] = audit.agreement
     if len(audit.measures):
         tables["measures"] = audit.measures
+    if len(audit.affinities):
+        tables["affinity"] = audit.affinities
     for name, frame in tables.items():
         with atomic_path(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
@@ -231,7 +237,7 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
                  f"judged equal (within {books['tie']:g}), {books['equal_s_pref']:,} with equal S_pref")  # fmt: skip
     lines.append(f"label accuracy, all pairs: {_show(every)}")
     lines += [f"{row['strategy']}: {_show(row)}" for _, row in audit.strategies.iterrows()]
-    lines += describe_measures(audit.measures)
+    lines += [*describe_measures(audit.measures), *describe_affinities(audit.affinities)]
     lines += [f"agreement with a vote, {row['on']}: {row['judge']} {row['agreement']:.3f} [{row['low']:.3f}, "
               f"{row['high']:.3f}] of {row['n_votes']:,} votes" for _, row in audit.agreement.iterrows()]  # fmt: skip
     if books["rlaif_by_construction"]:

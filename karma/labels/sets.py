@@ -13,8 +13,8 @@ of what is known; the intervals leave out one model, with all sets it is in, at 
 Paper: section 2.3 (strategies); delta: arXiv 2507.06187. The audit is ours.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,16 @@ from karma.labels.audit import COLUMNS
 from karma.labels.comparisons import Comparisons, sum_clusters
 from karma.pool.draws import compute_draws
 from karma.statistics import compute_comparison_share
-from karma.strategies import RULES, SURE, SURE_ONLY, Candidates, build_sets, choose_by_annotation, choose_in_sets
+from karma.strategies import (
+    RULES,
+    SURE,
+    SURE_ONLY,
+    Candidates,
+    Choice,
+    build_sets,
+    choose_by_annotation,
+    choose_in_sets,
+)
 
 SET_SIZE = 4
 ORDER = ("k_score", "k_sim", "k_score_sim", "delta", "random", "least_kin", "k_sure", "min_confidence", "length",
@@ -138,6 +147,21 @@ def _pick_every(comparisons: Comparisons, sets: Sets) -> Picks:
 
 
 def _pick_by_response(comparisons: Comparisons, sets: Sets, grid: np.ndarray, rejected: str, seed: int) -> Picks:
+    def choose(candidates: Candidates, prompt: np.ndarray) -> Choice:
+        return choose_by_annotation(replace(candidates, annotation=grid[prompt, candidates.model]), rejected)
+
+    return pick_in_prompts(comparisons, sets, choose, seed)
+
+
+def pick_in_prompts(
+    comparisons: Comparisons, sets: Sets, choose: Callable[[Candidates, np.ndarray], Choice], seed: int
+) -> Picks:
+    """Return the picks of a rule that looks at responses: one a set and prompt.
+
+    Args:
+        comparisons: of the models. sets: of the prompts. seed: of draws.
+        choose: candidates without annotations, and the prompt of each -> what the rule decides.
+    """
     judgments = comparisons.judgments
     prompt_keys, model_keys = _hash(judgments.prompts), _hash(judgments.models)
     size, parts = sets.members.shape[1], []
@@ -146,12 +170,14 @@ def _pick_by_response(comparisons: Comparisons, sets: Sets, grid: np.ndarray, re
         at, model = np.repeat(prompts, size), members.ravel()
         draw = compute_draws(seed, "response", prompt_keys[at], model_keys[model])
         row = np.repeat(np.arange(len(prompts)), size)
-        choice = choose_by_annotation(Candidates(len(prompts), row, model, draw, grid[at, model]), rejected)
+        choice = choose(Candidates(len(prompts), row, model, draw, np.full(len(row), np.nan)), at)
         best, worst = model[choice.chosen], model[choice.rejected]
         pair = comparisons.pair_of[best, worst]
         sign = np.where(comparisons.pairs["chosen"].to_numpy()[pair] == best, 1, -1)
         own = chosen_sets[choice.row]
         parts.append((members[choice.row], sets.pattern[own], pair, sign, prompts[choice.row]))
+    if not parts:
+        return Picks(np.zeros((0, size), int), *(np.zeros(0, int) for _ in range(4)))
     return Picks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

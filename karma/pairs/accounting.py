@@ -17,11 +17,14 @@ DROPPED = {
     "no_prompt": "the instruction is missing or blank",
     "truthfulqa": "the row comes from TruthfulQA, or repeats one of its questions (filter)",
     "contaminated": "the instruction is on the list of contaminated instructions (filter)",
+    "benchmark_prompt": "the instruction shares a run of words with a benchmark's item (decontaminate)",
+    "near_duplicate": "the instruction nearly repeats that of a row that is kept (near_duplicates)",
     "fewer_than_two_responses": "fewer than two usable responses",
     "fewer_than_two_annotated": "two usable responses or more, but fewer than two of them annotated",
     "one_origin_model": "all usable responses are by one origin model",
     "below_tau": "no pair of origin models reaches tau",
     "unlike_lengths": "no eligible pair's lengths lie within the ratio asked for (max_length_ratio)",
+    "unknown_quality": "no eligible pair's quality is known (affinity)",
     "no_sure_label": "no eligible pair's label is sure enough (k_sure)",
     "equal_s_pref": "the pair the strategy picks has equal S_pref: no preference",
     "equal_annotation": "all annotations are equal: no preference",
@@ -47,6 +50,7 @@ UNUSED = {
     "excluded_origin_model": "its origin model is excluded",
     "empty_response": "the response is missing or blank",
     "over_length": "the response is longer than the limit (filter)",
+    "benchmark_response": "the response shares a run of words with a benchmark's item (decontaminate)",
     "not_annotated": "the response has no annotation (rlaif), or no log-probabilities (density_ratio)",
 }
 

@@ -2,8 +2,8 @@
 
 One pass over the pool serves any number of strategies: ids, draws and usable responses are worked out once
 a batch, and only the texts of the chosen and rejected responses are copied, by Arrow, without becoming
-Python strings. Memory is that of one batch. Limit: filters that compare whole rows with each other (beyond
-TruthfulQA's own questions) need a list made before.
+Python strings. Memory is that of one batch, and of near-duplicates what is kept of each prompt. Filters that compare
+rows with each other (TruthfulQA's own questions, near-duplicates) take a pass over the pool before.
 
 Paper: section 2.3 and 2.4; the filters are ours, off unless asked for.
 """
@@ -17,15 +17,18 @@ import pyarrow.compute as pc
 
 from karma.errors import InputError
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import PAIR_SCHEMA
+from karma.pairs.pairs import OVERLAP_SCHEMA, PAIR_SCHEMA
 from karma.pairs.rules import Rules, build_origins
+from karma.pool.affinity import Traits, measure_complexity
 from karma.pool.draws import compute_draws, compute_keys
+from karma.pool.duplicates import Duplicates, find_duplicates, sign_prompts
 from karma.pool.parts import QUESTIONS
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, get_questions, to_hex
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
 from karma.strategies import (
+    BY_TEXT,
     RATED,
     SURE_ONLY,
     Candidates,
@@ -46,6 +49,7 @@ class Binarizer:
         strategies: in the order of the tables yielded.
         books: strategy -> its accounting so far.
         truthfulqa: TruthfulQA's questions in the pool, where its rows are to be dropped.
+        duplicates: which of the rows to come nearly repeat another, where those are to be dropped.
     """
 
     scores: ScoreTable | None
@@ -54,6 +58,7 @@ class Binarizer:
     match_rows: bool = False
     books: dict[str, Accounting] = field(init=False)
     truthfulqa: set[str] = field(init=False, default_factory=set)
+    duplicates: Duplicates | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
@@ -69,6 +74,7 @@ class Binarizer:
         self._check_confidence()
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
+        self._overlaps: list[pa.Table] = []
 
     def _check_confidence(self) -> None:
         """Raise where a strategy or a rule needs the sampling error of scores whose number of items is unknown."""
@@ -85,26 +91,42 @@ class Binarizer:
         """Yield, for each batch of the pool, the pairs of each strategy."""
         if self.rules.drop_truthfulqa:
             self.truthfulqa = find_truthfulqa(pool.read(QUESTIONS), pool.name)
+        if self.rules.near_duplicates is not None:
+            self.duplicates = find_duplicates(map(sign_prompts, pool.batches()), self.rules.near_duplicates)
         for batch in pool.batches(self.annotation):
             yield self.binarize(batch)
 
     @property
     def annotation(self) -> str | None:
         """Return which recorded annotation is read, None for none."""
-        recorded = "rlaif" in self.strategies and self.rules.annotations is None
-        return self.rules.annotation_field if recorded else None
+        asked = "rlaif" in self.strategies or (self._reads_texts and self.rules.quality == "annotation")
+        return self.rules.annotation_field if asked and self.rules.annotations is None else None
+
+    @property
+    def _reads_texts(self) -> bool:
+        return not BY_TEXT.isdisjoint(self.strategies)
 
     def take_books(self) -> dict[str, Accounting]:
         """Return the books so far, and begin new ones."""
         books, self.books = self.books, {s: Accounting(s) for s in self.strategies}
         return books
 
+    @property
+    def lists_overlaps(self) -> bool:
+        """Tell whether decontamination or near-duplicates are asked for."""
+        return self.rules.decontaminate is not None or self.rules.near_duplicates is not None
+
+    def take_overlaps(self) -> pa.Table | None:
+        """Return what they left out since this was last asked, in OVERLAP_SCHEMA; None where they are not asked for."""
+        found, self._overlaps = self._overlaps, []
+        return pa.concat_tables([OVERLAP_SCHEMA.empty_table(), *found]) if self.lists_overlaps else None
+
     def binarize(self, batch: ResponseBatch) -> dict[str, pa.Table]:
-        """Decide one batch, and enter it in the books."""
+        """Decide one batch, and enter it in the books; batches come in the pool's order."""
         unused, models = self._sort_out(batch)
         usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())))
         candidates = self._list_candidates(batch, usable, models[usable])
-        barred = self._bar_rows(batch)
+        barred = _part(self._bar_rows(batch))
         own = {s: self._rate(s, batch, usable, candidates) for s in self.strategies}
         choices = {s: self._filter(batch, usable, self._choose(s, own[s])) for s in self.strategies}
         choices = {s: _bar(choice, barred, batch.n_rows) for s, choice in choices.items()}
@@ -132,16 +154,29 @@ class Binarizer:
 
     def _list_candidates(self, batch: ResponseBatch, usable: np.ndarray, models: np.ndarray) -> Candidates:
         row_keys = compute_keys(batch.row_digest)
+        annotation = self._annotate(batch, usable)
         return Candidates(
             n_rows=batch.n_rows,
             row=batch.row[usable],
             model=models,
             draw=compute_draws(self.rules.seed, "response", row_keys[batch.row[usable]],
                                compute_keys(batch.response_digest[usable])),
-            annotation=self._annotate(batch, usable),
+            annotation=annotation,
             length=None if self.rules.max_length_ratio is None and self.rules.calibration is None
             else count_characters(batch.response.take(pa.array(usable))),
+            traits=self._measure_traits(batch, usable, models, annotation) if self._reads_texts else None,
         )  # fmt: skip
+
+    def _measure_traits(
+        self, batch: ResponseBatch, usable: np.ndarray, models: np.ndarray, annotation: np.ndarray
+    ) -> Traits:
+        """Return what affinity compares, of the usable responses."""
+        rules = self.rules
+        if isinstance(rules.quality, str):
+            quality = self.origins.s_pref[models] if rules.quality == "s_pref" else annotation
+        else:
+            quality = rules.quality.look_up(batch.row_digest[batch.row[usable]], batch.response_digest[usable])
+        return Traits(measure_complexity(batch.response.take(pa.array(usable))), quality, rules.quality_weight)
 
     def _sort_out(self, batch: ResponseBatch) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return why responses are unused (disjoint masks), and each response's row in the score table."""
@@ -150,9 +185,12 @@ class Binarizer:
         masks = {"no_model": batch.model < 0, "excluded_origin_model": excluded, "empty_response": empty}
         if self.rules.max_response_tokens is not None:
             masks["over_length"] = count_bytes(batch.response) > BYTES_PER_TOKEN * self.rules.max_response_tokens
-        taken = np.zeros(len(batch.model), bool)
-        for reason, mask in masks.items():
-            masks[reason], taken = mask & ~taken, taken | mask
+        taken = np.logical_or.reduce(list(masks.values()))
+        if self.rules.decontaminate is not None:
+            asked = np.flatnonzero(~taken)
+            masks["benchmark_response"] = self._find_shared(batch, "benchmark_response", asked)
+            taken |= masks["benchmark_response"]
+        masks = _part(masks)
         models = np.array([self.origins.position.get(n, -1) for n in batch.model_names] + [-1])[batch.model]
         unknown = np.flatnonzero(~taken & (models < 0))
         if self.origins.known and len(unknown):
@@ -181,7 +219,44 @@ class Binarizer:
             if known:
                 texts = (_normalize(t or "") for t in batch.instruction.to_pylist())
                 barred[reason] = np.fromiter((t in known for t in texts), bool, batch.n_rows)
+        if self.rules.decontaminate is not None:
+            asked = np.flatnonzero(~np.logical_or.reduce(list(barred.values())))
+            barred["benchmark_prompt"] = self._find_shared(batch, "benchmark_prompt", asked)
+        if self.duplicates is not None:
+            own, taken = self.duplicates.cut(0, batch.n_rows), np.logical_or.reduce(list(barred.values()))
+            self.duplicates = self.duplicates.cut(batch.n_rows, len(self.duplicates.overlap))
+            barred["near_duplicate"] = np.isfinite(own.overlap)
+            rows = np.flatnonzero(barred["near_duplicate"] & ~taken)
+            self._list(batch, "near_duplicate", rows, None, own.overlap[rows], duplicate_of=to_hex(own.of[rows]))
         return barred
+
+    def _find_shared(self, batch: ResponseBatch, reason: str, asked: np.ndarray) -> np.ndarray:
+        """Tell which prompts or responses share a run of words with a benchmark's item, of those asked; list them."""
+        items = self.rules.decontaminate
+        assert items is not None
+        texts = batch.instruction if reason == "benchmark_prompt" else batch.response
+        found = items.find(texts.take(pa.array(asked)))
+        hit = asked[found.text]
+        rows, responses = (hit, None) if reason == "benchmark_prompt" else (batch.row[hit], hit)
+        where = {name: pa.array([names[i] for i in found.item], pa.string())
+                 for name, names in (("benchmark", items.benchmarks), ("item", items.names))}  # fmt: skip
+        self._list(batch, reason, rows, responses, found.overlap, **where)
+        mask = np.zeros(len(texts), bool)
+        mask[hit] = True
+        return mask
+
+    def _list(
+        self, batch: ResponseBatch, reason: str, rows: np.ndarray, responses: np.ndarray | None, overlap: np.ndarray,
+        **where: pa.Array,
+    ) -> None:  # fmt: skip
+        columns = {
+            "reason": pa.repeat(pa.scalar(reason), len(rows)), "row_id": to_hex(batch.row_digest[rows]),
+            "overlap": pa.array(overlap, pa.float64()), **where,
+        }  # fmt: skip
+        if responses is not None:
+            columns["response_id"] = to_hex(batch.response_digest[responses])
+        nothing = pa.nulls(len(rows), pa.string())
+        self._overlaps.append(pa.table([columns.get(name, nothing) for name in OVERLAP_SCHEMA.names], OVERLAP_SCHEMA))
 
     def _choose(self, strategy: str, candidates: Candidates) -> Choice:
         rules, origins = self.rules, self.origins
@@ -275,11 +350,17 @@ def find_truthfulqa(batches: Iterable[pa.RecordBatch], where: str) -> set[str]:
     return found
 
 
+def _part(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Let each entry count for the first reason that applies."""
+    found: dict[str, np.ndarray] = {}
+    for reason, mask in masks.items():
+        found[reason] = mask & ~np.logical_or.reduce([*found.values(), np.zeros_like(mask)])
+    return found
+
+
 def _bar(choice: Choice, barred: dict[str, np.ndarray], n_rows: int) -> Choice:
-    """Give barred rows their own reason, before any other."""
-    taken = np.zeros(n_rows, bool)
-    for reason, mask in barred.items():
-        barred, taken = {**barred, reason: mask & ~taken}, taken | mask
+    """Give barred rows their own reason, before any other; the masks do not overlap."""
+    taken = np.logical_or.reduce([*barred.values(), np.zeros(n_rows, bool)])
     kept = ~taken[choice.row]
     dropped = {k: mask & ~taken for k, mask in choice.dropped.items()} | barred
     return Choice(choice.row[kept], choice.chosen[kept], choice.rejected[kept], dropped)

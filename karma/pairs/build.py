@@ -23,6 +23,7 @@ from karma.pairs.publish import publish_all
 from karma.pairs.rules import Rules
 from karma.pool.pool import ResponsePool
 from karma.scores.table import ScoreTable
+from karma.strategies import BY_TEXT
 
 
 def build_pairs(
@@ -33,7 +34,7 @@ def build_pairs(
     Args:
         pool: from `load_pool`.
         scores: the origin models' scores; None only for rlaif and density_ratio.
-        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin, k_sure or density_ratio.
+        strategy: rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin, k_sure, affinity or density_ratio.
         tau: least kinship of an eligible pair (cosine, -1..1); delta has none.
         seed: of the draws.
         **options: further fields of `karma.pairs.rules.Rules`.
@@ -79,7 +80,8 @@ def build_pair_sets(
         for strategy, table in tables.items():
             parts[strategy].append(table)
     _record_settings(binarizer, pool)
-    return {s: PairSet(pa.concat_tables(parts[s]), binarizer.books[s]) for s in strategies}
+    overlaps = binarizer.take_overlaps()
+    return {s: PairSet(pa.concat_tables(parts[s]), binarizer.books[s], overlaps) for s in strategies}
 
 
 def save_pair_sets(
@@ -121,8 +123,10 @@ def save_pair_sets(
             save_parts(binarizer, pool, targets, progress, engine=engine, cores=cores, address=address)
         else:
             for tables in binarizer.run(pool):
+                overlaps = binarizer.take_overlaps()
                 for strategy, table in tables.items():
                     targets[strategy].write(table)
+                    targets[strategy].list_overlaps(overlaps)
                 progress(next(iter(binarizer.books.values())).rows_in)
         _record_settings(binarizer, pool)
         for accounting in binarizer.books.values():
@@ -150,4 +154,5 @@ def _record_settings(binarizer: Binarizer, pool: ResponsePool) -> None:
         of_scores = given.sentence if given else binarizer.origins.confidence_source
         rated = {"rlaif": "annotations", "density_ratio": "density ratios"}
         unknown = f"unknown: labels are {rated[strategy]}" if strategy in rated else None
-        accounting.settings = settings | {"label_confidence": unknown or of_scores}
+        own = binarizer.rules.describe_affinity() if strategy in BY_TEXT else {}
+        accounting.settings = settings | {"label_confidence": unknown or of_scores} | own

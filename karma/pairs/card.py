@@ -65,6 +65,7 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         f"and the score is {made.label}. "
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         _build_selection(s),
+        _build_overlaps(accounting),
         "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: {quote_code(command)}" if command else "",
         "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
@@ -102,6 +103,20 @@ def _build_selection(settings: dict[str, Any]) -> str:
         f"Selected: {kept} by {quote_code(settings['metric'])} ({rule}) for the policy {policy}. "
         "It was made for this policy and this pool, and says nothing about others."
     )
+
+
+def _build_overlaps(accounting: Accounting) -> str:
+    """Say what decontamination and near-duplicates left out, where they were asked for."""
+    s, said = accounting.settings, []
+    if "decontaminate" in s:
+        prompts, responses = accounting.dropped["benchmark_prompt"], accounting.responses_unused["benchmark_response"]
+        said.append(f"Decontaminated: {prompts:,} prompts and {responses:,} responses are left out for "
+                    f"{escape_markdown(s['decontaminate'])}.")  # fmt: skip
+    if "near_duplicates" in s:
+        said.append(f"Near-duplicates: {accounting.dropped['near_duplicate']:,} prompts are left out that are "
+                    f"{s['near_duplicates']:g} alike or more to one that is kept (Jaccard of 5-character pieces, by "
+                    "MinHash).")  # fmt: skip
+    return " ".join([*said, "Each is listed in `overlaps.csv`."]) if said else ""
 
 
 def _build_metadata(accounting: Accounting) -> dict[str, Any]:

@@ -129,4 +129,6 @@ def _gather(file: Path, places: np.ndarray) -> pa.Table:
 def order_pairs(pairs: PairSet, n_stages: int) -> PairSet:
     """Return the pairs from plain to subtle, with a column `stage` (1..n_stages); see `karma.pairs.curriculum`."""
     settings = {**pairs.accounting.settings, "curriculum_stages": n_stages}
-    return PairSet(order_table(pairs.table, n_stages), replace(pairs.accounting, settings=settings))
+    return replace(
+        pairs, table=order_table(pairs.table, n_stages), accounting=replace(pairs.accounting, settings=settings)
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
@@ -21,7 +22,7 @@ from karma.pairs.curriculum import order_file
 from karma.pairs.join import Joined
 from karma.pairs.lengths import LengthBias
 from karma.pairs.pairs import _SLICE_ROWS, CONFIDENCE, PAIR_SCHEMA, PairSet
-from karma.pairs.publish import check_targets, publish_all
+from karma.pairs.publish import OVERLAPS, check_targets, publish_all
 
 _PLAIN_COLUMNS = [
     n
@@ -92,6 +93,7 @@ class PairFolder:
         self._file: PairFile | None = None
         self._joined: Joined | None = None
         self._facts, self._lengths = CardFacts(), LengthBias()
+        self._overlaps: pcsv.CSVWriter | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,6 +106,14 @@ class PairFolder:
         """Append pairs."""
         self._file = self._file or PairFile(self._pairs, self.schema, self._facts, self._lengths)
         self._file.write(table)
+
+    def list_overlaps(self, overlaps: pa.Table | None) -> None:
+        """Append what decontamination or near-duplicates left out to overlaps.csv; None: they were not asked for."""
+        if overlaps is not None:
+            self._overlaps = self._overlaps or pcsv.CSVWriter(
+                self.hidden / OVERLAPS, overlaps.schema, write_options=pcsv.WriteOptions(quoting_style="needed")
+            )
+            self._overlaps.write_table(overlaps)
 
     def take(self, part: PairPart) -> None:
         """Append the pairs of a file and remove it: another way than `write`, to the same bytes."""
@@ -142,7 +152,7 @@ class PairFolder:
         return self.hidden, Path(self.folder)
 
     def _close(self) -> None:
-        for stream in (self._file, self._joined):
+        for stream in (self._file, self._joined, self._overlaps):
             if stream:
                 stream.close()
 
@@ -178,5 +188,6 @@ def save_pairs(pairs: PairSet, folder: str | Path, command: str = "") -> Path:
     with PairFolder(folder, pairs.table.schema) as target:
         for start in range(0, len(pairs), _SLICE_ROWS):
             target.write(pairs.table.slice(start, _SLICE_ROWS))
+        target.list_overlaps(pairs.overlaps)
         target.finish(pairs.accounting, command)
     return Path(folder)

@@ -42,6 +42,12 @@ PAIR_SCHEMA = pa.schema([
     (CONFIDENCE, pa.float64()),
 ])  # fmt: skip
 
+# What decontamination and near-duplicates leave out: the reason as in the books, and what it overlaps with how much.
+OVERLAP_SCHEMA = pa.schema([
+    ("reason", pa.string()), ("row_id", pa.string()), ("response_id", pa.string()), ("benchmark", pa.string()),
+    ("item", pa.string()), ("duplicate_of", pa.string()), ("overlap", pa.float64()),
+])  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -50,10 +56,12 @@ class PairSet:
     Attributes:
         table: columns of PAIR_SCHEMA (and `stage`, where a curriculum ordered them).
         accounting: rows in, pairs out, dropped by reason, and the settings.
+        overlaps: what was left out by decontamination or as a near-duplicate, in OVERLAP_SCHEMA; None: not looked for.
     """
 
     table: pa.Table
     accounting: Accounting
+    overlaps: pa.Table | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -143,7 +151,7 @@ def find_held_out(pairs: PairSet, held_out: float, seed: int) -> np.ndarray:
 def _take_part(pairs: PairSet, mask: np.ndarray, reason: str) -> PairSet:
     table = pairs.table.filter(pa.array(mask))
     dropped = pairs.accounting.dropped + Counter({reason: len(pairs) - table.num_rows})
-    return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
+    return replace(pairs, table=table, accounting=replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
 
 
 def load_pairs(folder: str | Path) -> PairSet:

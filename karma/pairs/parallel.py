@@ -24,17 +24,19 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError, KarmaError
 from karma.pairs.accounting import Accounting
 from karma.pairs.binarizer import Binarizer, find_truthfulqa
 from karma.pairs.folder import PairFile, PairFolder, PairPart
+from karma.pool.duplicates import Duplicates, Signed, find_duplicates, sign_prompts
 from karma.pool.parts import PART_ROWS, QUESTIONS, Part
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import build_batch
@@ -44,7 +46,7 @@ AHEAD = 2  # parts under way for each worker: one that it works on, one that wai
 MAX_RETRIES = 5  # of a part whose Ray worker or node died
 Result = TypeVar("Result")
 Work = Callable[["Job", Part], Any]
-Spread = Callable[[Work], Iterator[Any]]  # does the work on every part, and yields what comes of it in the pool's order
+Spread = Callable[[Iterable[Work]], Iterator[Any]]  # does a part's work on each, and yields what comes of it in order
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Job:
 
 @dataclass(frozen=True)
 class PartPairs:
-    """What came of a part: strategy -> its books, strategy -> its pairs."""
+    """What came of a part: strategy -> its books, strategy -> its pairs, and what is listed as left out."""
 
     books: dict[str, Accounting]
     pairs: dict[str, PairPart]
+    overlaps: pa.Table | None = None
 
 
 def is_shared_out(pool: ResponsePool, engine: str, cores: int) -> bool:
@@ -109,12 +112,18 @@ def save_parts(
     opened = _open_ray(job, pool, address) if engine == "ray" else _open_processes(job, pool, cores)
     with opened as spread:
         if binarizer.rules.drop_truthfulqa:
-            for questions in spread(find_questions):
+            for questions in spread(repeat(find_questions)):
                 binarizer.truthfulqa |= questions
+        work = partial(make_pairs, truthfulqa=frozenset(binarizer.truthfulqa))
+        works: Iterable[Work] = repeat(work)
+        if binarizer.rules.near_duplicates is not None:
+            signed = list(spread(repeat(sign_part)))
+            works = share_duplicates(work, signed, binarizer.rules.near_duplicates)
         n_rows = 0
-        for found in spread(partial(make_pairs, truthfulqa=frozenset(binarizer.truthfulqa))):
+        for found in spread(works):
             for strategy, target in targets.items():
                 target.take(found.pairs[strategy])
+                target.list_overlaps(found.overlaps)
                 binarizer.books[strategy].add(found.books[strategy])
             n_rows = next(iter(binarizer.books.values())).rows_in
             progress(n_rows)
@@ -127,18 +136,34 @@ def find_questions(job: Job, part: Part) -> set[str]:
     return find_truthfulqa(part.read(QUESTIONS), job.pool)
 
 
-def make_pairs(job: Job, part: Part, truthfulqa: Iterable[str] = ()) -> PartPairs:
+def sign_part(job: Job, part: Part) -> Signed:
+    """Return the signatures of a part's prompts."""
+    signed = [sign_prompts(build_batch(rows, None, job.pool)) for rows in part.read(None)]
+    return Signed(*(np.concatenate([getattr(one, name) for one in signed]) for name in ("digest", "minima")))
+
+
+def share_duplicates(work: Callable[..., Any], signed: list[Signed], threshold: float) -> Iterator[Work]:
+    """Yield the work on each part with what near-duplicates are among its own rows, in the pool's order."""
+    every, start = find_duplicates(signed, threshold), 0
+    for part in signed:
+        yield partial(work, duplicates=every.cut(start, len(part.digest)))
+        start += len(part.digest)
+
+
+def make_pairs(job: Job, part: Part, truthfulqa: Iterable[str] = (), duplicates: Duplicates | None = None) -> PartPairs:
     """Make a part's pairs, a file a strategy in a folder of its own, so that a second attempt disturbs no first one."""
     binarizer, folder = job.binarizer, Path(tempfile.mkdtemp(dir=job.spool))
-    binarizer.truthfulqa = set(truthfulqa)
+    binarizer.truthfulqa, binarizer.duplicates = set(truthfulqa), duplicates
     binarizer.take_books()
+    binarizer.take_overlaps()  # of an attempt that failed
     files = {strategy: PairFile(folder / f"{strategy}.parquet") for strategy in binarizer.strategies}
     for rows in part.read(binarizer.annotation):
         for strategy, table in binarizer.binarize(build_batch(rows, binarizer.annotation, job.pool)).items():
             files[strategy].write(table)
     for file in files.values():
         file.close()
-    return PartPairs(binarizer.take_books(), {s: PairPart(f.path, f.facts, f.lengths) for s, f in files.items()})
+    made = {s: PairPart(f.path, f.facts, f.lengths) for s, f in files.items()}
+    return PartPairs(binarizer.take_books(), made, binarizer.take_overlaps())
 
 
 def _cut(pool: ResponsePool, n_workers: int) -> Iterator[Part]:
@@ -171,14 +196,16 @@ def _open_processes(job: Job, pool: ResponsePool, cores: int) -> Iterator[Spread
     ending, kept = context.Pipe(duplex=False)
     workers = ProcessPoolExecutor(n_workers, context, initializer=_start, initargs=(job, ending))
 
-    def spread(work: Work) -> Iterator[Any]:
+    def spread(works: Iterable[Work]) -> Iterator[Any]:
+        turn = iter(works)
+
         def submit(part: Part) -> Future[Any]:
-            return workers.submit(_do, work, part)
+            return workers.submit(_do, next(turn), part)
 
         parts = _cut(pool, n_workers)
-        first = list(islice(parts, 1))
+        first = list(zip(islice(parts, 1), turn, strict=False))
         begun = deque(submit(part) for part in islice(parts, AHEAD * n_workers - 1))
-        yield from (work(job, part) for part in first)  # by this process, while the others start
+        yield from (work(job, part) for part, work in first)  # by this process, while the others start
         for future in _take_in_order(parts, AHEAD * n_workers, submit, begun):
             yield future.result()
 
@@ -223,8 +250,12 @@ def _open_ray(job: Job, pool: ResponsePool, address: str | None) -> Iterator[Spr
     remote = ray.remote(max_retries=MAX_RETRIES, num_cpus=1)(_do_on_ray)
     given, waiting = ray.put(job), deque[Any]()
 
-    def spread(work: Work) -> Iterator[Any]:
-        submit = partial(remote.remote, given, work)
+    def spread(works: Iterable[Work]) -> Iterator[Any]:
+        turn = iter(works)
+
+        def submit(part: Part) -> Any:
+            return remote.remote(given, next(turn), part)
+
         for reference in _take_in_order(_cut(pool, n_workers), AHEAD * n_workers, submit, waiting):
             yield ray.get(reference)
 

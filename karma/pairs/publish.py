@@ -10,6 +10,7 @@ from pathlib import Path
 from karma.errors import InputError
 
 FILES = ("pairs.parquet", "accounting.json", "README.md")
+OVERLAPS = "overlaps.csv"  # where they were looked for
 EXPORTS = ("binarized.parquet", "dataset")  # of an earlier set; they would be of other pairs
 
 
@@ -19,7 +20,7 @@ def check_targets(folder: Path) -> None:
     Example:
         >>> check_targets(Path("nowhere"))
     """
-    for name in FILES:
+    for name in (*FILES, OVERLAPS):
         if (folder / name).is_dir():
             raise InputError(f"{folder / name} is a folder, and a file is to be written there: move it away")
 
@@ -41,8 +42,13 @@ def publish_all(places: list[tuple[Path, Path]]) -> None:
             folder.mkdir(exist_ok=True)
             aside = hidden / "before"
             aside.mkdir()
-            steps = [(folder / name, aside / name) for name in (*FILES, *EXPORTS) if (folder / name).exists()]
-            for source, target in [*steps, *((hidden / name, folder / name) for name in FILES)]:
+            old = [name for name in (*FILES, OVERLAPS, *EXPORTS) if (folder / name).exists()]
+            new = [*FILES, *([OVERLAPS] if (hidden / OVERLAPS).exists() else [])]
+            steps = [
+                *((folder / name, aside / name) for name in old),
+                *((hidden / name, folder / name) for name in new),
+            ]
+            for source, target in steps:
                 source.rename(target)
                 moved.append((source, target))
     except OSError:

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from karma.errors import InputError
+from karma.pool.affinity import grade_text
 from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws
 from karma.statistics import ALPHA, adjust_holm, compute_interval, compute_mean, compute_needed_n, compute_p_value
@@ -70,7 +71,7 @@ def compute_gaps(
         "lexical": np.array([_unlike(a, b) for a, b in zip(*words, strict=True)]),
     }
     if has_readability():
-        grades = {text: _grade(text) for text in {*chosen, *rejected}}
+        grades = {text: grade_text(text) for text in {*chosen, *rejected}}
         gaps["complexity"] = np.abs([grades[a] - grades[b] for a, b in zip(chosen, rejected, strict=True)])
     if annotations is not None and len(annotations):
         scores = annotations.score_pairs(pairs)
@@ -176,12 +177,6 @@ def _by_row(values: pd.Series) -> pd.Series:
 def _unlike(first: list[str], second: list[str]) -> float:
     a, b = {w.casefold() for w in first}, {w.casefold() for w in second}
     return 1 - len(a & b) / len(a | b) if a | b else 0.0
-
-
-def _grade(text: str) -> float:
-    import textstat
-
-    return textstat.automated_readability_index(text) if any(c.isalpha() for c in text) else math.nan
 
 
 def _cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:

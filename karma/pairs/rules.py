@@ -19,12 +19,15 @@ from karma.kinship.similarity import MAX_SQUARE, KinshipByPair, compute_kinship
 from karma.kinship.uncertainty import compute_label_confidence
 from karma.pairs.calibration import Calibration, compute_facts
 from karma.pool.annotations import AnnotationTable
+from karma.pool.decontamination import Items
+from karma.pool.duplicates import check_threshold
 from karma.pool.responses import ANNOTATION_FIELDS
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_normalized, compute_s_pref
 from karma.scores.table import ScoreTable
 from karma.strategies import Kinship
 
+QUALITIES = ("s_pref", "annotation")  # of a response, for affinity; besides: any table of scores
 Lengths = tuple[np.ndarray, np.ndarray]  # characters of chosen and of rejected
 
 
@@ -50,6 +53,10 @@ class Rules:
         min_confidence: drop pairs whose label confidence is less, 0..1; of rlaif, whose labels are annotations, none.
         calibration: what an audit made of the facts of a pair, for label confidence; None: from sampling error alone
             (`karma.kinship.uncertainty`), which is also what k_sure goes by in any case.
+        decontaminate: benchmarks' items, whose runs of words no prompt and no response may share; None: any may.
+        near_duplicates: drop rows whose prompt is as alike as this (Jaccard, 0.5 to 1) to that of a row that is kept.
+        quality: affinity: the quality of a response: "s_pref" of its model, its "annotation", or a table of scores.
+        quality_weight: affinity: of quality against complexity, 0..1.
         near_identical: drop pairs whose word sets overlap (Jaccard) this much or more, 0..1.
     """
 
@@ -68,6 +75,10 @@ class Rules:
     min_confidence: float | None = None
     calibration: Calibration | None = None
     densities: AnnotationTable | None = None
+    decontaminate: Items | None = None
+    near_duplicates: float | None = None
+    quality: AnnotationTable | str = "s_pref"
+    quality_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not -1 <= self.tau <= 1:
@@ -80,12 +91,31 @@ class Rules:
             raise InputError(f"max_length_ratio is {self.max_length_ratio}: longer over shorter is 1 or more")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise InputError(f"min_confidence is {self.min_confidence}: a probability lies between 0 and 1")
+        if self.near_duplicates is not None:
+            check_threshold(self.near_duplicates)
+        if isinstance(self.quality, str) and self.quality not in QUALITIES:
+            raise InputError(f"affinity quality is '{self.quality}': choose {', '.join(QUALITIES)}, or give a table")
+        if not 0 <= self.quality_weight <= 1:
+            raise InputError(f"affinity weight is {self.quality_weight}: a share lies between 0 and 1")
         if isinstance(self.excluded_origin_models, str) or isinstance(self.contaminated, str):
             raise InputError("excluded_origin_models and contaminated are lists of names, not one text")
 
+    def describe_affinity(self) -> dict[str, Any]:
+        """Return what accounting.json records of affinity's own rules."""
+        recorded = self.annotations.name if self.annotations else f"recorded {self.annotation_field}"
+        names = {"s_pref": "S_pref of the origin model", "annotation": recorded}
+        named = names[self.quality] if isinstance(self.quality, str) else self.quality.name
+        return {"affinity_quality": named, "affinity_weight": self.quality_weight}
+
     def as_dict(self) -> dict[str, Any]:
-        """Return what accounting.json records of the rules."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("annotations", "densities", "contaminated")}
+        """Return what accounting.json records of the rules; of decontamination and duplicates only where asked for."""
+        apart = ("annotations", "densities", "contaminated", "decontaminate", "near_duplicates", "quality",
+                 "quality_weight")  # fmt: skip
+        kept = {k: v for k, v in vars(self).items() if k not in apart}
+        if self.decontaminate is not None:
+            kept["decontaminate"] = self.decontaminate.sentence
+        if self.near_duplicates is not None:
+            kept["near_duplicates"] = self.near_duplicates
         kept["excluded_origin_models"] = sorted(canonical_model_name(m) for m in self.excluded_origin_models)
         return kept | {
             "annotations": self.annotations.name if self.annotations else f"recorded {self.annotation_field}",

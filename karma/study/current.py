@@ -196,7 +196,8 @@ def _list_files(job: Job) -> list[str]:
     places = (("benchmarks", "folder"), ("pool", "instructions"), ("scores", "table"), ("pool", "source"),
               ("self_play", "prompts"), ("pairs", "calibration"), ("training", "accelerate"), ("labels", "judgments"),
               ("labels", "scores"), ("labels", "columns"), ("scores", "columns"))  # fmt: skip
-    named = [values.get(section, {}).get(key) for section, key in places]
+    named = [values.get(section, {}).get(key) for section, key in (*places, ("affinity", "quality"))]
+    named += values.get("pool", {}).get("decontaminate", {}).get("benchmarks", [])
     if table := values.get("scores", {}).get("table"):
         named.append(str(Path(table).with_suffix(".columns.yaml")))  # what `karma read-scores` says of its columns
     named += [spec["path"] for spec in job.models.values()]

@@ -331,6 +331,14 @@ class Kinship(_Strict):
     cut: float = Field(gt=0, le=10**6)
 
 
+class Decontaminate(_Strict):
+    """What a pool's texts may share no run of words with (`karma.pool.decontamination`); off without benchmarks."""
+
+    benchmarks: Annotated[list[str], AfterValidator(_check_unique)]
+    ngram: int = Field(ge=8, le=1000)
+    share: Share
+
+
 class Pool(_Strict):
     """Prompts with responses: where they come from, or how they are sampled."""
 
@@ -345,6 +353,8 @@ class Pool(_Strict):
     top_p: float = Field(gt=0, le=1)
     batch_size: Count
     seed: Seed
+    decontaminate: Decontaminate
+    near_duplicates: float | None = Field(ge=0.5, le=1)
 
 
 class Annotation(_Strict):
@@ -354,6 +364,13 @@ class Annotation(_Strict):
     field: Literal["overall_score", "fine-grained_score", "mean_aspect"]
     judge: Name | None
     batch_size: Count
+
+
+class Affinity(_Strict):
+    """What the strategy affinity takes for the quality of a response, and how much that weighs."""
+
+    quality: Annotated[str, Field(pattern=r"^(s_pref|annotation|truth|.+\.parquet)$")]
+    weight: Share
 
 
 class DensityRatio(_Strict):
@@ -537,6 +554,7 @@ class Settings(_Strict):
     pool: Pool
     annotation: Annotation
     density_ratio: DensityRatio
+    affinity: Affinity
     pairs: Pairs
     training: Training
     potential: Potential
@@ -547,7 +565,13 @@ class Settings(_Strict):
     @property
     def has_annotations(self) -> bool:
         """Tell whether single responses may have annotations: the pool's own, or a judge's, made for rlaif."""
-        return self.annotation.source == "recorded" or "rlaif" in self.strategies
+        return self.annotation.source == "recorded" or self.reads_annotations
+
+    @property
+    def reads_annotations(self) -> bool:
+        """Tell whether pairs are made by annotations of single responses."""
+        by_affinity = "affinity" in self.strategies and self.affinity.quality == "annotation" and self.affinity.weight
+        return "rlaif" in self.strategies or bool(by_affinity)
 
     def list_trained(self, method: str) -> list[str]:
         """Return the strategies whose pairs a method trains on: all of them, or those that `trained_on` names."""
@@ -651,6 +675,8 @@ class Settings(_Strict):
                     f"pool.models_per_prompt: {self.pool.models_per_prompt} is more than the "
                     f"{len(self.origin_models)} origin models"
                 )
+        if "affinity" in self.strategies and self.affinity.quality == "truth" and not self.pool.instructions:
+            raise ValueError("affinity.quality: truth needs the pool's verifiable prompts: name pool.instructions")
         if self.win_rates.judge and not self.pairs.held_out:
             raise ValueError("win_rates.judge: no prompt is held out: set pairs.held_out above 0")
         if self.labels.audit and not self.pool.instructions:

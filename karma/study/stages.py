@@ -13,7 +13,7 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.study.experiment import Experiment, View
-from karma.study.settings import SelfPlay, Settings
+from karma.study.settings import Pool, SelfPlay, Settings
 from karma.vocabulary import START
 
 Params = dict[str, str]
@@ -57,7 +57,7 @@ class Stage:
 
 
 def _needs_annotations(settings: Settings) -> bool:
-    return settings.annotation.source == "judge" and "rlaif" in settings.strategies
+    return settings.annotation.source == "judge" and settings.reads_annotations
 
 
 def _list_origins(s: Settings) -> Iterator[Params]:
@@ -164,6 +164,8 @@ _POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed
 _SELF_PLAY = tuple(
     f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
 )  # one more reruns none
+_LEFT_OUT = ("decontaminate", "near_duplicates")  # of the pool, by 03: another choice asks no model again
+_POOL = tuple(f"pool.{k}" for k in Pool.model_fields if k not in _LEFT_OUT)
 _EVALUATION = ("compute", *(f"benchmarks.{k}" for k in _BENCHMARKS))
 _POLICY = ("benchmarks.policy", "benchmarks.policy_limits")
 _KINSHIP_FILES = ("scores.csv", "scores.columns.yaml", "scores_normalized.csv", "s_pref.csv", "strategies.json")
@@ -176,7 +178,7 @@ STAGES = {
               shares="evaluation.shares"),
         Stage("02_kinship_analysis", (), "kinship", _KINSHIP_FILES, ("scores", "kinship", "origin_models"), _list_once,
               lambda s, p: [("01_origin_evaluation", params) for params in _list_origins(s)]),
-        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), ("pool", "origin_models", "compute"), _list_once,
+        Stage("pool", (), "pool", ("pool.parquet", "accounting.json"), (*_POOL, "origin_models", "compute"), _list_once,
               models=lambda s, p: s.origin_models if s.pool.source == "generate" else [], module="pool.generate",
               shares="pool.generate"),
         Stage("annotation", (), "pool", ("annotations.parquet", "annotation_cost.json"), ("annotation", "compute"),
@@ -188,8 +190,9 @@ STAGES = {
               lambda s, p: [s.density_ratio.strong or "none", s.density_ratio.weak or "none"],
               module="labels.density_ratio"),
         Stage("03_binarization", ("strategy",), "pairs/{strategy}", ("pairs.parquet", "accounting.json", "README.md"),
-              ("pairs", "kinship.tau", "annotation.source", "annotation.field",
-               "pool.excluded_origin_models"), lambda s: ({"strategy": name} for name in s.strategies), _pairs_inputs),
+              ("pairs", "kinship.tau", "annotation.source", "annotation.field", "affinity", "pool.instructions",
+               "pool.excluded_origin_models", *(f"pool.{k}" for k in _LEFT_OUT), "benchmarks.folder"),
+              lambda s: ({"strategy": name} for name in s.strategies), _pairs_inputs),
         Stage("04_alignment_training", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"), _list_runs,
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
