@@ -41,7 +41,8 @@ from karma.pool.draws import mix
 MAX_SETS = 5000
 Criteria = list[np.ndarray]
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Criteria]
-RULES: dict[str, Rule] = {  # of the pair: S_pref of its two models, kinship, a draw, the affinity of its texts
+# Of the pair: S_pref of its two models, kinship, a draw, the affinity of its texts.
+RULES: dict[str, Rule] = {
     "k_score": lambda high, low, kin, draw, alike: [high, low],
     "k_score_sim": lambda high, low, kin, draw, alike: [high, kin],
     "k_sim": lambda high, low, kin, draw, alike: [kin],
