@@ -106,6 +106,9 @@ def write_good(folder: Path) -> None:
     (folder / "items").mkdir()
     write_lines(folder / "items" / "arc_easy.jsonl", items)
     write_lines(folder / "answers.jsonl", [{"item_id": f"q{i}", "answer": "The answer is B."} for i in range(8)])
+    write_lines(folder / "cards.jsonl", [{"id": name, "base_model": "org/base"} for name in MODELS[:3]])
+    write_lines(folder / "own_answers.jsonl", [{"origin_model": name, "item_id": i, "extracted": "ABCD"[(i + k) % 4]}
+                                               for k, name in enumerate(MODELS[:3]) for i in range(4)])  # fmt: skip
     write_lines(folder / "prompts.jsonl", [{"prompt": f"Name {i} things."} for i in range(6)])
     for name in ("one", "two"):
         write_lines(folder / f"{name}.jsonl",
@@ -906,6 +909,8 @@ KINDS: dict[str, dict[str, Make]] = {
     "model": MODELS_OF_FOLDERS, "model name": MODEL_NAMES,
     "answers": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("answers.jsonl", "answer")}, "items": ITEMS,
     "judgments": JUDGMENTS, "responses": RESPONSES,
+    "cards": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("cards.jsonl", "id")},
+    "kinship answers": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("own_answers.jsonl", "origin_model")},
     "prompts": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("prompts.jsonl", "prompt")},
     "experiment": EXPERIMENT, "experiment's name": EXPERIMENT_NAMES, "out": OUT, "count": COUNT, "seed": SEED,
     "cosine": COSINE, "share": SHARE, "word": WORDS, "device": DEVICE, "dtype": DTYPE, "server": URL,
@@ -987,6 +992,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("audit-labels", "--judgments", "judgments", {}), ("audit-labels", "--beside", "judgments", {}),
     ("audit-labels", "--scores", "score table", {}), ("audit-labels", "--columns", "column map", {"--scores": "@other.csv"}),
     ("audit-labels", "--tie", "weight", {}), ("audit-labels", "--tau", "cosine", {}), ("audit-labels", "--seed", "seed", {}),
+    ("audit-labels", "--answers", "kinship answers", {}),
     ("audit-labels", "--annotations", "annotations", {"--judgments": "@pool.jsonl"}),
     ("audit-labels", "--annotation", "word", {"--judgments": "@pool.jsonl"}), ("audit-labels", "--out", "out", {}),
     ("win-rate", "A", "responses", {}), ("win-rate", "--judge", "model", {}), ("win-rate", "--prompts", "prompts", {}),
@@ -1002,6 +1008,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("select", "--missing", "word", {"--explicit": "kinship", "--scores": "@scores.csv"}),
     ("binarize", "--engine", "word", {}), ("binarize", "--cores", "count", {}),
     ("read-scores", "A", "any score table", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
+    ("read-scores", "--cards", "cards", {}),
     ("read-scores", "--ignore", "word", {}), ("read-scores", "--unit", "word", {}),
     ("shard", "--shard", "word", {}), ("shard", "-p", "word", {}),
     ("run", "--executor", "word", {}), ("run", "--profile", "word", {}), ("run", "--jobs", "count", {}),

@@ -24,8 +24,10 @@ from karma.figures import (
     evaluation,
     kinship,
     kinship_calculation,
+    kinship_large,
     kinship_map,
     kinship_trust,
+    kinships,
     labels,
     lineage,
     pairs,
@@ -36,6 +38,7 @@ from karma.figures import (
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
 from karma.figures.style import set_style
+from karma.kinship.clusters import compute_large_tree, compute_pca
 from karma.kinship.lineage import STRANGERS
 from karma.kinship.study import KinshipStudy, build_study
 from karma.labels import agreement
@@ -55,6 +58,7 @@ from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.ledger import compute_counts
 from karma.results.published import load_published
 from karma.results.study import Study, collect_results
+from karma.scores.normalise import compute_normalized
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, load_benchmarks
 from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES, title_strategy
@@ -114,6 +118,32 @@ def draw_lineage():
     rows = [{"measure": measure, "strangers": strangers, "nearer": 0.5 + 0.05 * k, "low": 0.4, "high": 0.8, "expected": 0.5}
             for k, measure in enumerate(("cosine", "centred_cosine", "rmsd", "rank")) for strangers in STRANGERS]  # fmt: skip
     return lineage.plot_lineage(pd.DataFrame(rows))
+
+
+def draw_kinships(told=True):
+    """Every kinship, some of which tell nothing."""
+    kinds = [("score", name) for name in ("cosine", "centred_cosine", "rmsd", "rank")]
+    kinds += [("origin", "base model"), ("origin", "tuning data"), ("behaviour", "agreement"), ("behaviour", "kappa")]
+    rows = [{"by": by, "kinship": name, "question": question, "n_models": 10, "n_prompts": 200, "n_comparisons": 71141 if told else 0,
+             "told": float(told and by != "origin"), "share": 0.9, "low": 0.8, "high": 1.0}
+            for question in ("responses", "labels") for by, name in kinds]  # fmt: skip
+    return kinships.plot_kinships(pd.DataFrame(rows))
+
+
+@cache
+def many(n):
+    """Models with long names and as many benchmarks as the kit knows."""
+    known = load_benchmarks()
+    rng = np.random.default_rng(0)
+    names = pd.Index([f"organisation-{k}/model-with-a-long-name-{k}" for k in range(n)], name="origin_model")
+    return ScoreTable(pd.DataFrame(rng.random((n, len(known))), names, known.index), known)
+
+
+def draw_branches(n):
+    table = many(n)
+    return kinship_large.plot_branches(
+        compute_large_tree(table, "rmsd", "average", CUT), table.benchmarks["title"], CUT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +344,10 @@ PLOTS: dict[str, Callable] = {
     "plot_kinship: paper": lambda s: kinship.plot_kinship(kin().kinship, kin().trees["total"][1], TAU, CUT, kin().table),
     "plot_kinship: six models": lambda s: kinship.plot_kinship(kin(6).kinship, kin(6).trees["total"][1], TAU, CUT, kin(6).table),
     "plot_pca: paper": lambda s: kinship_map.plot_pca(kin().pca, kin().table),
+    "plot_pca: 4,500 models": lambda s: kinship_map.plot_pca(compute_pca(compute_normalized(many(4500))), many(4500)),
+    "plot_branches: 600 models": lambda s: draw_branches(600),
+    "plot_kinships": lambda s: draw_kinships(),
+    "plot_kinships: nothing to compare": lambda s: draw_kinships(False),
     "plot_pca: six models": lambda s: kinship_map.plot_pca(kin(6).pca, kin(6).table),
     "plot_uncertainty: paper": lambda s: kinship_trust.plot_uncertainty(kin()),
     "plot_uncertainty: six models": lambda s: kinship_trust.plot_uncertainty(kin(6)),

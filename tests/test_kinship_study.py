@@ -295,7 +295,10 @@ def test_notebook_on_the_whole_leaderboard(real_data, measured_job, tmp_path):
     assert all(path.is_file() for path in job.products) and not (job.folder / "kinship.csv").exists()
     assert len(pd.read_csv(job.folder / "nearest_kin.csv")) == 3827
     assert {p.stem for p in (job.folder / "figures").iterdir()} == {
-        "figure3_worked_example", "figure9_worked_example", "figure4_pca", "lineage"}  # fmt: skip
+        "figure3_worked_example", "figure9_worked_example", "figure4_pca", "lineage", "branches"}  # fmt: skip
+    assert pd.read_csv(job.folder / "branches.csv")["n_models"].sum() == 3827
+    assert len(pd.read_csv(job.folder / "clusters.csv")) == 3827 and (job.folder / "models.html").is_file()
+    assert job.executed_notebook.stat().st_size < 1_000_000  # the page is beside it, not in it
     fathers = pd.read_csv(job.folder / "lineage.csv", index_col=["measure", "strangers"])
     assert fathers.loc[("rmsd", "all strangers"), "nearer"] == pytest.approx(0.758, abs=5e-4)
     assert fathers.loc[("cosine", "strangers of like size"), "p"] > 0.05  # sons have their fathers' size

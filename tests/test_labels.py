@@ -23,7 +23,7 @@ from karma.labels.audit import (
 from karma.pairs.build import build_pair_sets, save_pair_sets
 from karma.pool.pool import load_pool, save_pool
 from karma.scores.normalise import compute_s_pref
-from karma.scores.read import load_score_table
+from karma.scores.read import load_score_table, save_score_table
 from karma.statistics import compute_smallest_difference, compute_wilson
 from karma.study.experiment import load_experiment
 from tests.conftest import copy_project, run_karma
@@ -197,7 +197,8 @@ def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
     (out / "pool" / "accounting.json").write_text("{}")
     (out / "kinship").mkdir()
     compute_s_pref(table).rename("s_pref").rename_axis("origin_model").to_csv(out / "kinship" / "s_pref.csv")
-    for name in ("scores.csv", "scores.columns.yaml", "scores_normalized.csv", "strategies.json"):
+    save_score_table(table, out / "kinship" / "scores.csv")
+    for name in ("scores_normalized.csv", "strategies.json"):
         (out / "kinship" / name).touch()
     pool = load_pool(out / "pool" / "pool.parquet")
     save_pair_sets(pool, table, {s: out / "pairs" / s for s in values["strategies"]}, tau=0.1, seed=0)
@@ -208,6 +209,9 @@ def test_the_notebook_runs_where_labels_can_be_told_apart(tmp_path):
     assert (audit["n_pairs"] == 8).all() and audit.loc["delta", "n_decided"] > 0
     assert audit.loc["truth", "mean_truth_gap"] == 1.0 and audit.loc["truth", "n_decided"] == 8
     assert len(pd.read_csv(out / "labels" / "responses.csv")) == 32
+    kinships = pd.read_csv(out / "labels" / "kinships.csv").set_index(["kinship", "question"])
+    assert kinships.loc[("cosine", "labels"), "n_comparisons"] > 0 and kinships.loc[("kappa", "labels"), "told"] == 0
+    assert (out / "labels" / "figures" / "kinships.png").is_file()
     assert pd.read_csv(out / "labels" / "recorded" / "label_accuracy.csv").loc[0, "n_decided"] == 8
     assert (out / "labels" / "recorded" / "figures" / "trade_off.svg").is_file()
 

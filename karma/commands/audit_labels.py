@@ -51,6 +51,10 @@ def audit_labels(
     beside: Annotated[
         str | None, typer.Option(help="Votes: another judge's judgments of the same responses, e.g. GPT-4's.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="The models' answers to shared items (JSON lines), for kinship by behaviour."),
+    ] = None,
 ) -> None:
     """How often labels are right: `karma audit-labels --judgments alpaca_eval/results --scores my.csv --out labels`."""
     for line in run_audit_labels(**locals()):
@@ -60,7 +64,7 @@ def audit_labels(
 def run_audit_labels(
     judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
     annotator: str | None, annotation: str, annotations: Path | None, beside: str | None, missing: str = "refuse",
-    measure: str | None = None, weight: list[str] | None = None, affinity: bool = False,
+    measure: str | None = None, weight: list[str] | None = None, affinity: bool = False, answers: Path | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
     from karma.figures.labels import save_recorded_figures
@@ -70,7 +74,7 @@ def run_audit_labels(
     table = load_scores(scores, columns, missing, measure, weight)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations, texts=affinity)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)
-    audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other)
+    audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other, answers=answers)
     save_recorded(audit, out)
     set_style()
     save_recorded_figures(audit, out / "figures")

@@ -10,6 +10,7 @@ import typer
 
 from karma.commands.options import Columns, Missing, default
 from karma.errors import InputError, quote
+from karma.scores.cards import add_cards, load_cards
 from karma.scores.columns import ColumnMap, load_column_map, load_rows
 from karma.scores.harness import find_result_files, read_results
 from karma.scores.read import build_mapped, find_column_map, find_own_map, merge_score_tables, save_score_table
@@ -34,18 +35,22 @@ def read_scores(
     unit: Annotated[
         str | None, typer.Option(help="percent or fraction: of all columns; default: by the numbers of each.")
     ] = None,
+    cards: Annotated[
+        Path | None, typer.Option(help="Model cards, for lineage: a folder of README.md files, or JSON lines.")
+    ] = None,
 ) -> None:
     """Read scores of any models on anything: `karma read-scores my.csv --out table.csv`.
 
     Then `karma binarize --scores table.csv`, and every other command that takes --scores.
     """
-    for line in run_read_scores(files, out, columns, missing, ignore or [], unit):
+    for line in run_read_scores(files, out, columns, missing, ignore or [], unit, cards):
         typer.echo(line)
 
 
 def run_read_scores(
-    files: list[str], out: Path, columns: str | None, missing: str, ignore: list[str], unit: Any = None
-) -> Iterator[str]:
+    files: list[str], out: Path, columns: str | None, missing: str, ignore: list[str], unit: Any = None,
+    cards: Path | None = None,
+) -> Iterator[str]:  # fmt: skip
     """Read, show and write; yield what to tell the user: the `karma read-scores` command.
 
     Raises:
@@ -56,7 +61,7 @@ def run_read_scores(
     if unit not in (None, "percent", "fraction"):
         raise InputError(f"--unit {unit}: choose percent or fraction")
     paths = [Path(name) for name in files]
-    if absent := [path for path in paths if not path.exists()]:
+    if absent := [path for path in [*paths, *([cards] if cards else [])] if not path.exists()]:
         raise InputError(f"{absent[0]} does not exist: give a CSV file, or a result file or folder")
     given = None if columns is None else find_column_map(columns)
     tables = []
@@ -80,6 +85,10 @@ def run_read_scores(
     table = reduce(merge_score_tables, tables)
     if len(tables) > 1:
         yield f"together {len(table.scores):,} origin models"
+    if cards is not None:
+        known = load_cards(cards)
+        table, n = add_cards(table, known)
+        yield f"{len(known):,} model cards, of {n:,} of the {len(table.scores):,} models"
     save_score_table(replace(table, source=out.name), out)
     yield f"written: {out}, described in {find_own_map(out).name}"
 

@@ -1,7 +1,7 @@
 """Figure 4: origin models on two principal components of their normalised scores.
 
 Names are placed one after the other where they overlap least. Limit: above 60 models points stay without
-names.
+names; above 500 they are counted, since thousands of points hide one another.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ from matplotlib.lines import Line2D
 
 from karma.figures.kinship import DAGGER, MAX_NAMED, mark_names
 from karma.figures.style import MARKERS, PAGE_WIDTH_IN, PALETTE, build_dagger
+from karma.kinship.similarity import MAX_SQUARE
 from karma.scores.table import ScoreTable
 
 if TYPE_CHECKING:
     from karma.kinship.clusters import Pca
 
+COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)  # ticks of a logarithm
 SMALLEST, PER_BILLION = 14, 3.2  # area of a marker, square points
 
 
@@ -36,11 +38,9 @@ def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     """
     figure = plt.figure(figsize=(PAGE_WIDTH_IN, 4.4))
     grid = figure.add_gridspec(2, 2, width_ratios=(2.5, 1), height_ratios=(1, 1.15))
-    axes, arrows, key = (
-        figure.add_subplot(grid[:, 0]),
-        figure.add_subplot(grid[0, 1]),
-        figure.add_subplot(grid[1, 1]),
-    )
+    is_large = len(table.scores) > MAX_SQUARE  # then no legend stands below the arrows
+    axes = figure.add_subplot(grid[:, 0])
+    arrows = figure.add_subplot(grid[:, 1] if is_large else grid[0, 1])
     if pca.positions.shape[1] == 1:
         pca = _add_flat_component(pca)
     xy = pca.positions.iloc[:, :2]
@@ -49,8 +49,10 @@ def plot_pca(pca: "Pca", table: ScoreTable) -> list[Axes]:
     axes.margins(0.22, 0.1)
     axes.set_title("a  Origin models", loc="left", fontweight="bold")
     handles = _draw_models(axes, xy.rename(mark_names(table)), table)
-    key.axis("off")
-    key.legend(handles=handles, loc="upper left", frameon=False, labelspacing=0.45, borderaxespad=0, fontsize=8)
+    if not is_large:
+        key = figure.add_subplot(grid[1, 1])
+        key.axis("off")
+        key.legend(handles=handles, loc="upper left", frameon=False, labelspacing=0.45, borderaxespad=0, fontsize=8)
     arrows.set_title("b  Loadings", loc="left", fontweight="bold")
     _draw_loadings(arrows, pca.loadings.iloc[:, :2], table.benchmarks["title"])
     return [axes, arrows]
@@ -65,6 +67,14 @@ def _add_flat_component(pca: "Pca") -> "Pca":
 
 def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D]:
     """Draw models, named where they are few; return the legend."""
+    if len(xy) > MAX_SQUARE:
+        hexes = axes.hexbin(xy.iloc[:, 0], xy.iloc[:, 1], gridsize=42, bins="log", mincnt=1, cmap="viridis",
+                            linewidths=0.2)  # fmt: skip
+        most = float(np.max(hexes.get_array()))
+        axes.figure.colorbar(hexes, ax=axes, location="bottom", shrink=0.7, aspect=30, format="{x:,.0f}",
+                             ticks=[tick for tick in COUNTS if tick <= most],
+                             label=f"models in a cell, of {len(xy):,}")  # fmt: skip
+        return []
     if len(xy) > MAX_NAMED:
         axes.scatter(xy.iloc[:, 0], xy.iloc[:, 1], s=5, alpha=0.3, linewidths=0, color=PALETTE[0], rasterized=True)
         return [Line2D([], [], marker="o", linestyle="", color=PALETTE[0], label=f"{len(xy):,} models")]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from karma.figures.kinship import find_worked_set, plot_dendrograms, plot_kinship, plot_worked_example
 from karma.figures.kinship_calculation import plot_calculation
+from karma.figures.kinship_large import plot_branches
 from karma.figures.kinship_map import plot_pca
 from karma.figures.kinship_trust import plot_sensitivity, plot_uncertainty
 from karma.figures.lineage import plot_lineage
@@ -24,11 +25,13 @@ WORKED: dict[str, tuple[Any, bool]] = {
 
 
 def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
-    """Draw and save every figure of a study; above 500 models only the PCA and the lineage."""
+    """Draw and save every figure of a study; above 500 models only the PCA, branches and the lineage."""
     table = study.table
     figures: dict[str, Any] = {"figure4_pca": plot_pca(study.pca, table)[0].figure}
     if study.fathers is not None and study.fathers["nearer"].notna().any():
         figures["lineage"] = plot_lineage(study.fathers).figure
+    if study.large is not None:
+        figures["branches"] = plot_branches(study.large, table.benchmarks["title"], study.cut)[0].figure
     if study.kinship is not None and study.trees is not None and study.sensitivity is not None:
         for name, (plot, dropped) in WORKED.items():
             figures[name] = plot(table, find_worked_set(table, study.tau, dropped), study.tau)[0].figure

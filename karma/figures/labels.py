@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from karma.figures.kinships import plot_kinships
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE, row_style, save_figure, strategy_style
 from karma.vocabulary import title_strategy
 
@@ -219,6 +220,8 @@ def save_recorded_figures(audit: "RecordedAudit", folder: Path) -> None:
     }
     if len(audit.agreement):
         drawn["agreement"] = plot_vote_agreement(audit.agreement)
+    if len(audit.kinships) and audit.kinships["told"].max() > 0:
+        drawn["kinships"] = plot_kinships(audit.kinships)[0]
     if audit.calibration:
         drawn["reliability"] = plot_reliability(audit.calibration)
     for name, axes in drawn.items():

@@ -4,23 +4,31 @@ The paper does not say which distance Figure 7 uses. Ours is the root mean squar
 scores (rmsd): it stays in [0, 1] whatever the number of benchmarks, so that one cut (0.4) serves all four
 trees, and unlike 1 - cosine it sees level and is defined for a model that is last everywhere. Limit: with
 one benchmark (instruction following) the tree is a clustering on a line.
+
+Of more than 500 models no square of distances is kept (`compute_large_tree`). Up to 5,000 the tree is of all of them;
+of more it is that of 5,000 drawn by lot, and every other model joins the cluster of the nearest of these, so that
+memory is bounded and small clusters may be missed. The last twelve branches are told as well, since the paper's cut
+may leave one cluster of thousands of models, which fill the space between any two.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import fcluster
+from scipy.cluster.hierarchy import dendrogram, fcluster, to_tree
 from scipy.cluster.hierarchy import linkage as compute_scipy_linkage
-from scipy.spatial.distance import squareform
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist, squareform
 
 from karma.errors import InputError
-from karma.kinship.similarity import compute_cosine
-from karma.scores.normalise import compute_normalized
+from karma.kinship.similarity import compute_cosine, compute_unit_rows
+from karma.scores.normalise import DECIMALS, compute_normalized
 from karma.scores.table import ScoreTable
 
 LINKAGES = ("average", "complete", "single", "ward")
 DISTANCES = ("rmsd", "cosine")
+MAX_IN_TREE = 5000  # models whose distances are held at once: 100 MB, twice
+N_BRANCHES = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +135,125 @@ def group_benchmarks(table: ScoreTable) -> dict[str, list[str]]:
                      if c in paper_order else c))  # fmt: skip
     groups = {c: capabilities.index[capabilities == c].tolist() for c in ordered}
     return {"total": list(table.scores.columns), **groups}
+
+
+@dataclass(frozen=True, eq=False)
+class LargeTree:
+    """The clusters of more models than a square is kept of.
+
+    Attributes:
+        clusters: n models; a column of cluster numbers for "total" and each capability (1 the largest), and "branch",
+            1 to N_BRANCHES: the last branches of the total's tree, whatever the cut; numbered as the tree's leaves.
+        branches: branch -> n_models, typical (the model nearest its mean), s_pref (mean), and a column a benchmark:
+            the mean min-max score.
+        joins: (branches - 1) x 4, scipy's linkage of the branches, leaves in their order.
+        n_in_tree: models that the trees are of. radius: largest distance of another model from its nearest of them, in
+            the total; 0 where all are in.
+    """
+
+    clusters: pd.DataFrame
+    branches: pd.DataFrame
+    joins: np.ndarray
+    n_in_tree: int
+    radius: float
+
+
+def compute_large_tree(
+    table: ScoreTable, distance: str, linkage: str, cut: float, seed: int = 0, most: int = MAX_IN_TREE
+) -> LargeTree:
+    """Return the clusters of any number of models, in memory bounded by `most` squared.
+
+    Args:
+        table: n models. distance, linkage, cut: as of the paper's trees. seed: of the lot. most: models in a tree.
+
+    Example:
+        >>> from karma.scores.read import load_score_table
+        >>> found = compute_large_tree(load_score_table("paper"), "rmsd", "average", 0.4)
+        >>> found.branches.loc[[1, 12], ["n_models", "typical"]].values.tolist(), found.radius
+        ([[1, 'GPT-3.5-turbo'], [4, 'Llama-2-13b-chat']], 0.0)
+
+    Paper: Figure 7; above 500 models ours.
+    """
+    normalized = compute_normalized(table)
+    in_tree = np.arange(len(normalized))
+    if len(normalized) > most:
+        by_name = np.argsort(normalized.index.astype(str), kind="stable")
+        in_tree = np.sort(by_name[np.random.default_rng(seed).choice(len(by_name), most, replace=False)])
+    clusters = {}
+    total, radius = np.empty((0, 4)), 0.0
+    nearest = in_tree
+    for group, names in reversed(group_benchmarks(table).items()):
+        rows = _build_points(normalized[names], distance)
+        tree = np.asarray(compute_scipy_linkage(_compute_gaps(rows[in_tree], distance), method=linkage))
+        gap, nearest = (
+            (np.zeros(len(rows)), in_tree) if len(in_tree) == len(rows) else cKDTree(rows[in_tree]).query(rows)
+        )
+        clusters[group] = _number_by_size(fcluster(tree, cut, criterion="distance")[nearest])
+        total, radius = tree, float(gap.max())
+    radius = radius**2 / 2 if distance == "cosine" else radius
+    branch, joins = _find_branches(total)
+    found = pd.DataFrame({group: clusters[group] for group in reversed(clusters)}, normalized.index)
+    found["branch"] = branch[nearest]
+    return LargeTree(
+        found, _describe_branches(normalized, found["branch"]), joins, len(in_tree), round(radius, DECIMALS)
+    )
+
+
+def _build_points(normalized: pd.DataFrame, distance: str) -> np.ndarray:
+    """Return rows whose Euclidean distance is rmsd, or rises with 1 - cosine; zero vectors lie apart, at one place."""
+    if distance not in DISTANCES:
+        raise InputError(f"distance is '{distance}', expected one of {', '.join(DISTANCES)}")
+    values = normalized.to_numpy(dtype=float)
+    if distance == "rmsd":
+        return values / np.sqrt(values.shape[1])
+    return np.column_stack([compute_unit_rows(values), ~values.any(axis=1)])
+
+
+def _compute_gaps(points: np.ndarray, distance: str) -> np.ndarray:
+    gaps = pdist(points)
+    return np.asarray(gaps**2 / 2 if distance == "cosine" else gaps)
+
+
+def _number_by_size(own: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(own, return_inverse=True, return_counts=True)
+    return np.asarray(np.argsort(np.argsort(-counts, kind="stable"), kind="stable")[place] + 1)
+
+
+def _find_branches(tree: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the branch of each of the tree's models, 1 to N_BRANCHES, and the linkage that joins the branches."""
+    n, k = len(tree) + 1, min(N_BRANCHES, len(tree) + 1)
+    rest = tree[n - k :].copy()
+    order = dendrogram(tree, truncate_mode="lastp", p=k, no_plot=True)["leaves"]  # node ids, below or at n + n - k
+    names = {node: place for place, node in enumerate(order)} | {2 * n - k + row: k + row for row in range(k - 1)}
+    rest[:, :2] = [[names[int(node)] for node in row[:2]] for row in rest]
+    counts = np.ones(2 * k - 1)
+    for row, (one, other) in enumerate(rest[:, :2].astype(int)):
+        counts[k + row] = rest[row, 3] = counts[one] + counts[other]  # branches, not models
+    branch = np.empty(n, np.int64)
+    nodes = to_tree(tree, rd=True)[1]
+    for place, node in enumerate(order):
+        branch[nodes[node].pre_order()] = place + 1
+    return branch, rest
+
+
+def describe_large_tree(tree: LargeTree, cut: float) -> list[str]:
+    """Say in a line how many clusters there are, and of which models the tree is."""
+    n, inside = len(tree.clusters), tree.n_in_tree
+    of = "of all models"
+    if inside < n:
+        of = f"of {inside:,} models by lot; each other joins the nearest's cluster, at most {tree.radius:.2f} away"
+    sizes = tree.clusters["total"].value_counts()
+    largest = f", the largest of {sizes.iloc[0]:,}" if len(sizes) > 1 else ""
+    return [f"clusters at distance {cut:g}: {len(sizes):,} of {n:,} models{largest} (tree {of}); its last "
+            f"{len(tree.branches)} branches are in branches.csv"]  # fmt: skip
+
+
+def _describe_branches(normalized: pd.DataFrame, branch: "pd.Series[int]") -> pd.DataFrame:
+    means = normalized.groupby(branch).mean()
+    off = ((normalized - means.loc[branch].set_axis(normalized.index)) ** 2).sum(axis=1)
+    front = pd.DataFrame({"n_models": branch.value_counts(), "typical": off.groupby(branch).idxmin(),
+                          "s_pref": means.mean(axis=1)})  # fmt: skip
+    return front.join(means).rename_axis("branch").sort_index()
 
 
 def compute_trees(table: ScoreTable, distance: str, linkage: str) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:

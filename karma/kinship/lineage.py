@@ -68,7 +68,7 @@ def trace_lineage(table: ScoreTable) -> Lineage:
     counts = dict.fromkeys(KINDS, 0)
     for name, base, merged in zip(names, facts["base_model"], facts["merged"], strict=True):
         own = repository[name]
-        parents = [] if pd.isna(base) else [part.strip() for part in re.split(r"[,;]", str(base)) if part.strip()]
+        parents = split_names(base)
         is_merge = str(merged).casefold() == "true" or any(parent.endswith(_MERGE) for parent in parents)
         declared[name] = [parent for parent in parents if parent != own and not parent.endswith(_MERGE)]
         found = [parent for parent in declared[name] if parent in rows]
@@ -181,10 +181,13 @@ def _test_places(
             "expected": float(null.mean()), "p": float(p)}  # fmt: skip
 
 
-def compute_origin_kinship(lineage: Lineage) -> pd.DataFrame:
+def compute_origin_kinship(lineage: Lineage, models: Sequence[str] | None = None) -> pd.DataFrame:
     """Return kinship by origin of every two rows: 2^-d for d declared steps, 1 for one repository, 0 beyond MAX_STEPS.
 
-    Base models that are not in the table count as steps between their sons.
+    Base models that are not in the table count as steps between their sons, and so do rows that are not asked about.
+
+    Args:
+        lineage: of a table. models: some of its rows; None: all.
 
     Example:
         >>> names = pd.Series({"a": "a", "b": "b", "c": "c", "d": "d"})
@@ -197,8 +200,9 @@ def compute_origin_kinship(lineage: Lineage) -> pd.DataFrame:
         for parent in parents:
             near.setdefault(lineage.repository[name], set()).add(parent)
             near.setdefault(parent, set()).add(lineage.repository[name])
-    rows = lineage.repository.groupby(lineage.repository, sort=False).groups
-    square = pd.DataFrame(0.0, index=lineage.repository.index, columns=lineage.repository.index)
+    asked = lineage.repository if models is None else lineage.repository.loc[list(models)]
+    rows = asked.groupby(asked, sort=False).groups
+    square = pd.DataFrame(0.0, index=asked.index, columns=asked.index)
     for start, own in rows.items():
         steps, edge = {start: 0}, [start]
         for step in range(1, MAX_STEPS + 1):
@@ -208,6 +212,42 @@ def compute_origin_kinship(lineage: Lineage) -> pd.DataFrame:
             if other in rows:
                 square.loc[own, rows[other]] = 2.0**-step
     return square
+
+
+def compute_data_kinship(table: ScoreTable, models: Sequence[str] | None = None) -> pd.DataFrame | None:
+    """Return the share of declared tuning data that two models have in common; None where fewer than two declare any.
+
+    Args:
+        table: its facts name the data sets of a model in `tuning_data`, several with , or ;. models: some of its rows.
+
+    Returns:
+        Square, |shared| / |all| in [0, 1]; NaN where one of the two declares none, which is not the same as none.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from karma.scores.read import load_score_table
+        >>> table = load_score_table("paper")
+        >>> facts = table.facts.assign(tuning_data=["x; y", "y", "z"] + [None] * 13)
+        >>> found = compute_data_kinship(replace(table, facts=facts), table.scores.index[:4])
+        >>> found.iloc[0].tolist()
+        [1.0, 0.5, 0.0, nan]
+    """
+    names = table.scores.index if models is None else pd.Index(models)
+    declared = [frozenset(split_names(value)) for value in table.facts["tuning_data"].reindex(names)]
+    if sum(map(bool, declared)) < 2:
+        return None
+    shares = [[len(a & b) / len(a | b) if a and b else np.nan for b in declared] for a in declared]
+    return pd.DataFrame(shares, index=names, columns=names.rename(None))
+
+
+def split_names(declared: object) -> list[str]:
+    """Return the names in a cell of facts, separated by , or ;.
+
+    Example:
+        >>> split_names("a/b; c"), split_names(None)
+        (['a/b', 'c'], [])
+    """
+    return [] if pd.isna(declared) else [part.strip() for part in re.split(r"[,;]", str(declared)) if part.strip()]
 
 
 def describe_lineage(tests: pd.DataFrame, lineage: Lineage) -> list[str]:

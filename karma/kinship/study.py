@@ -1,8 +1,10 @@
 """The kinship folder of a score table: every table and figure of stage 2, from one call.
 
 `build_study` and `save_study` are what `karma kinship` and notebook 02 run. Up to 500 models all pairs are kept
-(`kinship.csv`, square); above, only each model's nearest kin (`nearest_kin.csv`), since a square of 10,000 models fills
-a gigabyte. Limit: uncertainty needs the number of items behind each score; where it is unknown those parts are None.
+(`kinship.csv`, square); above, only each model's nearest kin (`nearest_kin.csv`) and cluster (`clusters.csv`), since a
+square of 10,000 models fills a gigabyte. Tables of more than 40 models, of which a notebook shows the first, can be
+searched (`models.html`). Limit: uncertainty needs the number of items behind each score; where it is unknown those
+parts are None.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,16 @@ import numpy as np
 import pandas as pd
 
 from karma.files import atomic_path, save_json
-from karma.kinship.clusters import DISTANCES, Pca, compute_clusters, compute_pca, compute_trees
+from karma.kinship.clusters import (
+    DISTANCES,
+    LargeTree,
+    Pca,
+    compute_clusters,
+    compute_large_tree,
+    compute_pca,
+    compute_trees,
+    describe_large_tree,
+)
 from karma.kinship.lineage import Lineage, compare_fathers, describe_lineage, trace_lineage
 from karma.kinship.mantel import compute_kin_agreement, compute_mantel_table
 from karma.kinship.measures import describe_traps, find_traps
@@ -31,9 +42,11 @@ from karma.scores.normalise import compute_below_chance, compute_normalized, com
 from karma.scores.read import save_score_table
 from karma.scores.table import ScoreTable, set_kinship
 from karma.strategies import build_sets
+from karma.study.searchable import write_searchable
 from karma.vocabulary import KINSHIP_STRATEGIES
 
 MAX_LISTED = 20
+MAX_SHOWN = 40  # models in a notebook's table; more can be searched
 SET_SIZE = 4  # UltraFeedback's number of responses a prompt
 
 
@@ -49,7 +62,8 @@ class KinshipStudy:
         pca: principal components of `normalized`.
         agreement: how often nearest kin share a base model, a family, a developer, against chance; a model
             evaluated anew, in another precision, is not its own kin.
-        kinship, pairs, choices, trees, clusters, mantel, sensitivity, taus, traps: None above 500 models.
+        kinship, pairs, choices, trees, mantel, sensitivity, taus, traps: None above 500 models.
+        clusters: n models, a column a tree. large: tree and branches above 500 models, else None.
         choice_uncertainty: None where n_items is unknown, or above 500 models.
         lineage, fathers, sons: who declares whom, and whether fathers are nearer to their sons than strangers
             (`karma.kinship.lineage`); None where no model declares a father in the table.
@@ -71,6 +85,7 @@ class KinshipStudy:
     choices: dict[str, tuple[str, str] | None] | None = None
     trees: dict[str, tuple[pd.DataFrame, np.ndarray]] | None = None
     clusters: pd.DataFrame | None = None
+    large: LargeTree | None = None
     mantel: pd.DataFrame | None = None
     sensitivity: pd.DataFrame | None = None
     taus: pd.DataFrame | None = None
@@ -120,7 +135,8 @@ def build_study(
     study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
     study = _add_lineage(study, np.random.default_rng(seed))  # a generator of its own: no other draw moves
     if len(table.scores) > MAX_SQUARE:
-        return study
+        large = compute_large_tree(table, distance, linkage, cut, seed)
+        return replace(study, large=large, clusters=large.clusters)
     kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
     sets = build_sets(len(table.scores), SET_SIZE, rng)
     study = replace(
@@ -170,6 +186,7 @@ def save_study(study: KinshipStudy, folder: str | Path) -> None:
         study.kinship, "pairs.csv": study.pairs, "clusters.csv": study.clusters, "mantel.csv": study.mantel,
         "sensitivity.csv": study.sensitivity, "tau.csv": study.taus, "choices.csv": study.choice_uncertainty,
         "lineage.csv": study.fathers, "sons.csv": study.sons, "traps.csv": study.traps,
+        "branches.csv": None if study.large is None else study.large.branches,
     }  # fmt: skip
     for name, frame in tables.items():
         if frame is None:
@@ -178,6 +195,21 @@ def save_study(study: KinshipStudy, folder: str | Path) -> None:
         with atomic_path(folder / name) as temporary:
             frame.to_csv(temporary, index=not isinstance(frame.index, pd.RangeIndex))
     save_json(describe_study(study), folder / "strategies.json")
+    if len(study.s_pref) > MAX_SHOWN:
+        write_searchable(list_models(study), folder / "models.html", f"{len(study.s_pref):,} origin models")
+    else:
+        (folder / "models.html").unlink(missing_ok=True)
+
+
+def list_models(study: KinshipStudy) -> pd.DataFrame:
+    """Return a row a model, the highest S_pref first: S_pref, nearest kin, cluster, known facts, scores in percent."""
+    facts = study.table.facts.reindex(study.s_pref.index)
+    known = [name for name in ("base_model", "size_b") if facts[name].notna().any()]
+    clusters = study.clusters if study.clusters is not None else pd.DataFrame(index=study.s_pref.index)
+    clusters = clusters[[name for name in ("total", "branch") if name in clusters]].rename(columns={"total": "cluster"})
+    front = study.s_pref[["s_pref"]].join(study.nearest).round(3)
+    rows = front.join(clusters).join(facts[known]).join(study.table.scores.mul(100).round(1))
+    return rows.sort_values("s_pref", ascending=False, kind="stable").rename_axis("origin_model")
 
 
 def describe_study(study: KinshipStudy) -> dict[str, Any]:
@@ -229,6 +261,7 @@ def summarize(study: KinshipStudy) -> list[str]:
     if study.pairs is not None and "coin_flip" in study.pairs:
         lines.append(f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences are coin flips")
     lines += [] if study.traps is None else describe_traps(study.traps)
+    lines += [] if study.large is None else describe_large_tree(study.large, study.cut)
     for label, row in study.agreement.dropna().iterrows():
         lines.append(f"nearest kin share a {label} in {row['shared']:.1%} of {row['n']:,.0f} models "
                      f"(by chance {row['expected']:.1%}, p = {row['p']:.3f})")  # fmt: skip

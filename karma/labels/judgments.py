@@ -35,6 +35,7 @@ class Judgments:
             which n_first and n_second for either side.
         lengths: prompts x models, characters, NaN where the text is unknown.
         complexity: prompts x models x TRAITS of `karma.pool.affinity`; None where the texts were not measured.
+        texts: prompts x models, the responses, None where there is none; or None: the layout does not carry them.
         annotations: prompts x models, by another annotator than the judge, for `rlaif`; or None.
         labelled: strategy -> its own pairs as given: prompt, chosen, rejected (positions), gap.
         counts: judgments_in = used + each reason not to.
@@ -52,6 +53,7 @@ class Judgments:
     votes: pd.DataFrame | None = None
     annotations: np.ndarray | None = None
     complexity: np.ndarray | None = None
+    texts: np.ndarray | None = None
     labelled: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
@@ -81,6 +83,7 @@ class Judgments:
             values=None if self.values is None else self.values[:, places],
             annotations=None if self.annotations is None else self.annotations[:, places],
             complexity=None if self.complexity is None else self.complexity[:, places],
+            texts=None if self.texts is None else self.texts[:, places],
         )  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def build_values(rows: pd.DataFrame, source: str, layout: str, unit: str, what: 
 
     Args:
         rows: prompt (id), model, value (NaN or None: no preference), and where known length (characters), group (what
-            makes prompts one), annotation, and the TRAITS of the text under `trait_<name>`.
+            makes prompts one), annotation, text, and the TRAITS of the text under `trait_<name>`.
         source, layout, unit: as in Judgments. what: what a prompt's id is called in errors.
 
     Raises:
@@ -123,9 +126,12 @@ def build_values(rows: pd.DataFrame, source: str, layout: str, unit: str, what: 
     }  # fmt: skip
     traits = [grids[f"trait_{trait}"] for trait in TRAITS if f"trait_{trait}" in grids]
     empty = np.full((len(prompts), len(models)), np.nan)
+    texts = None
+    if "text" in known:
+        texts = known.pivot(index="prompt", columns="model", values="text").loc[prompts, models].to_numpy(object)
     return Judgments(source, layout, unit, models, [str(p) for p in prompts], pd.factorize(groups)[0], grids["value"],
                      grids.get("length", empty), counts, annotations=grids.get("annotation"),
-                     complexity=np.stack(traits, axis=2) if traits else None)  # fmt: skip
+                     complexity=np.stack(traits, axis=2) if traits else None, texts=texts)  # fmt: skip
 
 
 def build_votes(rows: pd.DataFrame, source: str, layout: str, lengths: pd.DataFrame | None = None) -> Judgments:

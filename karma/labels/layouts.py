@@ -202,7 +202,7 @@ def _read_annotations(rows: list[Row], source: str, by: str = "the annotator", m
     flat = [
         {"prompt": get_field(row, "instruction", source), "model": get_field(row, "generator_2", source),
          "value": _get_number(row, "preference", 1, 2, f"{source}: preference of '{shorten(row['instruction'])}'"),
-         "length": count_characters(row.get("output_2"))}
+         "length": count_characters(row.get("output_2")), "text": row.get("output_2")}
         for row in rows
     ]  # fmt: skip
     frame = pd.DataFrame(flat).assign(group=lambda f: f["prompt"], value=lambda f: f["value"] - 1)

@@ -29,6 +29,14 @@ from karma.labels.agreement import measure_agreement
 from karma.labels.calibration import CalibrationAudit, describe_calibration, fit_calibration
 from karma.labels.comparisons import Comparisons, build_comparisons, measure_models, measure_slices, measure_surface
 from karma.labels.judgments import Judgments
+from karma.labels.kinships import (
+    build_outcomes,
+    compare_kinships,
+    describe_kinships,
+    list_kinships,
+    load_answers,
+    save_kinships,
+)
 from karma.labels.layouts import load_judgments
 from karma.labels.matching import match_models
 from karma.labels.measures import compare_measures, describe_measures
@@ -54,6 +62,7 @@ class RecordedAudit:
         calibration: calibration.json and its curve; None where there is too little, `books` says of what.
         measures: measures.csv, strategies by other measures of kinship.
         affinities: affinity.csv, pairing by texts beside pairing by kinship; empty where no text was measured.
+        kinships: kinships.csv, what kinship by score, origin and behaviour tells of responses and labels.
     """
 
     accuracy: pd.DataFrame
@@ -67,6 +76,7 @@ class RecordedAudit:
     calibration: CalibrationAudit | None = None
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
     affinities: pd.DataFrame = field(default_factory=pd.DataFrame)
+    kinships: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def audit_recorded(
@@ -78,6 +88,7 @@ def audit_recorded(
     tau: float = 0.1,
     seed: int = 0,
     beside: Judgments | None = None,
+    answers: Path | None = None,
 ) -> RecordedAudit:
     """Hold the labels that a score table gives against recorded judgments.
 
@@ -86,6 +97,7 @@ def audit_recorded(
         tie: judged values this close are equal, in the source's unit. prefer: a precision, where a model has several.
         tau: least kinship of an eligible pair, for strategies. seed: of sets, draws and the bootstrap.
         beside: another judge's judgments of the same responses, to agree with people's votes.
+        answers: a file of recorded answers of the same models to shared items, for kinship by behaviour.
 
     Raises:
         InputError: a tie below 0, models that cannot be matched, or nothing to compare.
@@ -132,7 +144,26 @@ def audit_recorded(
     }  # fmt: skip
     return RecordedAudit(accuracy, strategies, pd.concat(parts, ignore_index=True), measure_models(comparisons, tie),
                          measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
-                         kept.source, calibration, measures, affinities)  # fmt: skip
+                         kept.source, calibration, measures, affinities,
+                         _ask_kinships(kept, table, match.rows, small, answers, tie, seed))  # fmt: skip
+
+
+def _ask_kinships(
+    judgments: Judgments, table: ScoreTable, rows: dict[str, str], small: ScoreTable, answers: Path | None, tie: float,
+    seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Return what every kinship of the judged models tells; nothing of votes, which are of pairs and not of responses.
+
+    By score among the judged models, as everything else here; by origin in the whole table, where ancestors stand.
+    """
+    known = None if answers is None else load_answers(answers, judgments.models)
+    if judgments.values is None or judgments.labelled or len(rows) < 3:
+        return pd.DataFrame()
+    own = {name: name for name in rows}
+    by_origin = {key: square for key, square in list_kinships(table, rows).items() if key[0] == "origin"}
+    kinships = list_kinships(small, own, known) | by_origin
+    outcomes = build_outcomes(judgments.texts, judgments.values, compute_s_pref(small), judgments.cluster, tie)
+    return compare_kinships(outcomes, kinships, seed)
 
 
 def audit_study_source(labels: LabelSettings, root: Path) -> RecordedAudit | None:
@@ -213,6 +244,7 @@ def save_recorded(audit: RecordedAudit, folder: Path) -> None:
     for name, frame in tables.items():
         with atomic_path(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
+    save_kinships(audit.kinships, folder)
     save_json(audit.books, folder / "accounting.json")
     for name in ("reliability.csv", "calibration.json"):  # an earlier audit's must not pass for this one's
         (folder / name).unlink(missing_ok=True)
@@ -238,6 +270,7 @@ def describe_recorded(audit: RecordedAudit) -> list[str]:
     lines.append(f"label accuracy, all pairs: {_show(every)}")
     lines += [f"{row['strategy']}: {_show(row)}" for _, row in audit.strategies.iterrows()]
     lines += [*describe_measures(audit.measures), *describe_affinities(audit.affinities)]
+    lines += describe_kinships(audit.kinships)
     lines += [f"agreement with a vote, {row['on']}: {row['judge']} {row['agreement']:.3f} [{row['low']:.3f}, "
               f"{row['high']:.3f}] of {row['n_votes']:,} votes" for _, row in audit.agreement.iterrows()]  # fmt: skip
     if books["rlaif_by_construction"]:
