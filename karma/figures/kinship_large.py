@@ -25,7 +25,8 @@ def plot_branches(tree: LargeTree, titles: pd.Series, cut: float) -> list[Axes]:
         cut: the distance that parts clusters.
 
     Returns:
-        Two axes: how the branches join (dotted: the cut), and a row of cells a branch with the number of its models and one of them.
+        Two axes: how the branches join (dotted: the cut), and a row of cells a branch with the number of its models and
+        one of them.
     """
     branches = tree.branches
     names = [name for name in branches if name not in ("n_models", "typical", "s_pref")][:MAX_COLUMNS]
