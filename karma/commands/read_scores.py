@@ -86,9 +86,9 @@ def run_read_scores(
     if len(tables) > 1:
         yield f"together {len(table.scores):,} origin models"
     if cards is not None:
-        known = load_cards(cards)
-        table, n = add_cards(table, known)
-        yield f"{len(known):,} model cards, of {n:,} of the {len(table.scores):,} models"
+        told = load_cards(cards)
+        table, n = add_cards(table, told)
+        yield f"{len(told):,} model cards, of {n:,} of the {len(table.scores):,} models"
     save_score_table(replace(table, source=out.name), out)
     yield f"written: {out}, described in {find_own_map(out).name}"
 

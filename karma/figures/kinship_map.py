@@ -70,7 +70,7 @@ def _draw_models(axes: Axes, xy: pd.DataFrame, table: ScoreTable) -> list[Line2D
     if len(xy) > MAX_SQUARE:
         hexes = axes.hexbin(xy.iloc[:, 0], xy.iloc[:, 1], gridsize=42, bins="log", mincnt=1, cmap="viridis",
                             linewidths=0.2)  # fmt: skip
-        most = float(np.max(hexes.get_array()))
+        most = float(np.max(np.asarray(hexes.get_array())))
         axes.figure.colorbar(hexes, ax=axes, location="bottom", shrink=0.7, aspect=30, format="{x:,.0f}",
                              ticks=[tick for tick in COUNTS if tick <= most],
                              label=f"models in a cell, of {len(xy):,}")  # fmt: skip

@@ -205,7 +205,7 @@ def _build_points(normalized: pd.DataFrame, distance: str) -> np.ndarray:
         raise InputError(f"distance is '{distance}', expected one of {', '.join(DISTANCES)}")
     values = normalized.to_numpy(dtype=float)
     if distance == "rmsd":
-        return values / np.sqrt(values.shape[1])
+        return np.asarray(values / np.sqrt(values.shape[1]))
     return np.column_stack([compute_unit_rows(values), ~values.any(axis=1)])
 
 

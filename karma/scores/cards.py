@@ -110,7 +110,7 @@ def _read_card(data: dict[str, Any], where: str) -> Card:
 
 
 def _read_names(value: object, key: str, where: str) -> tuple[str, ...]:
-    names = [] if value is None else value if isinstance(value, list) else [value]
+    names: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name.strip()):
             shown = quote(name) if isinstance(name, str) else f"a {type(name).__name__}"

@@ -45,7 +45,7 @@ def show_searchable(frame: "pd.DataFrame", page: Path, n: int = 40) -> Any:
     if len(frame) > n and any(name in os.environ for name in LIVE):
         from IPython.display import HTML
 
-        return HTML(_build_table(frame))
+        return HTML(_build_table(frame))  # type: ignore[no-untyped-call]
     if len(frame) > n:
         print(f"the first {n} of {len(frame):,} rows; {page.name} has all of them, to be searched")
     return style(frame.head(n)).format(precision=3, na_rep="")
