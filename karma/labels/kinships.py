@@ -228,10 +228,10 @@ def load_answers(path: Path, models: Sequence[str]) -> pd.DataFrame:
             lacks = ("origin_model", "item_id", "extracted")[found.index(None)]
             raise InputError(f"{path.name}, row {number} has no '{lacks}': expected origin_model, item_id, extracted")
         model, item, answer = (row[key] for key in found if key)
-        if name := known.get(compute_key(str(model))):
-            rows.append(
-                (name, str(row.get("benchmark") or "items"), str(item), None if answer is None else str(answer))
-            )
+        if not (isinstance(model, str) and isinstance(item, str | int) and isinstance(answer, str | None)):
+            raise InputError(f"{path.name}, row {number}: origin_model and item_id are names, extracted a text or null")
+        if name := known.get(compute_key(model)):
+            rows.append((name, str(row.get("benchmark") or "items"), str(item), answer))
     frame = pd.DataFrame(rows, columns=["origin_model", "benchmark", "item_id", "extracted"])
     if frame["origin_model"].nunique() < 2:
         raise InputError(f"{path.name} has answers of {frame['origin_model'].nunique()} of the models with judgments "
