@@ -251,7 +251,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", help="one target's name")
     asked = parser.parse_args()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and what is started ignores it, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, and a shell's background, ignore these, and what is started
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here would, too
     print(f"seed {asked.seed}", flush=True)
     until = time.monotonic() + asked.minutes * 60
     work: list[Callable[[], Counter[tuple[str, str, str]]]] = []
