@@ -33,7 +33,7 @@ def ask_harness(backend, pairs, batch_size=1):
 
 def assert_alike(ours, theirs):
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
+    assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in theirs], rel=1e-4, abs=1e-4)
 
 
 def test_one_row_gives_what_the_harness_gives(backend, monkeypatch):

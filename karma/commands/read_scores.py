@@ -64,6 +64,7 @@ def run_read_scores(
     if absent := [path for path in [*paths, *([cards] if cards else [])] if not path.exists()]:
         raise InputError(f"{absent[0]} does not exist: give a CSV file, or a result file or folder")
     given = None if columns is None else find_column_map(columns)
+    told = load_cards(cards) if cards is not None else {}
     tables = []
     results = [file for path in paths if path.suffix.casefold() != ".csv" for file in find_result_files(path)]
     if results:
@@ -86,7 +87,6 @@ def run_read_scores(
     if len(tables) > 1:
         yield f"together {len(table.scores):,} origin models"
     if cards is not None:
-        told = load_cards(cards)
         table, n = add_cards(table, told)
         yield f"{len(told):,} model cards, of {n:,} of the {len(table.scores):,} models"
     save_score_table(replace(table, source=out.name), out)

@@ -255,7 +255,7 @@ def _read_responses(path: Path, table: AnnotationTable | None) -> Judgments:
         raise InputError(
             f"{path}: truth of row {odd.index[0] + 1} is {quote(odd.iloc[0])}: expected a number, or nothing"
         )
-    usable = rows["usable"].astype(bool) if "usable" in rows else True
+    usable = rows["usable"].astype(bool) if "usable" in rows else pd.Series(True, rows.index)
     frame = pd.DataFrame({"prompt": rows["row_id"], "model": rows["model"], "value": truth.where(usable)})
     if table is not None and "response_id" in rows:
         frame["annotation"] = table.look_up_ids(rows["row_id"].tolist(), rows["response_id"].tolist())
