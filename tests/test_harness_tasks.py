@@ -209,6 +209,7 @@ def test_what_a_task_cannot_be_is_one_line(tasks, asked, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.heavy  # the harness reads all its groups
 def test_near_names_are_told_and_groups_refused():
     with pytest.raises(
         InputError, match=r"no task 'truthfulqa_mc3': did you mean truthfulqa_mc[12], truthfulqa_mc[12]"

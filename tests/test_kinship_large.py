@@ -58,6 +58,7 @@ def test_branches_are_the_tree_s_and_join_as_it_does():
     assert found.clusters.groupby("branch")["total"].nunique().max() == 1  # four clusters are made of whole branches
 
 
+@pytest.mark.heavy  # ten seconds of figures
 def test_a_large_study_has_clusters_and_a_page(tmp_path):
     table, own = build(MAX_SQUARE + 1)
     study = build_study(table, **SETTINGS)

@@ -101,8 +101,9 @@ class _Asking:
         if source := specs[name].get("api"):
             check_server(source["base_url"])
         try:
+            asked = CachedModel(specs, name, self.compute, self.batch_size, self.cache)
             check_model(specs, name)
-            return CachedModel(specs, name, self.compute, self.batch_size, self.cache)
+            return asked
         except KarmaError as error:  # a Hub id that is none, or no network
             if isinstance(error, InputError) and not str(error).startswith("Hub model"):
                 raise
