@@ -45,6 +45,10 @@ CLOCKS = (
     "tokens_per_s",
     "started_at",
     "cost",
+    "prompt_tokens",  # and who of two that ask the same asked first
+    "new_tokens",
+    "n_asked",
+    "n_cached",
 )
 
 

@@ -86,7 +86,7 @@ def read_front_matter(text: str, where: str) -> dict[str, Any]:
     if not matter:
         return {}
     try:
-        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever YAML, or the Hub's own classes, make of a bad card
         reason = str(error).split("\n")[0]
         raise InputError(f"{where}: its front matter cannot be read ({reason}): correct or remove it") from error
