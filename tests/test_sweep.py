@@ -459,27 +459,6 @@ def end_sweeps(corner: Path, *ends: str) -> None:
     flag.unlink()
 
 
-@pytest.mark.heavy
-def test_a_disk_that_fills_in_mid_sweep_costs_the_jobs_that_needed_it(corner):
-    """A disk of 24 KiB where pairs go; the rest goes on, and the same command makes them once there is room."""
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    whole, pairs = pair_bytes(corner), corner / "outputs" / "corner" / "pairs"
-    shutil.rmtree(corner / "outputs" / "corner")
-    pairs.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(pairs)], capture_output=True, text=True, check=False)  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"no disk of its own size: {mounted.stderr.strip()}")
-    try:
-        result = run_karma(corner, *RUN_CORNER)
-        left = [path for path in pairs.iterdir() if path.name not in whole]
-    finally:
-        subprocess.run(["umount", str(pairs)], check=True)
-    assert result.returncode == 1 and "No space left on device" in result.stderr and "Traceback" not in result.stderr
-    assert (corner / "outputs/corner/kinship/s_pref.csv").is_file() and not left
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    assert pair_bytes(corner) == whole
-
-
 def test_a_kernel_killed_for_memory_is_reported_as_such(corner):
     add_cell(corner, "02_kinship_analysis", "import os\nos.kill(os.getpid(), 9)")
     result = run_plain(corner, "notebook", "02_kinship_analysis", "params/corner.yaml")
