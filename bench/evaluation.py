@@ -77,7 +77,7 @@ def build_ways(threads: int) -> dict:
     from karma.models.ask import CachedModel
     from karma.models.load import choose_dtype, load_model, load_tokenizer
     from karma.study.experiment import load_base
-    from karma.study.settings import ModelSpec
+    from karma.study.sections import ModelSpec
 
     name = "smollm2-135m"
     models = {name: ModelSpec(packaged=name).model_dump()}

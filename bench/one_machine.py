@@ -56,7 +56,7 @@ def write_pairs(folder: Path, n: int) -> None:
 
 def write_policy(folder: Path) -> None:
     from karma.models.load import load_model, load_tokenizer
-    from karma.study.settings import ModelSpec
+    from karma.study.sections import ModelSpec
 
     specs = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}
     for part in (load_model(specs, "tiny"), load_tokenizer(specs, "tiny")):

@@ -105,7 +105,7 @@ def main() -> int:
     import torch
 
     from karma.models.load import choose_dtype, load_model, load_tokenizer
-    from karma.study.settings import ModelSpec
+    from karma.study.sections import ModelSpec
 
     torch.set_num_threads(options.threads)
     models, picked = {NAME: ModelSpec(packaged=NAME).model_dump()}, choose_dtype("auto", "cpu")

@@ -64,7 +64,7 @@ def measure_calls(n: int, folder: str, **where: object) -> float:
     """Return judge calls a second, after as many as start all workers."""
     from karma.models.ask import CachedModel
     from karma.study.experiment import load_base
-    from karma.study.settings import ModelSpec
+    from karma.study.sections import ModelSpec
 
     compute = load_base().compute.model_copy(update={"device": "cpu", "dtype": "float32", "threads": 1, **where})
     model = CachedModel({MODEL: ModelSpec(packaged=MODEL).model_dump()}, MODEL, compute, BATCH, Path(folder))

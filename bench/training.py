@@ -84,7 +84,7 @@ def build_trl(model, tokenizer, pairs, reference, folder: str, device: str = "cp
 
 def load(dtype: str = "float32"):
     from karma.models.load import load_model, load_tokenizer
-    from karma.study.settings import ModelSpec
+    from karma.study.sections import ModelSpec
 
     models = {NAME: ModelSpec(packaged=NAME).model_dump()}
     tokenizer = load_tokenizer(models, NAME)

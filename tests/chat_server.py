@@ -6,7 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from karma.models.ask import CachedModel
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import change_base
 
 TINY = {"tiny": ModelSpec(random={"hidden_size": 32, "layers": 2, "heads": 2}, seed=1).model_dump()}

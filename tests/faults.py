@@ -32,7 +32,7 @@ from karma.pairs.build import build_pairs
 from karma.pairs.folder import save_pairs
 from karma.pool.pool import load_pool
 from karma.scores.read import load_score_table
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import ROOT, copy_project, plain_environment
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")

@@ -16,8 +16,8 @@ from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import PAIR_SCHEMA, PairSet
 from karma.scores.measured import build_score_table
 from karma.scores.read import save_score_table
+from karma.study.benchmark_settings import name_benchmark
 from karma.study.experiment import Experiment, load_experiment
-from karma.study.settings import name_benchmark
 from karma.study.stages import STAGES, Job
 
 CHANCE = {"ifeval": None, "mmlu_stem": 0.25, "mmlu_pro": 0.1, "arc_easy": 0.25, "arc_challenge": 0.25}

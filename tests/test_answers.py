@@ -14,7 +14,7 @@ from karma.evaluation.items import load_items
 from karma.evaluation.scoring import list_warnings
 from karma.files import find_project_root, load_json
 from karma.models.load import load_model, load_tokenizer
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 
 DEMO = find_project_root() / "karma" / "data" / "demo"
 ARC = load_items("arc_easy", DEMO)

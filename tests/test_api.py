@@ -26,7 +26,7 @@ from karma.models.describe import describe_model
 from karma.models.load import load_model, load_tokenizer
 from karma.pool.generate import build_pool
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.chat_server import KEY, TINY
 from tests.conftest import change_base, list_kept, start_child, wait_until
 

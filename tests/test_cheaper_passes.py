@@ -15,7 +15,7 @@ from karma.models.frozen import count_frozen, keep_frozen
 from karma.models.load import load_model
 from karma.models.logprobs import build_options_row, compute_token_logps
 from karma.models.prefill import compute_choice_logits, read_prompts
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.training.forward import _score_responses, can_replace_head, replace_fused_head
 from karma.training.run import describe_run
 from karma.training.train import train

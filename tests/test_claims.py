@@ -31,7 +31,7 @@ from karma.results.study import collect_results, find_prompt
 from karma.results.tables import build_table1
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable, load_benchmarks
-from karma.statistics import adjust_holm, compute_needed_n
+from karma.statistics.verdicts import adjust_holm, compute_needed_n
 from karma.study.experiment import load_experiment
 from tests.boxes import check_boxes
 from tests.study_files import N_ITEMS, make_experiment, write_study

@@ -19,7 +19,8 @@ from karma.kinship.uncertainty import compute_pair_uncertainty, compute_s_pref_i
 from karma.results.estimates import Estimate
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable, load_benchmarks
-from karma.statistics import adjust_holm, compute_mean, compute_two_way, compute_wilson
+from karma.statistics.intervals import compute_mean, compute_two_way, compute_wilson
+from karma.statistics.verdicts import adjust_holm
 from karma.training.held_out import summarise_margins
 
 N_SIMULATIONS = 2000

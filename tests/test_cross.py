@@ -16,9 +16,9 @@ from karma.pairs.pairs import load_pairs, split_pairs
 from karma.results.cross import build_square, show_square, summarise
 from karma.results.study import collect_results
 from karma.results.tables import build_table2, build_table4
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.study.stages import STAGES, Job
 from karma.training import cross
 from karma.training.held_out import load_both

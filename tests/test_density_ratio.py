@@ -19,7 +19,7 @@ from karma.pool.annotations import load_annotations
 from karma.pool.pool import load_pool, save_pool
 from karma.pool.responses import list_responses
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.study.stages import find_job, list_jobs
 from tests.conftest import change_base
 

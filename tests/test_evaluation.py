@@ -27,8 +27,8 @@ from karma.models.ask import CachedModel, sample_responses
 from karma.models.judge import annotate
 from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer
 from karma.pool.generate import run
-from karma.statistics import compute_wilson
-from karma.study.settings import ModelSpec
+from karma.statistics.intervals import compute_wilson
+from karma.study.sections import ModelSpec
 from tests.conftest import change_base, list_kept
 
 ROOT = find_project_root()

@@ -32,9 +32,10 @@ from karma.results.tables import build_tables
 from karma.scores.measured import build_score_table
 from karma.scores.read import load_score_table, save_score_table
 from karma.scores.table import set_kinship
+from karma.study.benchmark_settings import HarnessTask
 from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment
-from karma.study.settings import HarnessTask, ModelSpec
+from karma.study.sections import ModelSpec
 from karma.study.stages import find_job
 from tests.conftest import ROOT, change_base
 from tests.study_files import make_experiment, write_study

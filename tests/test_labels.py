@@ -24,7 +24,8 @@ from karma.pairs.build import build_pair_sets, save_pair_sets
 from karma.pool.pool import load_pool, save_pool
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table, save_score_table
-from karma.statistics import compute_smallest_difference, compute_wilson
+from karma.statistics.intervals import compute_wilson
+from karma.statistics.verdicts import compute_smallest_difference
 from karma.study.experiment import load_experiment
 from tests.conftest import copy_project, run_karma
 

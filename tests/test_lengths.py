@@ -14,7 +14,7 @@ from karma.pairs.lengths import compute_length_bias
 from karma.pairs.pairs import load_pairs
 from karma.pool.pool import load_pool
 from karma.scores.read import load_score_table
-from karma.statistics import compute_mean, compute_wilson
+from karma.statistics.intervals import compute_mean, compute_wilson
 from tests.test_pairs import STRATEGIES, make_row, pick, three_models  # noqa: F401  (a fixture)
 
 PAPER = load_score_table("paper")

@@ -32,7 +32,7 @@ from karma.models.logprobs import (
 from karma.potential import logps as margins
 from karma.potential.logps import GROUP_PAIRS, measure_logps, plan_groups
 from karma.potential.margins import compute_implicit_margin
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import CALL_LIMIT, change_base, list_kept, start_child, wait_until
 
 MODELS = {

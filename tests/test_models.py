@@ -10,7 +10,7 @@ from karma.errors import InputError
 from karma.models.describe import describe_model
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.made import PACKAGED, prepare_packaged
-from karma.study.settings import ModelSpec, PackagedName
+from karma.study.sections import ModelSpec, PackagedName
 
 TINY = ModelSpec(random={"hidden_size": 32, "layers": 3, "heads": 2}, seed=1).model_dump()
 

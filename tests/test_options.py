@@ -7,7 +7,7 @@ from lm_eval.models.huggingface import HFLM
 from karma.evaluation.items import load_items
 from karma.evaluation.protocol import write_choice_prompt, write_cloze_context
 from karma.models.backends import TransformersBackend
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import ROOT, change_base
 
 COMPUTE = change_base("compute", device="cpu", dtype="float32")

@@ -19,7 +19,7 @@ from karma.pool.annotations import collect_annotations
 from karma.pool.pool import load_pool
 from karma.results.premise import show_premise
 from karma.scores.read import load_score_table
-from karma.statistics import compute_mean
+from karma.statistics.intervals import compute_mean
 from tests.study_files import make_experiment
 
 ANGLES = np.radians([0, 4, 15, 27, 33, 48, 55, 70, 84, 90])

@@ -18,7 +18,7 @@ from karma.pool.annotations import collect_annotations, load_annotations
 from karma.pool.pool import load_pool
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.scores.read import load_score_table
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 
 PAPER = load_score_table("paper")
 

@@ -9,7 +9,7 @@ from karma.models.judge import annotate
 from karma.pool import rate
 from karma.pool.annotations import load_annotations
 from karma.pool.rate import annotate_by_asking, read_rating
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.chat_server import TINY
 from tests.conftest import change_base, list_kept
 

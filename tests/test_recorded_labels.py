@@ -29,7 +29,7 @@ from karma.pool.responses import to_hex
 from karma.results.labels import show_labels
 from karma.scores.read import load_score_table
 from karma.scores.table import MEASURES
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 
 ROOT = Path(__file__).parent.parent
 BY = "weighted_alpaca_eval_gpt4_turbo"

@@ -17,7 +17,7 @@ from karma.results.page import open_results
 from karma.results.published import compute_size, load_published
 from karma.results.study import collect_results
 from karma.results.tables import BASELINE, build_table1, build_table2, build_table4, build_tables, compute_intervals
-from karma.statistics import compute_two_way, compute_wilson
+from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment, load_experiment
 from tests.study_files import N_ITEMS, make_experiment, write_study
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.models.load import load_model, load_tokenizer
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "scores.md").read_text("utf-8")

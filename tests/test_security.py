@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from karma.study.experiment import load_experiment
-from karma.study.settings import Name
+from karma.study.fields import Name
 from karma.study.stages import list_jobs
 from karma.vocabulary import ARMS, METHODS, METRICS, STRATEGIES
 from tests.conftest import ROOT, copy_project, run_karma

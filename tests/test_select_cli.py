@@ -22,7 +22,7 @@ from karma.pool.pool import load_pool
 from karma.potential.margins import POOLS, RANKED_AS, RANKINGS, compute_potential
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.vocabulary import METRICS
 from tests.conftest import ROOT
 

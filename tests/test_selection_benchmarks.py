@@ -21,9 +21,9 @@ from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_selections
 from karma.results.selections import show_selections
 from karma.results.study import collect_results
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.study.stages import STAGES, Job, find_job, list_jobs
 from karma.vocabulary import order_benchmarks
 from tests.study_files import make_experiment, write_study

@@ -40,7 +40,7 @@ from karma.self_play.prompts import split_prompts
 from karma.self_play.scorers import score_answers, score_by_instructions
 from karma.self_play.selection import add_margins, compute_token_margins, draw_places, find_best, take_pairs
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.chat_server import KEY, ChatServer
 from tests.conftest import CALL_LIMIT, ROOT, change_base, list_kept, start_child, wait_until
 from tests.self_play_round import open_tiny, play_round

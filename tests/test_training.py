@@ -12,8 +12,8 @@ from karma.errors import InputError
 from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
-from karma.statistics import compute_wilson
-from karma.study.settings import ModelSpec, Training
+from karma.statistics.intervals import compute_wilson
+from karma.study.sections import ModelSpec, Training
 from karma.training import health
 from karma.training.checks import check_pairs
 from karma.training.held_out import summarise_margins

@@ -13,7 +13,7 @@ from karma.models.load import load_model, load_tokenizer
 from karma.results.study import collect_results
 from karma.results.win_rates import show_win_rates
 from karma.study.experiment import load_experiment
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from karma.study.stages import STAGES, Job, list_jobs
 from tests.study_files import make_experiment, write_study
 

@@ -16,7 +16,7 @@ from karma.labels.length_control import PRIOR_SD, control_length
 from karma.labels.pairwise import read_reply
 from karma.labels.ratings import compute_ratings
 from karma.labels.win_rates import VERDICTS, combine_orders, compute_win_rates, name_verdicts
-from karma.statistics import compute_mean, compute_prompt_share
+from karma.statistics.intervals import compute_mean, compute_prompt_share
 
 FREE = {"calls": 0, "prompt_tokens": 0, "seconds": 0.0}
 

@@ -17,8 +17,8 @@ from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
 from karma.files import parse_yaml
 from karma.models.describe import build_spec
+from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import load_base
-from karma.study.settings import PACKAGED_ITEMS, HarnessTask
 from karma.vocabulary import BENCHMARKS
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from karma.errors import InputError
 from karma.files import check_file, load_json_lines
+from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import Experiment
-from karma.study.settings import PACKAGED_ITEMS, HarnessTask, ModelSpec, Settings
+from karma.study.sections import ModelSpec
+from karma.study.settings import Settings
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
 

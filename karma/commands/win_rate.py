@@ -17,7 +17,7 @@ from karma.errors import InputError, KarmaError
 from karma.labels.compared import SUFFIXES, Compared, load_prompts, load_responses
 from karma.labels.win_rates import check_sides
 from karma.study.experiment import load_base, load_experiment
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 
 def win_rate(

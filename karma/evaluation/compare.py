@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from karma.statistics import compute_mean, compute_wilson
+from karma.statistics.intervals import compute_mean, compute_wilson
 
 
 def build_score_frame(scores: dict) -> pd.DataFrame:

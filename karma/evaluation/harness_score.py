@@ -18,7 +18,7 @@ import numpy as np
 from karma.errors import InputError
 from karma.files import compute_digest
 from karma.scores.names import choose_metric
-from karma.study.settings import MEASURED, HarnessTask
+from karma.study.benchmark_settings import MEASURED, HarnessTask
 
 Config = dict[str, Any]
 BOOTSTRAPS = 1000  # draws for the standard error of a metric that is no mean; by the harness's own functions

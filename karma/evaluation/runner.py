@@ -32,7 +32,7 @@ from karma.evaluation.scoring import (
 )
 from karma.files import atomic_path, find_project_root, save_json
 from karma.models.ask import CachedModel
-from karma.study.settings import HarnessTask
+from karma.study.benchmark_settings import HarnessTask
 
 PROTOCOLS = ("answer", "logprob", "cloze")
 CORRECT = ANSWERS.get_field_index("correct")  # a share of an item where tasks are among the benchmarks, else 0, 1, 2...

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 
 
 def compute_copies(s_pref: pd.Series, models: Mapping[str, ModelSpec]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from karma.kinship.similarity import compute_profiles
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
-from karma.statistics import compute_mean
+from karma.statistics.intervals import compute_mean
 
 LIKE_SIZE = 1.2
 MAX_STEPS = 4

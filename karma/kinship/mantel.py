@@ -20,7 +20,8 @@ from scipy.special import ndtri
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
-from karma.statistics import ALPHA, POWER, adjust_holm
+from karma.statistics.intervals import ALPHA
+from karma.statistics.verdicts import POWER, adjust_holm
 
 MEDIUM_EFFECT = {"same developer": 0.5, "same family": 0.5, "size difference": 0.3}
 MAX_CELLS = 50_000_000  # permutations x pairs of models in one test

@@ -27,7 +27,7 @@ from karma.kinship.similarity import (
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import DECIMALS, compute_s_pref
 from karma.scores.table import ScoreTable
-from karma.statistics import quantiles
+from karma.statistics.intervals import quantiles
 from karma.strategies import choose_in_sets
 from karma.vocabulary import KINSHIP_STRATEGIES
 

@@ -17,7 +17,7 @@ import pandas as pd
 from karma.errors import InputError
 from karma.labels.comparisons import Comparisons
 from karma.labels.judgments import Judgments
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 
 COLUMNS = ["judge", "on", "n_comparisons", "n_votes", "agreement", "low", "high"]
 LABELS, LONGER, OTHER, ANOTHER = "S_pref", "the longer response", "the other judge", "another person"

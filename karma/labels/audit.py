@@ -26,7 +26,7 @@ from karma.files import atomic_path, compute_digest
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import to_hex
 from karma.scores.names import canonical_model_name
-from karma.statistics import compute_mean, compute_wilson
+from karma.statistics.intervals import compute_mean, compute_wilson
 from karma.vocabulary import STRATEGIES
 
 CEILING = "truth"  # in place of a strategy: the best response by the truth itself against the worst

@@ -23,7 +23,7 @@ from karma.errors import InputError
 from karma.labels.comparisons import Comparisons, cut_pairs
 from karma.pairs.calibration import VERSION, Calibration, HeldOut, Score, Term, compute_facts, predict
 from karma.pool.draws import compute_draws
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 
 HELD_OUT = 0.5  # share of prompts: fitting four coefficients needs fewer comparisons than judging them does
 EDGES = tuple(round(0.1 * k, 1) for k in range(11))

@@ -4,7 +4,7 @@ A comparison is a prompt with an unordered pair of models that both have a judge
 (Eq. 3); it is *decided* where the judged values differ by more than `tie` and the S_pref differ, and right where the
 judged one agrees: label accuracy = right / decided. The rest (judged ties, equal S_pref) is counted beside.
 Everything about a label hangs on the pair of models, so that a slice (by gap of S_pref, by kinship, by p_flip) is a set
-of pairs. Decision: intervals are clustered by prompt and by model (`karma.statistics.compute_comparison_share`).
+of pairs. Decision: intervals are clustered by prompt and by model (`compute_comparison_share`).
 Limit: S_pref and kinship are held fixed, as facts of these models; with others min and max would move.
 
 Paper: ours; Eq. 2 and 3 in section 2.4 make the labels.
@@ -21,7 +21,7 @@ import pandas as pd
 from karma.errors import InputError
 from karma.kinship.similarity import rank_pairs
 from karma.labels.judgments import Judgments
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 
 S_PREF_CUTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 KINSHIP_CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)

@@ -25,7 +25,7 @@ from karma.files import atomic_path, save_json
 from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens, compute_side_logps, tokenize_row
 from karma.pool.responses import list_responses
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 Row = dict[str, str]
 

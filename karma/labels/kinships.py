@@ -11,7 +11,7 @@ prompt that all three answered:
 
 The share of yes is .5 for a kinship that tells nothing; below .5 it tells the opposite. Where a kinship holds both for
 equally near it says nothing, and is not counted: `told` is how often it speaks. Decision: intervals are clustered by
-prompt and by model (`karma.statistics.compute_comparison_share`). Limits: shared words are not shared sense, and grow
+prompt and by model (`compute_comparison_share`). Limits: shared words are not shared sense, and grow
 with length; answers must be to other items than the responses, else behaviour is compared with itself.
 
 Paper: ours; its conclusion asks for kinship beyond scores.
@@ -33,7 +33,7 @@ from karma.kinship.similarity import compute_kinship
 from karma.labels.compared import read_rows
 from karma.labels.matching import compute_key
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 
 BY = ("score", "origin", "behaviour")
 QUESTIONS = {"responses": "the nearer kin's response is the closer one", "labels": "the label is right against the "

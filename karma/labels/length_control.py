@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from karma.statistics import compute_prompt_share, compute_wilson
+from karma.statistics.intervals import compute_prompt_share, compute_wilson
 
 PRIOR_SD = 2.5  # of the coefficients of length and difficulty, in log-odds
 

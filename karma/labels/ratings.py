@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from karma.labels.length_control import fit_logistic
-from karma.statistics import compute_interval, compute_prompt_share
+from karma.statistics.intervals import compute_interval, compute_prompt_share
 
 COLUMNS = ["model", "rating", "low", "high", "win_rate", "win_low", "win_high", "n_comparisons"]
 

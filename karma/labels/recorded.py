@@ -44,7 +44,7 @@ from karma.labels.sets import list_sets, measure_strategies, pick_all
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable
-from karma.study.settings import Labels as LabelSettings
+from karma.study.sections import Labels as LabelSettings
 
 TIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 FEW_MODELS = 30

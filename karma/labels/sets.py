@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 from karma.labels.audit import COLUMNS
 from karma.labels.comparisons import Comparisons, sum_clusters
 from karma.pool.draws import compute_draws
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 from karma.strategies import (
     RULES,
     SURE,

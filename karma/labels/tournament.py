@@ -23,7 +23,7 @@ from karma.labels.pairwise import JUDGE_PROMPT, judge_pair
 from karma.labels.ratings import compute_ratings
 from karma.labels.win_rates import UNREAD, check_sides, combine_orders, compute_win_rates
 from karma.models.ask import CachedModel
-from karma.statistics import compute_comparison_share
+from karma.statistics.intervals import compute_comparison_share
 from karma.study.escape import escape_markdown, quote_code, write_markdown
 
 LEAST_CONSISTENCY = 0.6  # below it the verdicts say more of the places than of the responses; ours

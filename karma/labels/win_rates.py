@@ -16,7 +16,7 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.labels.length_control import control_length
-from karma.statistics import compute_prompt_share
+from karma.statistics.intervals import compute_prompt_share
 
 ORDERS = ("ab", "ba")  # model_a's response first, or model_b's
 VERDICTS = ["prompt_id", "model_a", "model_b", "order", "p_first", "verdict", "reply"]

@@ -26,7 +26,7 @@ from karma.models.load import Specs
 from karma.models.placement import answer
 from karma.models.shards import Advance, Batch, Piece, Recipe, Share
 from karma.models.store import Record, open_store
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 
 class Sampling(Protocol):

@@ -19,7 +19,7 @@ from karma.models.load import (
     load_tokenizer,
 )
 from karma.models.placement import choose_place
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 
 @dataclass(frozen=True)

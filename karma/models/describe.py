@@ -11,7 +11,7 @@ from karma.errors import InputError
 from karma.files import cache_folder, load_json
 from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 
 
 def describe_model(models: Specs, name: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from karma.models.placement import answer, choose_place
 from karma.models.prefill import compute_choice_logits
 from karma.models.shards import Advance, Piece, Recipe, Share
 from karma.models.store import Record, open_store
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 JUDGE_PROMPT = """Rate how well the response answers the instruction, from 1 (useless) to 5 (excellent).
 

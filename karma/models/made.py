@@ -15,7 +15,7 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.files import atomic_path, cache_folder
-from karma.study.settings import PackagedName
+from karma.study.sections import PackagedName
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from karma.models.shards import (
     list_keys,
 )
 from karma.models.store import AnswerStore, MemoryStore
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 from karma.study.workers import connect
 
 N_TRIES = 3  # workers that a shard may cost

@@ -19,7 +19,7 @@ import pyarrow as pa
 from karma.pool.annotations import AnnotationTable
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, count_bytes
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 
 
 def compute_agreement(pairs: pa.Table, annotations: AnnotationTable, by_models: bool = False) -> pd.DataFrame:

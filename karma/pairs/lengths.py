@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from karma.pool.responses import count_characters
-from karma.statistics import compute_mean_of_sums, compute_wilson
+from karma.statistics.intervals import compute_mean_of_sums, compute_wilson
 
 Lengths = dict[str, float | int | None]
 

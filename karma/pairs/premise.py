@@ -35,7 +35,8 @@ from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws, compute_keys
 from karma.pool.pool import ResponsePool
 from karma.scores.table import ScoreTable
-from karma.statistics import ALPHA, POWER, adjust_holm, compute_mean
+from karma.statistics.intervals import ALPHA, compute_mean
+from karma.statistics.verdicts import POWER, adjust_holm
 
 MEASURES = UNITS | {"truth": "share of instructions"}
 RELATIONS = ("kinship", "s_pref")

@@ -32,7 +32,8 @@ from karma.errors import InputError
 from karma.pool.affinity import grade_text
 from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws
-from karma.statistics import ALPHA, adjust_holm, compute_interval, compute_mean, compute_needed_n, compute_p_value
+from karma.statistics.intervals import ALPHA, compute_interval, compute_mean, compute_p_value
+from karma.statistics.verdicts import adjust_holm, compute_needed_n
 
 UNITS = {"length": "doublings", "complexity": "school grades", "lexical": "share of words", "judge": "points",
          "embedding": "1 - cosine"}  # fmt: skip

@@ -23,7 +23,7 @@ from karma.models.judge import annotate, write_question
 from karma.models.load import Specs
 from karma.models.shards import Share
 from karma.pool.responses import list_responses
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 REPLY_TOKENS = 64  # new tokens of a judge that writes; it is asked for one
 

@@ -28,7 +28,7 @@ from karma.models.logprobs import SharedRow, TokenizedResponse, compute_row_logp
 from karma.models.placement import answer, choose_place
 from karma.models.shards import Advance, Piece, Recipe
 from karma.models.store import Record, open_store
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 GROUP_PAIRS = 16
 

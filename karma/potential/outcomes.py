@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.files import load_json
-from karma.statistics import compute_two_way, compute_wilson
+from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import START
@@ -142,7 +142,7 @@ def get_units(right: pd.DataFrame) -> np.ndarray:
 
 
 def compute_difference(right: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, float]:
-    """Return the mean of right minus baseline, paired by pair or item and by seed (`karma.statistics.compute_two_way`).
+    """Return the mean of right minus baseline, paired by pair or item and by seed (`compute_two_way`).
 
     Args:
         right, baseline: from `compute_outcomes`; without a baseline everything is NaN.

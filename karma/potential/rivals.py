@@ -20,7 +20,8 @@ from karma.potential.outcomes import (
     get_units,
     split_benchmarks,
 )
-from karma.statistics import compute_slopes, compute_two_way, judge_family
+from karma.statistics.intervals import compute_slopes, compute_two_way
+from karma.statistics.verdicts import judge_family
 
 PLACE = ["policy", "strategy", "method"]
 TESTED = ["value", "low", "high", "n", "p_holm", "verdict"]

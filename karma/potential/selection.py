@@ -62,7 +62,7 @@ def select_pairs(
         >>> from karma.pairs.build import build_pairs
         >>> from karma.pool.pool import load_pool
         >>> from karma.scores.read import load_score_table
-        >>> from karma.study.settings import ModelSpec
+        >>> from karma.study.sections import ModelSpec
         >>> tiny = ModelSpec.model_validate({"random": {"hidden_size": 32, "layers": 1, "heads": 2}}).model_dump()
         >>> rows = [{"source": "s", "instruction": f"{k}?", "completions": [
         ...     {"model": m, "response": f"{m} says {k}"} for m in ("gpt-4", "bard", "alpaca-7b")]} for k in range(5)]

@@ -4,7 +4,7 @@ Held-out pairs are the same for all selections of a pair set, so two trainings a
 held-out pairs whose chosen response training moved the policy towards, and its difference from `random` at the same
 ratio, method and seed; where a study asks them, items of benchmarks in the same way (`karma.potential.outcomes`).
 Decision: intervals are over the held-out pairs, or items, and, where several were trained, over the seeds
-(`karma.statistics.compute_two_way`). Limit: with one seed the noise of training itself is in none of them.
+(`compute_two_way`). Limit: with one seed the noise of training itself is in none of them.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from karma.potential.outcomes import (
     split_benchmarks,
 )
 from karma.potential.selection import gather_candidates
-from karma.statistics import compute_spearman
+from karma.statistics.intervals import compute_spearman
 from karma.vocabulary import METRICS
 
 N_PERMUTATIONS = 400  # behind an overlap by chance

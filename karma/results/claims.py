@@ -27,7 +27,8 @@ from karma.results.published import compute_size
 from karma.results.study import Study
 from karma.scores.normalise import compute_normalized
 from karma.scores.table import ScoreTable
-from karma.statistics import SMALLEST, adjust_holm, compute_needed_n, compute_wilson, judge, quantiles
+from karma.statistics.intervals import compute_wilson, quantiles
+from karma.statistics.verdicts import SMALLEST, adjust_holm, compute_needed_n, judge
 from karma.vocabulary import BASELINE, CONTROLS, KINSHIP_STRATEGIES, RIVALS, START, title_of
 
 N_DRAWS = 500  # redrawn score tables behind an interval of RQ1 and RQ4

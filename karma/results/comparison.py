@@ -16,7 +16,7 @@ from karma.results.published import load_published
 from karma.results.study import Study
 from karma.results.tables import Table, build_plain, build_table2, build_table3, build_table4
 from karma.scores.names import canonical_model_name
-from karma.statistics import adjust_holm
+from karma.statistics.verdicts import adjust_holm
 from karma.vocabulary import title_of
 
 PAPER_POLICIES = {  # the paper's spelling, which names a model that does not exist

@@ -21,7 +21,7 @@ from karma.figures.style import save_figure
 from karma.labels.audit import CEILING
 from karma.pairs.pairs import load_pairs, split_pairs
 from karma.results.tables import Table, build_plain
-from karma.statistics import compute_two_way, compute_wilson
+from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import title_of, title_strategy

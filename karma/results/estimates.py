@@ -3,7 +3,7 @@
 Every quantity that the results show is a weighted sum of scores, sum_r w_r v_r over runs r. Where the answers are on
 disk its variance is that of the weighted answers over the items (items are shared by the runs, so this is a paired
 comparison); where several seeds were trained, the variance between seeds is added, with Satterthwaite's degrees of
-freedom, less what both hold (`karma.statistics.compute_two_way`). Without answers (the published study) a difference
+freedom, less what both hold (`compute_two_way`). Without answers (the published study) a difference
 is computed as if runs were independent, and a mean as if they failed on the same items: both too wide rather than too
 narrow; where the number of items is unknown there is no interval. Limit: with one seed the noise of training itself is
 not in the interval, and every sentence made from it says so.
@@ -17,7 +17,7 @@ import pandas as pd
 from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
-from karma.statistics import combine_variances, compute_interval, compute_p_value, split_variance
+from karma.statistics.intervals import combine_variances, compute_interval, compute_p_value, split_variance
 from karma.vocabulary import START
 
 CELL = ["policy", "strategy", "method", "benchmark"]

@@ -18,7 +18,7 @@ from karma.results.published import MOST_ITEMS, find_items, load_printed, normal
 from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable, load_benchmarks
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 from karma.strategies import build_sets, choose_in_sets
 from karma.study.experiment import load_base
 

@@ -19,7 +19,7 @@ from scipy import stats
 from karma.results.study import RESULT_COLUMNS, RUN_KEYS, Study
 from karma.scores.read import load_score_table
 from karma.scores.table import load_benchmarks
-from karma.statistics import ALPHA
+from karma.statistics.intervals import ALPHA
 
 MOST_ITEMS = 5000  # counts tried; of 10,000 items every four-digit number is a fraction
 LEAST_SHARE = 2 / 3  # of a group's values that a count must explain

@@ -17,7 +17,8 @@ from scipy.stats import chi2, f
 
 from karma.results.study import Study
 from karma.results.tables import Table, build_plain
-from karma.statistics import ALPHA, adjust_holm, judge
+from karma.statistics.intervals import ALPHA
+from karma.statistics.verdicts import adjust_holm, judge
 from karma.vocabulary import BASELINE, START
 
 SMALLEST_LOG = 0.1  # a spread a tenth smaller or larger, or less, is no difference

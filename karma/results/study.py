@@ -21,8 +21,9 @@ from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, describe_benchmarks, load_benchmarks
+from karma.study.benchmark_settings import MEASURED, PACKAGED_ITEMS, name_benchmark
 from karma.study.experiment import Experiment
-from karma.study.settings import MEASURED, PACKAGED_ITEMS, Settings, name_benchmark
+from karma.study.settings import Settings
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import START, order_benchmarks, title_of, title_strategy
 

@@ -18,7 +18,7 @@ from karma.results.estimates import compute_chance
 from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import load_benchmarks
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 from karma.study.escape import (
     escape_formula,
     escape_frame,

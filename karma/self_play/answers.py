@@ -11,7 +11,7 @@ from typing import Any
 from karma.files import load_json, save_json
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.load import Specs
-from karma.study.settings import Compute, SelfPlay
+from karma.study.sections import Compute, SelfPlay
 
 
 def sample_answers(

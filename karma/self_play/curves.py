@@ -12,7 +12,8 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.statistics import SMALLEST, compute_mean, compute_slopes, judge_family
+from karma.statistics.intervals import compute_mean, compute_slopes
+from karma.statistics.verdicts import SMALLEST, judge_family
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 

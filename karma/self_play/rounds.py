@@ -40,9 +40,9 @@ from karma.self_play.selection import (
     find_best,
     take_pairs,
 )
-from karma.statistics import compute_mean, compute_wilson
+from karma.statistics.intervals import compute_mean, compute_wilson
 from karma.study.fingerprint import compute_code
-from karma.study.settings import Compute, SelfPlay, Training
+from karma.study.sections import Compute, SelfPlay, Training
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from karma.evaluation.prompts import Prompt
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
 from karma.self_play.answers import remember
-from karma.study.settings import Compute, SelfPlay
+from karma.study.sections import Compute, SelfPlay
 
 
 def score_answers(

@@ -20,7 +20,7 @@ from karma.models.load import Specs
 from karma.pairs.pairs import PairSet
 from karma.potential.logps import measure_logps
 from karma.potential.margins import compute_potential
-from karma.study.settings import Compute
+from karma.study.sections import Compute
 
 MARGINS = ("explicit_margin", "implicit_margin", "potential")
 BATCH_TOKENS = 1024  # a forward pass

@@ -20,7 +20,7 @@ import yaml
 from karma.errors import InputError
 from karma.files import compute_digest
 from karma.study.experiment import Experiment
-from karma.study.settings import Resources
+from karma.study.sections import Resources
 from karma.study.stages import STAGES, Job
 
 PROFILES = Path(__file__).parent / "profiles"

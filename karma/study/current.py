@@ -23,10 +23,11 @@ from typing import Any
 
 from karma.errors import InputError, KarmaError
 from karma.files import compute_file_digest, remove_leftovers, save_if_changed
+from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.fingerprint import compute_stage_code, find_changed_code
 from karma.study.progress import console
-from karma.study.settings import PACKAGED_ITEMS, PLACEMENT
+from karma.study.sections import PLACEMENT
 from karma.study.stages import STAGES, Job, list_jobs
 
 Seen = list[int]  # size in bytes and time in nanoseconds; a folder's files one after the other

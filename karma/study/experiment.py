@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from karma.errors import InputError, quote
 from karma.files import find_project_root, load_yaml
-from karma.study.settings import ModelSpec, Settings
+from karma.study.sections import ModelSpec
+from karma.study.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,8 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.study.experiment import Experiment, View
-from karma.study.settings import Pool, SelfPlay, Settings
+from karma.study.sections import Pool, SelfPlay
+from karma.study.settings import Settings
 from karma.vocabulary import START
 
 Params = dict[str, str]

@@ -20,7 +20,7 @@ from karma.files import load_json
 from karma.models.logprobs import HEAD_CHUNK, tokenize_response
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
-from karma.study.settings import Training
+from karma.study.sections import Training
 from karma.training.trainers import (
     check_method,
     choose_weights_dtype,

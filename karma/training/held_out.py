@@ -19,7 +19,7 @@ from karma.files import load_json
 from karma.models.frozen import States, keep_frozen
 from karma.models.load import Specs, add_trained, load_model
 from karma.models.logprobs import compute_pair_logps
-from karma.statistics import compute_wilson
+from karma.statistics.intervals import compute_wilson
 
 
 def load_both(models: Specs, policy: str, folder: Path, dtype: str, device: str) -> Iterator[tuple[str, Any]]:

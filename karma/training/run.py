@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
-from karma.study.settings import Compute, Training
+from karma.study.sections import Compute, Training
 from karma.training.progress import LiveView
 from karma.training.trainers import (
     build_dataset,

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from karma.errors import InputError, KarmaError
 from karma.pairs.pairs import CONFIDENCE
-from karma.study.settings import Lora, Training
+from karma.study.sections import Lora, Training
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

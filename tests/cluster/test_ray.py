@@ -16,7 +16,7 @@ from karma.models.placement import N_TRIES, answer_by_ray, choose_place
 from karma.models.shards import Piece, Recipe, cut_shards
 from karma.models.store import AnswerStore
 from karma.potential.logps import measure_logps
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.chat_server import KEY, TINY
 from tests.conftest import ROOT, change_base, list_kept, wait_until
 from tests.test_rate import ROWS

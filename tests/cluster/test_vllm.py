@@ -12,7 +12,7 @@ from karma.files import find_project_root
 from karma.models.ask import CachedModel, ask, sample_responses
 from karma.models.made import prepare_packaged
 from karma.models.worker import PYTHON, find_python
-from karma.study.settings import ModelSpec
+from karma.study.sections import ModelSpec
 from tests.conftest import change_base
 
 pytestmark = pytest.mark.heavy  # minutes of a real model
