@@ -17,7 +17,7 @@ import numpy as np
 
 from karma.errors import InputError
 from karma.files import compute_digest
-from karma.scores.names import choose_metric
+from karma.scores.metrics import choose_metric
 from karma.study.benchmark_settings import MEASURED, HarnessTask
 
 Config = dict[str, Any]

@@ -32,6 +32,7 @@ from karma.kinship.lineage import compute_data_kinship, compute_origin_kinship, 
 from karma.kinship.similarity import compute_kinship
 from karma.labels.compared import read_rows
 from karma.labels.matching import compute_key
+from karma.pool.words import list_words, share_words
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
 from karma.statistics.intervals import compute_comparison_share
 
@@ -78,12 +79,12 @@ def build_outcomes(
     n_prompts, n = values.shape
     closeness, right = np.full((2, n_prompts, n, n), np.nan)
     words = [[None] * n] * n_prompts if texts is None else [
-        [frozenset(t.casefold().split()) if isinstance(t, str) else None for t in row] for row in texts
+        [list_words(text) if isinstance(text, str) else None for text in row] for row in texts
     ]  # fmt: skip
     score = s_pref.to_numpy(float)
     for i in range(n):
         for j in range(i):
-            own = [_share_words(row[i], row[j]) for row in words]
+            own = [_share(row[i], row[j]) for row in words]
             closeness[:, i, j] = closeness[:, j, i] = own
             gap = (values[:, i] - values[:, j]) * np.sign(score[i] - score[j])
             told = np.where(np.abs(gap) > tie, gap > 0, np.nan)
@@ -92,10 +93,8 @@ def build_outcomes(
     return Outcomes([str(name) for name in s_pref.index], places, closeness, right)
 
 
-def _share_words(one: frozenset[str] | None, other: frozenset[str] | None) -> float:
-    if one is None or other is None or not one | other:
-        return np.nan
-    return len(one & other) / len(one | other)
+def _share(one: frozenset[str] | None, other: frozenset[str] | None) -> float:
+    return share_words(one, other) if one is not None and other is not None and one | other else np.nan
 
 
 def list_kinships(

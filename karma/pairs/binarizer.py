@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 
 from karma.errors import InputError
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import OVERLAP_SCHEMA, PAIR_SCHEMA
+from karma.pairs.left_out import LeftOut
+from karma.pairs.masks import bar_rows, drop_pairs, keep_shared, part_masks
+from karma.pairs.pairs import PAIR_SCHEMA
 from karma.pairs.rules import Rules, build_origins
 from karma.pool.affinity import Traits, measure_complexity
 from karma.pool.draws import compute_draws, compute_keys
-from karma.pool.duplicates import Duplicates, find_duplicates, sign_prompts
+from karma.pool.duplicates import find_duplicates, sign_prompts
 from karma.pool.parts import QUESTIONS
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import BYTES_PER_TOKEN, ResponseBatch, count_bytes, count_characters, get_questions, to_hex
+from karma.pool.words import list_words, share_words
 from karma.scores.names import canonical_model_name
 from karma.scores.table import ScoreTable
 from karma.strategies import (
@@ -49,7 +52,7 @@ class Binarizer:
         strategies: in the order of the tables yielded.
         books: strategy -> its accounting so far.
         truthfulqa: TruthfulQA's questions in the pool, where its rows are to be dropped.
-        duplicates: which of the rows to come nearly repeat another, where those are to be dropped.
+        left_out: finds and lists what decontamination and near-duplicates leave out.
     """
 
     scores: ScoreTable | None
@@ -58,7 +61,7 @@ class Binarizer:
     match_rows: bool = False
     books: dict[str, Accounting] = field(init=False)
     truthfulqa: set[str] = field(init=False, default_factory=set)
-    duplicates: Duplicates | None = field(init=False, default=None)
+    left_out: LeftOut = field(init=False)
 
     def __post_init__(self) -> None:
         for strategy in self.strategies:
@@ -74,7 +77,7 @@ class Binarizer:
         self._check_confidence()
         self._excluded = {canonical_model_name(m) for m in self.rules.excluded_origin_models}
         self._contaminated = {_normalize(text) for text in self.rules.contaminated}
-        self._overlaps: list[pa.Table] = []
+        self.left_out = LeftOut(self.rules)
 
     def _check_confidence(self) -> None:
         """Raise where a strategy or a rule needs the sampling error of scores whose number of items is unknown."""
@@ -92,7 +95,7 @@ class Binarizer:
         if self.rules.drop_truthfulqa:
             self.truthfulqa = find_truthfulqa(pool.read(QUESTIONS), pool.name)
         if self.rules.near_duplicates is not None:
-            self.duplicates = find_duplicates(map(sign_prompts, pool.batches()), self.rules.near_duplicates)
+            self.left_out.duplicates = find_duplicates(map(sign_prompts, pool.batches()), self.rules.near_duplicates)
         for batch in pool.batches(self.annotation):
             yield self.binarize(batch)
 
@@ -111,27 +114,17 @@ class Binarizer:
         books, self.books = self.books, {s: Accounting(s) for s in self.strategies}
         return books
 
-    @property
-    def lists_overlaps(self) -> bool:
-        """Tell whether decontamination or near-duplicates are asked for."""
-        return self.rules.decontaminate is not None or self.rules.near_duplicates is not None
-
-    def take_overlaps(self) -> pa.Table | None:
-        """Return what they left out since this was last asked, in OVERLAP_SCHEMA; None where they are not asked for."""
-        found, self._overlaps = self._overlaps, []
-        return pa.concat_tables([OVERLAP_SCHEMA.empty_table(), *found]) if self.lists_overlaps else None
-
     def binarize(self, batch: ResponseBatch) -> dict[str, pa.Table]:
         """Decide one batch, and enter it in the books; batches come in the pool's order."""
         unused, models = self._sort_out(batch)
         usable = np.flatnonzero(~np.logical_or.reduce(list(unused.values())))
         candidates = self._list_candidates(batch, usable, models[usable])
-        barred = _part(self._bar_rows(batch))
+        barred = part_masks(self._bar_rows(batch))
         own = {s: self._rate(s, batch, usable, candidates) for s in self.strategies}
         choices = {s: self._filter(batch, usable, self._choose(s, own[s])) for s in self.strategies}
-        choices = {s: _bar(choice, barred, batch.n_rows) for s, choice in choices.items()}
+        choices = {s: bar_rows(choice, barred, batch.n_rows) for s, choice in choices.items()}
         if self.match_rows:
-            choices = _match(choices, batch.n_rows)
+            choices = keep_shared(choices, batch.n_rows)
         for strategy, choice in choices.items():
             self._enter(strategy, batch, unused, own[strategy], choice)
         return {s: self._build_table(s, batch, usable, own[s], choice) for s, choice in choices.items()}
@@ -188,9 +181,9 @@ class Binarizer:
         taken = np.logical_or.reduce(list(masks.values()))
         if self.rules.decontaminate is not None:
             asked = np.flatnonzero(~taken)
-            masks["benchmark_response"] = self._find_shared(batch, "benchmark_response", asked)
+            masks["benchmark_response"] = self.left_out.find_shared(batch, "benchmark_response", asked)
             taken |= masks["benchmark_response"]
-        masks = _part(masks)
+        masks = part_masks(masks)
         models = np.array([self.origins.position.get(n, -1) for n in batch.model_names] + [-1])[batch.model]
         unknown = np.flatnonzero(~taken & (models < 0))
         if self.origins.known and len(unknown):
@@ -221,42 +214,11 @@ class Binarizer:
                 barred[reason] = np.fromiter((t in known for t in texts), bool, batch.n_rows)
         if self.rules.decontaminate is not None:
             asked = np.flatnonzero(~np.logical_or.reduce(list(barred.values())))
-            barred["benchmark_prompt"] = self._find_shared(batch, "benchmark_prompt", asked)
-        if self.duplicates is not None:
-            own, taken = self.duplicates.cut(0, batch.n_rows), np.logical_or.reduce(list(barred.values()))
-            self.duplicates = self.duplicates.cut(batch.n_rows, len(self.duplicates.overlap))
-            barred["near_duplicate"] = np.isfinite(own.overlap)
-            rows = np.flatnonzero(barred["near_duplicate"] & ~taken)
-            self._list(batch, "near_duplicate", rows, None, own.overlap[rows], duplicate_of=to_hex(own.of[rows]))
+            barred["benchmark_prompt"] = self.left_out.find_shared(batch, "benchmark_prompt", asked)
+        if self.rules.near_duplicates is not None:
+            taken = np.logical_or.reduce(list(barred.values()))
+            barred["near_duplicate"] = self.left_out.find_duplicates(batch, taken)
         return barred
-
-    def _find_shared(self, batch: ResponseBatch, reason: str, asked: np.ndarray) -> np.ndarray:
-        """Tell which prompts or responses share a run of words with a benchmark's item, of those asked; list them."""
-        items = self.rules.decontaminate
-        assert items is not None
-        texts = batch.instruction if reason == "benchmark_prompt" else batch.response
-        found = items.find(texts.take(pa.array(asked)))
-        hit = asked[found.text]
-        rows, responses = (hit, None) if reason == "benchmark_prompt" else (batch.row[hit], hit)
-        where = {name: pa.array([names[i] for i in found.item], pa.string())
-                 for name, names in (("benchmark", items.benchmarks), ("item", items.names))}  # fmt: skip
-        self._list(batch, reason, rows, responses, found.overlap, **where)
-        mask = np.zeros(len(texts), bool)
-        mask[hit] = True
-        return mask
-
-    def _list(
-        self, batch: ResponseBatch, reason: str, rows: np.ndarray, responses: np.ndarray | None, overlap: np.ndarray,
-        **where: pa.Array,
-    ) -> None:  # fmt: skip
-        columns = {
-            "reason": pa.repeat(pa.scalar(reason), len(rows)), "row_id": to_hex(batch.row_digest[rows]),
-            "overlap": pa.array(overlap, pa.float64()), **where,
-        }  # fmt: skip
-        if responses is not None:
-            columns["response_id"] = to_hex(batch.response_digest[responses])
-        nothing = pa.nulls(len(rows), pa.string())
-        self._overlaps.append(pa.table([columns.get(name, nothing) for name in OVERLAP_SCHEMA.names], OVERLAP_SCHEMA))
 
     def _choose(self, strategy: str, candidates: Candidates) -> Choice:
         rules, origins = self.rules, self.origins
@@ -268,7 +230,7 @@ class Binarizer:
             return choice
         sure = self._compute_confidence(candidates, choice)
         assert sure is not None, "checked before a row was read"
-        return _drop(choice, {"unsure_label": sure < rules.min_confidence}, candidates.n_rows)
+        return drop_pairs(choice, {"unsure_label": sure < rules.min_confidence}, candidates.n_rows)
 
     def _compute_confidence(self, candidates: Candidates, choice: Choice) -> np.ndarray | None:
         lengths = candidates.length
@@ -282,14 +244,19 @@ class Binarizer:
         texts = batch.response.take(chosen), batch.response.take(rejected)
         masks = {"identical_responses": pc.equal(*texts).to_numpy(zero_copy_only=False)}
         if self.rules.near_identical is not None:
-            overlap = np.array([_overlap(a, b) for a, b in zip(*(t.to_pylist() for t in texts), strict=True)])
+            overlap = np.array(
+                [
+                    share_words(list_words(a), list_words(b))
+                    for a, b in zip(*(t.to_pylist() for t in texts), strict=True)
+                ]
+            )
             masks["near_identical_responses"] = overlap >= self.rules.near_identical
         if self.rules.same_system_prompt:
             prompts = batch.system_prompt.fill_null("")
             masks["differing_system_prompt"] = pc.not_equal(prompts.take(chosen), prompts.take(rejected)).to_numpy(
                 False
             )
-        return _drop(choice, masks, batch.n_rows)
+        return drop_pairs(choice, masks, batch.n_rows)
 
     def _enter(
         self,
@@ -350,45 +317,6 @@ def find_truthfulqa(batches: Iterable[pa.RecordBatch], where: str) -> set[str]:
     return found
 
 
-def _part(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Let each entry count for the first reason that applies."""
-    found: dict[str, np.ndarray] = {}
-    for reason, mask in masks.items():
-        found[reason] = mask & ~np.logical_or.reduce([*found.values(), np.zeros_like(mask)])
-    return found
-
-
-def _bar(choice: Choice, barred: dict[str, np.ndarray], n_rows: int) -> Choice:
-    """Give barred rows their own reason, before any other; the masks do not overlap."""
-    taken = np.logical_or.reduce([*barred.values(), np.zeros(n_rows, bool)])
-    kept = ~taken[choice.row]
-    dropped = {k: mask & ~taken for k, mask in choice.dropped.items()} | barred
-    return Choice(choice.row[kept], choice.chosen[kept], choice.rejected[kept], dropped)
-
-
-def _drop(choice: Choice, masks: dict[str, np.ndarray], n_rows: int) -> Choice:
-    """Drop pairs under the masks (one entry a pair), each for the first reason that applies."""
-    dropped, kept = dict(choice.dropped), np.ones(len(choice.row), bool)
-    for reason, mask in masks.items():
-        dropped[reason] = np.zeros(n_rows, bool)
-        dropped[reason][choice.row[mask & kept]] = True
-        kept &= ~mask
-    return replace(
-        choice,
-        row=choice.row[kept],
-        chosen=choice.chosen[kept],
-        rejected=choice.rejected[kept],
-        dropped=dropped,
-    )
-
-
-def _match(choices: dict[str, Choice], n_rows: int) -> dict[str, Choice]:
-    """Keep the rows that every strategy kept."""
-    kept_by = [np.bincount(choice.row, minlength=n_rows) for choice in choices.values()]
-    alone = np.sum(kept_by, axis=0) < len(choices)
-    return {s: _drop(choice, {"not_shared": alone[choice.row]}, n_rows) for s, choice in choices.items()}
-
-
 def _as_messages(role: str, texts: pa.Array) -> pa.Array:
     roles = pa.repeat(pa.scalar(role), len(texts))
     messages = pa.StructArray.from_arrays([roles, texts], names=["role", "content"])
@@ -402,8 +330,3 @@ def _is_blank(texts: pa.Array) -> np.ndarray:
 
 def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _overlap(first: str, second: str) -> float:
-    a, b = set(first.casefold().split()), set(second.casefold().split())
-    return len(a & b) / len(a | b) if a | b else 1.0

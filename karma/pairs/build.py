@@ -80,7 +80,7 @@ def build_pair_sets(
         for strategy, table in tables.items():
             parts[strategy].append(table)
     _record_settings(binarizer, pool)
-    overlaps = binarizer.take_overlaps()
+    overlaps = binarizer.left_out.take()
     return {s: PairSet(pa.concat_tables(parts[s]), binarizer.books[s], overlaps) for s in strategies}
 
 
@@ -123,7 +123,7 @@ def save_pair_sets(
             save_parts(binarizer, pool, targets, progress, engine=engine, cores=cores, address=address)
         else:
             for tables in binarizer.run(pool):
-                overlaps = binarizer.take_overlaps()
+                overlaps = binarizer.left_out.take()
                 for strategy, table in tables.items():
                     targets[strategy].write(table)
                     targets[strategy].list_overlaps(overlaps)

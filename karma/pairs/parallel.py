@@ -153,9 +153,9 @@ def share_duplicates(work: Callable[..., Any], signed: list[Signed], threshold: 
 def make_pairs(job: Job, part: Part, truthfulqa: Iterable[str] = (), duplicates: Duplicates | None = None) -> PartPairs:
     """Make a part's pairs, a file a strategy in a folder of its own, so that a second attempt disturbs no first one."""
     binarizer, folder = job.binarizer, Path(tempfile.mkdtemp(dir=job.spool))
-    binarizer.truthfulqa, binarizer.duplicates = set(truthfulqa), duplicates
+    binarizer.truthfulqa, binarizer.left_out.duplicates = set(truthfulqa), duplicates
     binarizer.take_books()
-    binarizer.take_overlaps()  # of an attempt that failed
+    binarizer.left_out.take()  # of an attempt that failed
     files = {strategy: PairFile(folder / f"{strategy}.parquet") for strategy in binarizer.strategies}
     for rows in part.read(binarizer.annotation):
         for strategy, table in binarizer.binarize(build_batch(rows, binarizer.annotation, job.pool)).items():
@@ -163,7 +163,7 @@ def make_pairs(job: Job, part: Part, truthfulqa: Iterable[str] = (), duplicates:
     for file in files.values():
         file.close()
     made = {s: PairPart(f.path, f.facts, f.lengths) for s, f in files.items()}
-    return PartPairs(binarizer.take_books(), made, binarizer.take_overlaps())
+    return PartPairs(binarizer.take_books(), made, binarizer.left_out.take())
 
 
 def _cut(pool: ResponsePool, n_workers: int) -> Iterator[Part]:

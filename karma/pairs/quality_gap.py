@@ -32,6 +32,7 @@ from karma.errors import InputError
 from karma.pool.affinity import grade_text
 from karma.pool.annotations import AnnotationTable
 from karma.pool.draws import compute_draws
+from karma.pool.words import list_words, share_words
 from karma.statistics.intervals import ALPHA, compute_interval, compute_mean, compute_p_value
 from karma.statistics.verdicts import adjust_holm, compute_needed_n
 
@@ -69,7 +70,7 @@ def compute_gaps(
     counts = np.array([[max(len(w), 1) for w in side] for side in words], float).reshape(2, -1)
     gaps = {
         "length": np.abs(np.log2(counts[0] / counts[1])),
-        "lexical": np.array([_unlike(a, b) for a, b in zip(*words, strict=True)]),
+        "lexical": np.array([1 - share_words(*map(list_words, both)) for both in zip(chosen, rejected, strict=True)]),
     }
     if has_readability():
         grades = {text: grade_text(text) for text in {*chosen, *rejected}}
@@ -173,11 +174,6 @@ def _judge(row: Mapping[str, Any], n_tests: int) -> dict[str, Any]:
 def _by_row(values: pd.Series) -> pd.Series:
     """One value a prompt: the mean of those of a repeated row."""
     return values.groupby(level=0).mean()
-
-
-def _unlike(first: list[str], second: list[str]) -> float:
-    a, b = {w.casefold() for w in first}, {w.casefold() for w in second}
-    return 1 - len(a & b) / len(a | b) if a | b else 0.0
 
 
 def _cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:

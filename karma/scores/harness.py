@@ -1,10 +1,10 @@
 """Scores out of the result files of evaluation harnesses: lm-evaluation-harness, lighteval, and this kit's own.
 
 Each file is one model's. Every metric becomes a column `task/metric`, so that a column map may name any of them;
-without one, a task's usual metric is taken (`karma.scores.names`) and shown. A group that has a score of its own stands
-for its subtasks. A task that models answered on other items, by another version or with other shots, is refused: such
-scores are not comparable. Limit: of several files with one model's task the last by name counts, as both harnesses
-name files by date; subtasks whose group has no score stay benchmarks of their own.
+without one, a task's usual metric is taken (`karma.scores.metrics`) and shown. A group that has a score of its own
+stands for its subtasks. A task that models answered on other items, by another version or with other shots, is
+refused: such scores are not comparable. Limit: of several files with one model's task the last by name counts, as
+both harnesses name files by date; subtasks whose group has no score stay benchmarks of their own.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 from karma.errors import InputError
 from karma.files import load_json
 from karma.scores.columns import Column, ColumnMap
-from karma.scores.names import choose_metric
+from karma.scores.metrics import choose_metric
 from karma.scores.understand import UNSTATED, load_catalogue, simplify
 
 FILES = ("results*.json", "scores.json")
