@@ -8,6 +8,7 @@ in the files' own formats: 8 strategies x 2 methods x seeds, each with 300 answe
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,7 @@ def measure_selection(folder: Path, n: int) -> tuple[float, float]:
 
 def measure_report(folder: Path, n_seeds: int) -> tuple[float, float]:
     from karma.study.experiment import load_experiment
+    from karma.study.stages import list_jobs
     from tests import study_files
 
     study_files.N_ITEMS = N_ANSWERS
@@ -81,7 +83,12 @@ def measure_report(folder: Path, n_seeds: int) -> tuple[float, float]:
     file.write_text(yaml.safe_dump({k: v for k, v in settings.items() if k not in ("potential", "self_play")}))
     experiment = load_experiment(file)
     study_files.write_study(experiment)
-    return run("notebook", "06_results", file)
+    for folder in (path for job in list_jobs(experiment) for path in job.products if not path.suffix):
+        folder.mkdir(parents=True, exist_ok=True)  # of weights, which no result reads
+    try:
+        return run("notebook", "06_results", file)
+    finally:
+        shutil.rmtree(experiment.outputs)
 
 
 def main() -> int:
