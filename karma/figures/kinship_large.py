@@ -51,7 +51,7 @@ def plot_branches(tree: LargeTree, titles: pd.Series, cut: float) -> list[Axes]:
     right.yaxis.tick_right()
     right.set_yticks(np.arange(len(rows)), rows)
     right.tick_params(which="both", length=0)
-    right.set_title("b  Mean min-max scores; models, and one", loc="left", fontweight="bold")
+    right.set_title("b  Mean min-max scores; n models, an example", loc="left", fontweight="bold")
     return [left, right]
 
 
