@@ -28,7 +28,7 @@ def plot_kinships(found: pd.DataFrame) -> list[Axes]:
         n = int(rows["n_comparisons"].max())
         for place, (_, row) in enumerate(rows.iterrows()):
             if not row["told"] > 0:
-                axes.text(0.5, place, "nothing to compare" if not n else "not known, or equal for all", fontsize=7, va="center",
+                axes.text(0.5, place, "nothing to compare" if not n else "not known, or equal for all", fontsize=8, va="center",
                           ha="center", backgroundcolor="white")  # fmt: skip
                 continue
             look = row_style(BY.index(row["by"]))
