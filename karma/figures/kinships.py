@@ -28,8 +28,8 @@ def plot_kinships(found: pd.DataFrame) -> list[Axes]:
         n = int(rows["n_comparisons"].max())
         for place, (_, row) in enumerate(rows.iterrows()):
             if not row["told"] > 0:
-                axes.text(0.5, place, "nothing to compare" if not n else "not known, or equal for all", fontsize=8, va="center",
-                          ha="center", backgroundcolor="white")  # fmt: skip
+                said = "nothing to compare" if not n else "not known, or equal for all"
+                axes.text(0.5, place, said, fontsize=8, va="center", ha="center", backgroundcolor="white")
                 continue
             look = row_style(BY.index(row["by"]))
             axes.hlines(place, row["low"], row["high"], color=look["color"], linewidth=2)
@@ -40,7 +40,8 @@ def plot_kinships(found: pd.DataFrame) -> list[Axes]:
         axes.set_title(TITLES[str(question)], loc="left", fontweight="bold")
         axes.set_xlim(0, 1)
         axes.set_xlabel(
-            f"share of yes in {n:,} comparisons\n({rows['n_models'].iloc[0]} models, {rows['n_prompts'].max():,} prompts)"
+            f"share of yes in {n:,} comparisons\n"
+            f"({rows['n_models'].iloc[0]} models, {rows['n_prompts'].max():,} prompts)"
         )
         axes.grid(False, axis="y")
     grid[0].set_yticks(np.arange(len(kinds)), [f"{by}: {name.replace('_', ' ')}" for by, name in kinds])

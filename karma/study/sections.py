@@ -3,7 +3,7 @@
 They have no defaults but for `ModelSpec`, whose fields exclude each other: values stand in params/base.yaml.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -210,9 +210,13 @@ class Lora(Strict):
     last_layers: Count
 
 
-class Simpo(Strict):
-    """SimPO's own two numbers (its beta is not DPO's)."""
+Rate = Annotated[float, Field(gt=0, lt=1)]  # a learning rate
 
+
+class Simpo(Strict):
+    """SimPO's own numbers (its beta is not DPO's)."""
+
+    learning_rate: Rate
     beta: float = Field(gt=0, le=10**6)
     gamma_ratio: float = Field(ge=0, le=10**6, description="target margin / beta")
 
@@ -224,7 +228,7 @@ class Training(Strict):
     per_device_batch_size: Count
     gradient_accumulation: Count
     devices: Count
-    learning_rate: float = Field(gt=0, lt=1)
+    learning_rate: Rate
     warmup_steps: int = Field(ge=0, le=10**9)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     max_length: int = Field(ge=16, le=10**9)
@@ -255,6 +259,20 @@ class Training(Strict):
     checkpoint_steps: int = Field(ge=0, le=10**9)
     sample_tokens: int = Field(ge=0, le=10**6)
     accelerate: str | None
+
+    def of(self, method: str) -> dict[str, Any]:
+        """Return the settings that a method is trained with: those of other methods' sections are left out.
+
+        A section named after the method holds what is its own, its learning rate among it.
+        """
+        own = self.as_dict()
+        sections = {name for name, value in type(self).model_fields.items() if value.annotation in METHOD_SECTIONS}
+        section = own.get(method) if method in sections else None
+        kept = {name: value for name, value in own.items() if name not in sections - {method}}
+        return kept | ({"learning_rate": section["learning_rate"]} if section else {})
+
+
+METHOD_SECTIONS = (Simpo,)  # of `training`: a method's own numbers, under its name
 
 
 class Potential(Strict):

@@ -115,7 +115,7 @@ def describe_run(
     stages = pairs["stage"].to_pylist() if "stage" in pairs.column_names else None
     besides = [column for column in (stages, find_confidence(pairs, method, settings)) if column is not None]
     data = compute_digest([texts, *besides]) if besides else texts
-    how = {key: value for key, value in settings.as_dict().items() if key != "smooth_by_confidence"}  # it is in `data`
+    how = {key: value for key, value in settings.of(method).items() if key != "smooth_by_confidence"}  # it is in `data`
     identity = compute_digest([data, how, seed, code, method, weights, dtype, device, compute.threads])
     start = compute_digest([weights, dtype, device, compute.threads, code])
     kept_in = choose_weights_dtype(settings, dtype)

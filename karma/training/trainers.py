@@ -163,7 +163,7 @@ def build_trainer(
         "save_steps": settings.checkpoint_steps or 500, "disable_tqdm": True, "logging_nan_inf_filter": False,
         "num_train_epochs": settings.epochs, "per_device_train_batch_size": settings.per_device_batch_size,
         "gradient_accumulation_steps": count_accumulation(settings, n_processes),
-        "learning_rate": settings.learning_rate,
+        "learning_rate": settings.of(method)["learning_rate"],
         "warmup_steps": settings.warmup_steps, "lr_scheduler_type": settings.scheduler,
         "max_length": settings.max_length, "gradient_checkpointing": settings.gradient_checkpointing,
         "use_cpu": device == "cpu", "bf16": dtype == "bfloat16", "dataloader_pin_memory": device == "cuda",
