@@ -1,4 +1,4 @@
-"""DPO on real pairs: the kit's trainer against TRL's, reference pass included, in the same run.
+"""DPO, SimPO, ORPO and KTO on real pairs: the kit's trainers against TRL's, reference pass included, in the same run.
 
     python bench/training.py [--pairs 12] [--threads 2] [--rounds 1] [--check]
 
@@ -23,6 +23,7 @@ from pathlib import Path
 GOAL_SAME_DTYPE, GOAL_DEFAULTS, GOAL_NATS, GOAL_GRADIENT = 1.5, 2.5, 1e-3, 0.01
 PAIRS_AN_UPDATE, MAX_LENGTH, LEARNING_RATE = 4, 512, 1e-6
 NAME = "smollm2-135m"
+METHODS = ("simpo", "orpo", "kto")  # besides DPO
 SHAPES = {"0.1B": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
                    "num_key_value_heads": 3},
           "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
@@ -64,10 +65,63 @@ def build_settings():
                   "checkpoint_steps=0", "sample_tokens=0"])  # fmt: skip
 
 
-def build_ours(model, tokenizer, pairs, dtype: str, device: str = "cpu"):
+def build_ours(model, tokenizer, pairs, dtype: str, device: str = "cpu", method: str = "dpo"):
     from karma.training.trainers import build_trainer
 
-    return build_trainer(model, tokenizer, pairs, "dpo", 0, build_settings(), device=device, dtype=dtype)
+    return build_trainer(model, tokenizer, pairs, method, 0, build_settings(), device=device, dtype=dtype)
+
+
+def build_trl_method(method: str, model, tokenizer, pairs, folder: str, dtype: str):
+    """Return TRL's trainer of another method, with its best flags; None where this TRL has it no more."""
+    from datasets import Dataset
+
+    shared = dict(output_dir=folder, use_cpu=True, report_to="none", save_strategy="no", num_train_epochs=1,
+                  per_device_train_batch_size=PAIRS_AN_UPDATE, max_length=MAX_LENGTH, learning_rate=LEARNING_RATE,
+                  logging_steps=1, disable_tqdm=True, bf16=dtype == "bfloat16",
+                  gradient_checkpointing=False)  # fmt: skip
+    rows = pairs.to_pylist()
+    if method == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        single = [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+                  for row in rows for side in ("chosen", "rejected")]  # fmt: skip
+        config = KTOConfig(
+            precompute_ref_log_probs=True, **shared | {"per_device_train_batch_size": 2 * PAIRS_AN_UPDATE}
+        )
+        return KTOTrainer(model, args=config, train_dataset=Dataset.from_list(single), processing_class=tokenizer)
+    try:
+        if method == "simpo":
+            from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+            config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, beta=2.5, simpo_gamma=1.375, **shared)
+            return CPOTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    except ImportError as error:
+        print(f"{method}: no baseline, {error}")
+        return None
+    return ORPOTrainer(model, args=ORPOConfig(beta=0.1, **shared), train_dataset=Dataset.from_list(rows),
+                       processing_class=tokenizer)  # fmt: skip
+
+
+def measure_methods(texts: list[tuple[str, str, str]], folder: str) -> dict[str, float]:
+    """Return method -> pairs a second over TRL's trainer of it, in the same precision."""
+    from karma.models.load import choose_dtype
+
+    pairs, dtype, ratios = build_table(texts), choose_dtype("auto", "cpu"), {}
+    for method in METHODS:
+        seconds = []
+        for build in (lambda m, t, name=method: build_trl_method(name, m, t, pairs, folder, dtype),
+                      lambda m, t, name=method: build_ours(m, t, pairs, dtype, method=name)):  # fmt: skip
+            model, tokenizer = load()
+            started = time.perf_counter()
+            trainer = build(model, tokenizer)
+            if trainer is not None:
+                trainer.train()
+                seconds.append(time.perf_counter() - started)
+        if len(seconds) == 2:
+            ratios[method] = seconds[0] / seconds[1]
+            print(f"{method} {dtype}: TRL {seconds[0]:.1f} s, ours {seconds[1]:.1f} s", flush=True)
+    return ratios
 
 
 def build_trl(model, tokenizer, pairs, reference, folder: str, device: str = "cpu", **flags):
@@ -198,6 +252,8 @@ def main() -> int:
         defaults, defaults_bf16, best, ours = seconds.values()
         found = [("pairs a second over TRL's best flags, same precision", best / ours, GOAL_SAME_DTYPE),
                  ("pairs a second over TRL's defaults, precision picked", defaults / ours, GOAL_DEFAULTS)]  # fmt: skip
+        found += [(f"{method}: pairs a second over TRL's trainer, same precision", ratio, GOAL_SAME_DTYPE)
+                  for method, ratio in measure_methods(texts, folder).items()]  # fmt: skip
         for what, value, goal in found:
             print(f"ratio {what} {value:.2f} goal {goal}")
         print(f"besides: over TRL's defaults with bf16=True {defaults_bf16 / ours:.2f}")

@@ -50,13 +50,14 @@ class _ByNeed(TyperGroup):
         """Return a command to be run, from its function."""
         if args[0] not in COMMANDS:
             return super().resolve_command(ctx, args)
-        function = getattr(import_module(f"karma.commands.{COMMANDS[args[0]]}"), args[0].replace("-", "_"))
-        return args[0], _build(args[0], function), args[1:]
+        module = import_module(f"karma.commands.{COMMANDS[args[0]]}")
+        function = getattr(module, args[0].replace("-", "_"))
+        return args[0], _build(args[0], function, epilog=getattr(module, "EPILOG", None)), args[1:]
 
 
-def _build(name: str, function: Callable[..., None], text: str | None = None) -> Any:
+def _build(name: str, function: Callable[..., None], text: str | None = None, epilog: str | None = None) -> Any:
     one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-    one.command(name, help=text)(function)
+    one.command(name, help=text, epilog=epilog)(function)
     command = get_command(one)
     for parameter in command.params:
         parameter.callback = parameter.callback or _check_number

@@ -103,25 +103,38 @@ class Method:
 
     Attributes:
         title: in tables. sentence: what it learns from a pair. source: its paper.
+        needs: what the pairs must look like.
         learns_from: "chosen" responses alone, or "pairs".
-        start_loss: of a policy that is still its own reference, in nats; None where there is no reference.
+        start_loss: of a policy that is still its own reference (of DPO in nats); None where there is no reference.
     """
 
     title: str
     sentence: str
     source: str
+    needs: str
     learns_from: Literal["chosen", "pairs"]
     start_loss: float | None = None
 
 
+_TWO = "two different responses of one prompt"
 METHODS = {
-    "sft": Method("SFT", "the chosen response, token by token", "section 3.3", "chosen"),
+    "sft": Method(
+        "SFT", "the chosen response, token by token", "section 3.3", "a chosen response; rejected ones are not read",
+        "chosen"),
     "dpo": Method(
-        "DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", "pairs", math.log(2)),
-    "simpo": Method("SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", "pairs"),
+        "DPO", "chosen against rejected, relative to the untrained policy", "arXiv 2305.18290", _TWO, "pairs",
+        math.log(2)),
+    "simpo": Method(
+        "SimPO", "chosen against rejected a token, with a target margin", "arXiv 2405.14734", _TWO, "pairs"),
     "cdpo": Method(
         "cDPO", "as DPO, each label trusted as far as its confidence says",
-        "arXiv 2305.18290, its authors' conservative form; a confidence a pair: ours", "pairs", math.log(2)),
+        "arXiv 2305.18290, its authors' conservative form; a confidence a pair: ours",
+        f"{_TWO}, and a label_confidence for every pair", "pairs", math.log(2)),
+    "orpo": Method(
+        "ORPO", "the chosen response, and its odds against the rejected one", "arXiv 2403.07691", _TWO, "pairs"),
+    "kto": Method(
+        "KTO", "chosen responses as desirable and rejected ones as undesirable, each against the untrained policy",
+        "arXiv 2402.01306", f"{_TWO}, two pairs or more: the sides are the labels", "pairs", 0.5),
 }  # fmt: skip
 
 

@@ -49,6 +49,7 @@ CLOCKS = (
     "new_tokens",
     "n_asked",
     "n_cached",
+    "resumed_at",  # of a training that went on: what it became is compared
 )
 
 

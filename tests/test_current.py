@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,6 +234,38 @@ def test_tau_set_while_a_sweep_runs_and_put_back_leaves_no_stale_pairs(corner):
     assert run_karma(corner, *RUN).returncode == 0
     books = json.loads((corner / "outputs/corner/pairs/k_sim/accounting.json").read_text())
     assert books["settings"]["tau"] == 0.1 and books["pairs_out"] > 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The corner study of 3,000 prompts, whose pairs lie on a disk of their own that cannot hold them."""
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("a disk of a given size needs root and mount")
+    project = copy_project(tmp_path / "project")
+    write_pool(project, 3000)
+    write_settings(project)
+    pairs = project / "outputs" / "corner" / "pairs"
+    pairs.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "karma-test", pairs], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no disk of a given size here: {done.stderr.strip()}")
+    yield project
+    subprocess.run(["umount", "--lazy", pairs], check=True)
+
+
+@pytest.mark.heavy
+def test_a_disk_that_fills_in_mid_sweep_fails_its_job_and_the_same_command_goes_on(small_disk):
+    first = run_karma(small_disk, *RUN)
+    assert first.returncode == 1 and "No space left on device" in first.stderr, first.stderr
+    pairs, pool = (small_disk / "outputs" / "corner" / name for name in ("pairs", "pool/pool.parquet"))
+    assert not list(pairs.rglob("*.parquet")) and not list(pairs.rglob(".*")), "half a pair set"
+    when = pool.stat().st_mtime_ns  # what is on the other disk was done
+    subprocess.run(["mount", "-o", "remount,size=64m", pairs], check=True)
+    assert run_karma(small_disk, *RUN).returncode == 0
+    books = json.loads((pairs / "k_sim" / "accounting.json").read_text())
+    assert books["rows_in"] == 3000 and books["pairs_out"] > 0 and pool.stat().st_mtime_ns == when
 
 
 def test_events_and_pid_that_are_garbage_or_of_jobs_that_are_gone_do_not_hurt(swept):

@@ -19,10 +19,24 @@ if TYPE_CHECKING:
     from karma.pairs.pairs import PairSet
 
 
+def list_methods() -> str:
+    """Return a Markdown list of the methods: what each learns from, its source, and what the pairs must look like.
+
+    Example:
+        >>> list_methods().split("; ")[0].split("\\n\\n")[1]
+        '- **sft**: the chosen response, token by token (section 3.3)'
+    """
+    rows = [f"- **{name}**: {row.sentence} ({row.source}); needs {row.needs}." for name, row in METHODS.items()]
+    return "\n\n".join(["What a method learns from a pair, and what it needs:", *rows])
+
+
+EPILOG = list_methods()
+
+
 def train(
     pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
     policy: Annotated[str, typer.Option(help="smollm2-135m, a folder, or a Hub id.")],
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")],
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}: each is told below.")],
     out: Out,
     revision: Annotated[str | None, typer.Option(help="A Hub model's commit.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the pairs kept out, for the accuracy.")] = default(
@@ -44,7 +58,8 @@ def train(
 ) -> None:
     """Tune a policy: `karma train --pairs DIR --policy smollm2-135m --method dpo -p warmup_steps=10 --out DIR`.
 
-    The defaults are the paper's; the same command goes on where it was killed.
+    The defaults are the papers'; a method's own numbers stand in its section (`-p kto.learning_rate=1.0e-6`). The same
+    command goes on where it was killed.
     """
     how = (p or [], device, dtype, threads)
     with leave_nothing(out):
@@ -141,24 +156,29 @@ def build_settings(assignments: list[str]) -> Training:
     """Return base.yaml's `training` with some values changed.
 
     Args:
-        assignments: "name=value"; the value is YAML, so that `lora={rank: 8, ...}` and `null` work.
+        assignments: "name=value", or "section.name=value"; the value is YAML, so that `lora={rank: 8, ...}` and `null`
+            work.
 
     Raises:
         InputError: no such setting, or a value of the wrong kind.
 
     Example:
-        >>> build_settings(["learning_rate=1.0e-6"]).learning_rate
-        1e-06
+        >>> own = build_settings(["learning_rate=1.0e-6", "kto.beta=0.2"])
+        >>> own.learning_rate, own.kto.beta
+        (1e-06, 0.2)
     """
     values: dict[str, Any] = load_base().training.as_dict()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or name not in values:
+        section, dot, key = name.partition(".")
+        inside = values.get(section) if dot else values
+        if not equals or not isinstance(inside, dict) or (key if dot else name) not in inside:
             raise InputError(f"-p {assignment}: write it as NAME=VALUE, with a name of {', '.join(values)}")
         try:
-            values[name] = parse_yaml(text)
+            value = parse_yaml(text)
         except ValueError as error:
             raise InputError(f"-p {assignment}: the value is not valid YAML: {error}") from None
+        values[section] = {**inside, key: value} if dot else value
     try:
         return Training.model_validate(values)
     except ValidationError as error:

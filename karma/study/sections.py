@@ -221,6 +221,22 @@ class Simpo(Strict):
     gamma_ratio: float = Field(ge=0, le=10**6, description="target margin / beta")
 
 
+class Orpo(Strict):
+    """ORPO's own numbers; beta is its paper's lambda."""
+
+    learning_rate: Rate
+    beta: float = Field(gt=0, le=10**6)
+
+
+class Kto(Strict):
+    """KTO's own numbers; the weights are of desirable (chosen) and undesirable (rejected) responses."""
+
+    learning_rate: Rate
+    beta: float = Field(gt=0, le=10**6)
+    desirable_weight: float = Field(ge=0, le=10**6)
+    undesirable_weight: float = Field(ge=0, le=10**6)
+
+
 class Training(Strict):
     """Appendix A of the paper, by default."""
 
@@ -254,6 +270,8 @@ class Training(Strict):
     label_smoothing: Share
     smooth_by_confidence: bool
     simpo: Simpo
+    orpo: Orpo
+    kto: Kto
     lora: Lora | None
     merge_adapter: bool
     checkpoint_steps: int = Field(ge=0, le=10**9)
@@ -272,7 +290,7 @@ class Training(Strict):
         return kept | ({"learning_rate": section["learning_rate"]} if section else {})
 
 
-METHOD_SECTIONS = (Simpo,)  # of `training`: a method's own numbers, under its name
+METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, under its name
 
 
 class Potential(Strict):

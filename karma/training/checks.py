@@ -58,6 +58,8 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
             "the training split is empty: lower pairs.held_out (`karma train --held-out`), or look at accounting.json "
             "for the drops"
         )
+    if len(pairs) < (least := find_trainer(method).least_pairs):
+        raise InputError(f"{method} needs at least {least} pairs to train on: give it more, or train by dpo")
     if is_curriculum(pairs) and (stages := pairs["stage"].to_pylist()) != sorted(stages):
         raise InputError(
             "the pairs' stages are out of order: write them again with `karma binarize --order curriculum`"

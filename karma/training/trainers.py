@@ -2,15 +2,15 @@
 
 `TRAINERS` holds all that differs by method; a new one is an entry there, its function, and a row of
 `karma.vocabulary.METHODS`.
-SFT and DPO are TRL's stable trainers with cheaper forward passes (`karma.training.forward`);
-SimPO is TRL's experimental CPO trainer with its SimPO loss, behind `_build_simpo` alone: it may move or vanish in any
-release.
+SFT and DPO are TRL's stable trainers with cheaper forward passes (`karma.training.forward`); SimPO, ORPO and KTO are
+losses of ours on DPO's (`karma.training.pairwise`), since what TRL has of them is experimental or not for pairs.
 Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
 learning rates an update is smaller than bfloat16's rounding of the weight it changes.
 
-Paper: section 3.3 and Appendix A; SimPO is arXiv 2405.14734.
+Paper: section 3.3 and Appendix A; the others' are in `karma.vocabulary.METHODS`.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from karma.errors import InputError, KarmaError
+from karma.errors import InputError
 from karma.pairs.pairs import CONFIDENCE
 from karma.study.sections import Lora, Training
 
@@ -55,6 +55,7 @@ class Trainer:
         has_reference: compares with the untrained policy.
         scores_in_chunks: the vocabulary head never sees all positions at once.
         smooths: settings -> whether labels are smoothed by each pair's confidence.
+        least_pairs: that it can be trained on.
     """
 
     build: Callable[[Any, Training, dict[str, Any], dict[str, Any], Reference], Any]
@@ -65,6 +66,7 @@ class Trainer:
     has_reference: bool = False
     scores_in_chunks: bool = False
     smooths: Callable[[Training], bool] = lambda settings: False
+    least_pairs: int = 1
 
 
 def find_trainer(method: str) -> Trainer:
@@ -208,20 +210,37 @@ def _check_dpo(settings: Training) -> None:
 
 
 def _build_simpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
-    """Build TRL's experimental trainer with the SimPO loss: length-normalised, no reference, a target margin."""
-    try:
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-    except ImportError as error:
-        raise KarmaError(f"SimPO is an experimental trainer of TRL, and this TRL has moved it ({error}): "
-                         "install trl==1.16") from error  # fmt: skip
-    beta, tokenizer, data = settings.simpo.beta, options["processing_class"], options["train_dataset"]
-    lengths = [len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False))
-               for prompt in data["prompt"]]  # fmt: skip
-    fit = [k for k, length in enumerate(lengths) if length < settings.max_length]  # as TRL's stable trainers do
-    options = {**options, "train_dataset": data.select(fit)}
-    config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=settings.simpo.gamma_ratio * beta,
-                       **shared)  # fmt: skip
-    return CPOTrainer(model, args=config, **options)
+    from karma.training.losses import compute_simpo
+
+    own = settings.simpo
+    loss = functools.partial(compute_simpo, beta=own.beta, gamma=own.gamma_ratio * own.beta)
+    return _build_without_reference(model, shared, options, loss)
+
+
+def _build_orpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
+    from karma.training.losses import compute_orpo
+
+    return _build_without_reference(model, shared, options, functools.partial(compute_orpo, beta=settings.orpo.beta))
+
+
+def _build_without_reference(model: Any, shared: dict[str, Any], options: dict[str, Any], loss: Callable[..., Any]):
+    from trl import DPOConfig
+
+    from karma.training.pairwise import PairLossTrainer
+
+    config = DPOConfig(precompute_ref_log_probs=True, **shared)  # true: TRL then copies no second model
+    return PairLossTrainer(model, args=config, pair_loss=loss, **options)
+
+
+def _build_kto(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], reference: Reference):
+    from trl import DPOConfig
+
+    from karma.training.pairwise import KTOPairTrainer
+
+    own, config = settings.kto, DPOConfig(precompute_ref_log_probs=True, **shared)
+    return KTOPairTrainer(model, reference.model, args=config, beta=own.beta,
+                          weights=(own.desirable_weight, own.undesirable_weight), reference_file=reference.file,
+                          scratch=reference.scratch, **options)  # fmt: skip
 
 
 def is_sharded(accelerate: str | None) -> bool:
@@ -262,8 +281,13 @@ TRAINERS = {
     "sft": Trainer(_build_sft, ("chosen",), lambda settings: settings.beta),
     "dpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta, _check_dpo, has_reference=True,
                    scores_in_chunks=True, smooths=lambda settings: settings.smooth_by_confidence),
-    "simpo": Trainer(_build_simpo, ("chosen", "rejected"), lambda settings: settings.simpo.beta, per_token=True),
+    "simpo": Trainer(_build_simpo, ("chosen", "rejected"), lambda settings: settings.simpo.beta, per_token=True,
+                     scores_in_chunks=True),
     "cdpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta,
                     lambda settings: _check_dpo(settings.model_copy(update={"smooth_by_confidence": True})),
                     has_reference=True, scores_in_chunks=True, smooths=lambda settings: True),
+    "orpo": Trainer(_build_orpo, ("chosen", "rejected"), lambda settings: settings.orpo.beta, per_token=True,
+                    scores_in_chunks=True),
+    "kto": Trainer(_build_kto, ("chosen", "rejected"), lambda settings: settings.kto.beta, has_reference=True,
+                   scores_in_chunks=True, least_pairs=2),
 }  # fmt: skip
