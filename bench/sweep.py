@@ -9,6 +9,7 @@ counts, and the goal is five seconds.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ def pretend(name: str, project: Path) -> int:
     from karma.study.current import save_fingerprints
     from karma.study.stages import list_jobs
 
-    experiment = load_experiment(project / name)
+    os.chdir(project)  # the clone that it then belongs to
+    experiment = load_experiment(name)
     save_fingerprints(experiment)
     jobs = list_jobs(experiment)
     for job in jobs:
