@@ -75,7 +75,7 @@ def test_package_files_hold_a_docstring_only(path):
 
 def test_a_training_is_made_of_few_modules_and_of_nothing_that_only_shows():
     modules = compute_stage_code(STAGES["04_alignment_training"], ROOT)["modules"]
-    assert len(modules) <= 20, sorted(modules)
+    assert len(modules) <= 22, sorted(modules)  # each method's loss, and its trainer where it has its own, among them
     for stage in STAGES.values():
         if not stage.draws:
             reached = compute_stage_code(stage, ROOT)["modules"]
