@@ -23,8 +23,8 @@ GOAL_S = 5.0
 
 def pretend(name: str, project: Path) -> int:
     """Make the files of all jobs of an experiment; return the number of jobs."""
-    from karma.study.experiment import load_experiment
     from karma.study.current import save_fingerprints
+    from karma.study.experiment import load_experiment
     from karma.study.stages import list_jobs
 
     os.chdir(project)  # the clone that it then belongs to

@@ -970,7 +970,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("select", "--scores", "score table", {"--explicit": "kinship"}),
     ("select", "--columns", "column map", {"--explicit": "kinship", "--scores": "@other.csv"}),
     ("select", "--annotations", "annotations", {"--explicit": "annotation"}),
-    ("select", "--metric", "word", {}), ("select", "--explicit", "word", {}), ("select", "--implicit", "word", {}),
+    ("select", "--metric", "word", {}), ("select", "--explicit", "word", {}), ("select", "--combine", "word", {}), ("select", "--implicit", "word", {}),
     ("select", "--ratio", "ratio of pairs", {}), ("select", "--k", "count", {"--ratio": None}), ("select", "--weight", "weight", {}),
     ("select", "--seed", "seed", {}), ("select", "--threads", "threads", {}), ("select", "--max-length", "count", {}),
     ("select", "--batch-tokens", "count", {}), ("select", "--device", "device", {}), ("select", "--dtype", "dtype", {}),

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from karma.figures.stability import plot_stability
 from matplotlib.figure import Figure
 
 import karma.figures
@@ -242,6 +243,28 @@ def draw_leads(metrics, ratios, benchmarks):
     return potential.plot_leads(pd.DataFrame(rows), {name: BENCHMARKS[name]["table4_title"] for name in benchmarks})
 
 
+def draw_front(sources):
+    """What selections keep of several sources' margins; the values by lot."""
+    dice = np.random.default_rng(0)
+    names = [*(f"{source} alone" for source in sources), "weights", "pareto", "random"]
+    rows = [{"selection": name, "source": source, "value": (kept := dice.uniform(-0.2, 0.9)), "low": kept - 0.2,
+             "high": kept + 0.2, "margin": kept, "on_front": name not in ("random", "weights")}
+            for name in names for source in sources]  # fmt: skip
+    return potential.plot_front(pd.DataFrame(rows))
+
+
+def draw_stability(strategies, methods, several=True):
+    """Four measures of stability; the values by lot, without intervals and spreads where there is one seed."""
+    dice, gone = np.random.default_rng(0), float("nan")
+    rows = [{"strategy": title_strategy(name, "judge"), "method": method, **{
+        f"{column}{end}": value if several or (not end and column != "accuracy_spread") else gone
+        for column in ("accuracy_spread", "spikes", "kl", "drift")
+        for middle in [dice.uniform(0, 0.2) * (200 if column == "drift" else 1)]
+        for end, value in (("", middle), ("_low", middle * 0.5), ("_high", middle * 3))}}
+        for name in strategies for method in methods]  # fmt: skip
+    return plot_stability(pd.DataFrame(rows))
+
+
 def draw_rounds(n_rounds: int):
     rows = [{"policy": "smollm2-135m", "arm": arm, "scorer": "instructions", "round": number, "n_pairs": 120 * number,
              "score": 0.4 + 0.03 * number, "score_low": 0.3, "score_high": 0.6, "preference": 0.5 + 0.05 * number,
@@ -264,6 +287,14 @@ def draw_training(method: str, n_updates: int = 60):
               "logps/rejected": -140 - 0.4 * step + noise, "mean_token_accuracy": 0.5 + 0.002 * step + noise,
               "learning_rate": np.linspace(5e-5, 0, n_updates)}  # fmt: skip
     return training_figures.plot_training(pd.DataFrame({"step": step, **curves}), method)
+
+
+def draw_refilter(n):
+    rng = np.random.default_rng(0)
+    entered = np.array([64_000, *rng.integers(0, 20_000, n - 1)])
+    return training_figures.plot_refilter(pd.DataFrame({
+        "epoch": np.arange(1, n + 1), "n_kept": 64_000, "n_entered": entered, "n_left": np.where(entered < 64_000, entered, 0),
+        "n_of_first": np.linspace(64_000, 30_000, n).astype(int)}))  # fmt: skip
 
 
 def score_frame(value: float) -> pd.DataFrame:
@@ -364,6 +395,10 @@ PLOTS: dict[str, Callable] = {
     "plot_choices": lambda s: draw_choices(),
     "plot_curve: two metrics": lambda s: draw_curve(["random", "m_ap"], [0.4]),
     "plot_curve: all metrics": lambda s: draw_curve(METRICS),
+    "plot_front: two sources": lambda s: draw_front(["score", "truth"]),
+    "plot_front: four, one a file": lambda s: draw_front(
+        ["kinship:instruction_following", "annotation", "truth", "rewards/of_a_reward_model_with_a_long_name.parquet"]
+    ),
     "plot_leads: one metric": lambda s: draw_leads(["m_ap"], [0.4], ["ifeval"]),
     "plot_leads: all metrics": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.4], list(BENCHMARKS)),
     "plot_leads: all sizes": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.1, 0.2, 0.4], list(BENCHMARKS)),
@@ -384,6 +419,10 @@ PLOTS: dict[str, Callable] = {
     "plot_model_truth: paper": lambda s: draw_model_truth(16),
     "plot_model_truth: six models": lambda s: draw_model_truth(6),
     **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},
+    "plot_stability: one seed": lambda s: draw_stability(["k_sim"], ["dpo"], several=False),
+    "plot_stability: all": lambda s: draw_stability(list(STRATEGIES), list(METHODS)),
+    "plot_refilter: three epochs": lambda s: draw_refilter(3),
+    "plot_refilter: thirty": lambda s: draw_refilter(30),
     "plot_training: one update": lambda s: draw_training("dpo", 1),
 }  # fmt: skip
 

@@ -52,6 +52,9 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
         yield "pool.decontaminate.benchmarks", lambda: _check_texts(s.pool.decontaminate.benchmarks, root)
     if "affinity" in s.strategies and s.affinity.quality.endswith(".parquet"):
         yield "affinity.quality", lambda: _check_scores(root / s.affinity.quality)
+    for source in s.potential.sources if s.potential.metrics else ():
+        if source.endswith(".parquet"):
+            yield "potential.explicit", lambda source=source: _check_scores(root / source)  # type: ignore[misc]
     if s.self_play.rounds:
         yield "self_play.prompts", lambda: _check_instructions(root / s.self_play.prompts, None)
     if s.benchmarks.folder is not None:

@@ -5,7 +5,7 @@ from what was measured.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from karma.commands.options import (
     replace_options,
 )
 from karma.errors import InputError
+from karma.labels.sources import compute_capability, is_kinship
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import PairSet, load_pairs
@@ -31,16 +32,15 @@ from karma.pairs.public_shape import load_binarized
 from karma.pool.annotations import load_annotations
 from karma.potential import margins
 from karma.potential.margins import FORMS, RANKINGS, check_weight, compute_k
+from karma.potential.objectives import COMBINATIONS, Objectives, Source, describe_sources, gather_objectives
 from karma.potential.selection import (
     SOURCES,
     build_selection,
     describe_selection,
-    find_scores,
     find_unusable,
     gather_candidates,
     is_signed,
 )
-from karma.scores.normalise import compute_s_pref
 from karma.study.experiment import load_base
 from karma.vocabulary import METRICS
 
@@ -62,8 +62,15 @@ def select(
     k: Annotated[int | None, typer.Option("--k", min=1, help="Number of pairs kept, instead of --ratio.")] = None,
     weight: Annotated[float, typer.Option(help="w of z(explicit) - w z(implicit).")] = default("potential", "weight"),
     explicit: Annotated[
-        str, typer.Option(help="score (the pairs' own), kinship (with --scores), annotation (with --annotations).")
+        str,
+        typer.Option(
+            help="score (the pairs' own), kinship (with --scores), annotation (with --annotations); several with "
+            "weights: score=1,kinship:reasoning=0.5,rewards.parquet=2 (a capability's S_pref, a table of scores)."
+        ),
     ] = default("potential", "explicit"),
+    combine: Annotated[
+        str, typer.Option(help="Several sources: weights (sum of weighted z-scores) or pareto (fronts, then that sum).")
+    ] = default("potential", "combine"),
     scores: Annotated[
         str | None, typer.Option(help="kinship: score table (CSV), `paper` or `paper_four_digit`.")
     ] = None,
@@ -98,8 +105,8 @@ def select(
 
 def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
-    implicit: str, reference: str | None, explicit: str, scores: str | None, columns: str | None, missing: str,
-    annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int, **asking: Any,
+    implicit: str, reference: str | None, explicit: str, combine: str, scores: str | None, columns: str | None,
+    missing: str, annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int, **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
 
@@ -116,15 +123,22 @@ def run_select(
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     _check_models({"--policy": policy, "--reference": reference})
     check_out(out, pairs)
-    _check_options(metric, ratio, k, implicit, reference, explicit, scores, annotations)
+    weights = parse_sources(explicit)
+    _check_options(metric, ratio, k, implicit, reference, weights, scores, annotations)
+    if combine not in COMBINATIONS:
+        raise InputError(f"--combine {combine}: choose from {', '.join(COMBINATIONS)}")
     if asking.get("cache"):
         check_out(asking["cache"], option="--cache")
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
-    table = load_annotations(annotations) if annotations else None
-    s_pref = compute_s_pref(load_scores(scores, columns, missing)).to_dict() if scores else None
-    found = find_scores(source.table, explicit, s_pref, table)
+    given: dict[str, Source] = {name: load_annotations(name) for name in weights if name.endswith(".parquet")}
+    if annotations:
+        given["annotation"] = load_annotations(annotations)
+    if scores:
+        kin = load_scores(scores, columns, missing)
+        given |= {name: compute_capability(kin, name) for name in weights if is_kinship(name)}
+    found = gather_objectives(source.table, weights, combine, given)
     check_weight(weight)
     _check_candidates(source, found, explicit, ratio, k)
     models = _open_models(policy, asking.pop("revision"), reference)
@@ -138,7 +152,7 @@ def run_select(
     places = margins.select(pool, metric, ratio, k, seed)
     settings = {
         "metric": metric, "rule": METRICS[metric].rule, "ratio": ratio, "k": len(places),
-        "candidates": int(pool.fit.sum()), "weight": weight, "explicit": explicit,
+        "candidates": int(pool.fit.sum()), "weight": weight, "explicit": describe_sources(weights, combine),
         "implicit": "signed" if is_signed(metric) else implicit, "policy": _name(policy),
         "policy_digest": asked.digest, "reference": reference and _name(reference), "dtype": asked.dtype,
         "max_length": asking["max_length"], "truncated": asked.n_truncated, "select_seed": seed,
@@ -177,13 +191,12 @@ def _check_models(options: dict[str, str | None]) -> None:
 
 
 def _check_options(
-    metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None, explicit: str,
-    scores: str | None, annotations: Path | None,
+    metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None,
+    weights: Mapping[str, float], scores: str | None, annotations: Path | None,
 ) -> None:  # fmt: skip
     for option, value, known in (
         ("metric", metric, RANKINGS),
         ("implicit", implicit, FORMS),
-        ("explicit", explicit, SOURCES),
     ):
         if value not in known:
             raise InputError(f"--{option} {value}: choose from {', '.join(known)}")
@@ -193,16 +206,44 @@ def _check_options(
         raise InputError("--implicit dpo and --reference belong together: the one means nothing without the other")
     if is_signed(metric) and implicit == "dpo":
         raise InputError(f"--metric {metric} takes the length-normalised margin: leave out --implicit dpo")
-    if (explicit == "kinship") != (scores is not None):
+    if any(map(is_kinship, weights)) != (scores is not None):
         raise InputError("--explicit kinship and --scores belong together: S_pref comes from a score table")
-    if (explicit == "annotation") != (annotations is not None):
+    if ("annotation" in weights) != (annotations is not None):
         raise InputError("--explicit annotation and --annotations belong together")
 
 
-def _check_candidates(source: PairSet, scores: np.ndarray, explicit: str, ratio: float | None, k: int | None) -> None:
+def parse_sources(text: str) -> dict[str, float]:
+    """Return the sources of --explicit with their weights.
+
+    Raises:
+        InputError: a source that is none, named twice, or a weight that is no number above 0.
+
+    Example:
+        >>> parse_sources("score"), parse_sources("score=1, kinship:reasoning=0.5")
+        ({'score': 1.0}, {'score': 1.0, 'kinship:reasoning': 0.5})
+    """
+    found: dict[str, float] = {}
+    for part in text.split(",") if "=" in text else [f"{text}=1"]:
+        name, _, value = part.strip().rpartition("=")
+        if not (name in SOURCES or name.startswith("kinship:") or name.endswith(".parquet")) or name in found:
+            raise InputError(
+                f"--explicit {text}: choose from {', '.join(SOURCES)}, kinship:CAPABILITY and a .parquet table, each "
+                "once; several as score=1,annotation=0.5"
+            )
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = float("nan")
+        if not 0 < found[name] <= 10**6:
+            raise InputError(f"--explicit {text}: '{value}' is no weight: give a number above 0, up to 1000000")
+    return found
+
+
+def _check_candidates(source: PairSet, scores: Objectives, explicit: str, ratio: float | None, k: int | None) -> None:
     """Refuse what can be refused before a model is asked: no scores, or more pairs wanted than there can be."""
     usable = np.array(find_unusable(source.table)) == ""
-    n = int((usable & np.isfinite(scores).all(axis=1)).sum())
+    known = [np.isfinite(values).all(axis=1) for values in scores.scores.values()]
+    n = int((usable & np.stack(known).all(axis=0)).sum())
     if not n:
         raise InputError(
             f"none of {len(source)} pairs has usable texts and an explicit margin from '{explicit}': "

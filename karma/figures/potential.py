@@ -111,6 +111,48 @@ def plot_leads(compared: pd.DataFrame, titles: Mapping[str, str]) -> np.ndarray:
     return axes
 
 
+def plot_front(compared: pd.DataFrame) -> np.ndarray:
+    """Draw what each selection keeps of two sources' margins: the first source to the right, another one upwards.
+
+    Args:
+        compared: from `karma.potential.study.compare_objectives`, of two sources or more.
+
+    Returns:
+        Axes, one a source but the first. Crosses are 95 % intervals over the pairs kept; selections on the front (none
+        other keeps more of one source and less of none) are filled and joined, from left to right.
+    """
+    sources, names = list(dict.fromkeys(compared["source"])), list(dict.fromkeys(compared["selection"]))
+    n = max(len(sources) - 1, 1)
+    figure, grid = plt.subplots(
+        1, n, figsize=(min(PAGE_WIDTH_IN, COLUMN_WIDTH_IN * n), 3.4), sharex=True, squeeze=False
+    )
+    table = compared.set_index(["source", "selection"])
+    for ax, other in zip(grid[0], sources[1:], strict=True):
+        x, y = table.loc[sources[0]].loc[names], table.loc[other].loc[names]
+        front = x[x["on_front"]].assign(y=y["value"]).sort_values(["value", "y"])
+        ax.plot(front["value"], front["y"], color="black", lw=1, ls=":", label="front")
+        for place, name in enumerate(names):
+            style, (a, b) = row_style(place), (x.loc[name], y.loc[name])
+            spread = {"xerr": [[a["value"] - a["low"]], [a["high"] - a["value"]]],
+                      "yerr": [[b["value"] - b["low"]], [b["high"] - b["value"]]]}  # fmt: skip
+            ax.errorbar(a["value"], b["value"], **spread, color=style["color"], marker=style["marker"], ms=6, lw=0.8,
+                        ls="", mfc=style["color"] if a["on_front"] else "white", label=name)  # fmt: skip
+        ax.axhline(0, color="0.6", lw=0.8)
+        ax.axvline(0, color="0.6", lw=0.8)
+        ax.set_xlabel(f"{_shorten(sources[0])} (sd)")
+        ax.set_ylabel(f"{_shorten(other)} (sd)")
+    lines = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(lines.values(), [_shorten(name) for name in lines], loc="outside lower center",
+                  ncols=2 if n == 1 else 3, frameon=False, fontsize=8)  # fmt: skip
+    return np.array(grid[0])
+
+
+def _shorten(name: str) -> str:
+    """Return a source's name without its folders, and cut where it is long."""
+    short = name.rpartition("/")[2]
+    return short if len(short) <= 32 else short[:31] + "…"
+
+
 def _lay_out(n: int, label: str) -> np.ndarray:
     """Return so many panels, two a row, with one scale; the first of each row has the label."""
     width, columns = min(PAGE_WIDTH_IN, COLUMN_WIDTH_IN * max(n, 1.3)), min(n, 2)

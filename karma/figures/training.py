@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from karma.figures.style import PAGE_WIDTH_IN, PALETTE
+from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE
 from karma.vocabulary import METHODS
 
 _PANELS = {  # history key -> (axis label with unit, reference line)
@@ -49,6 +49,28 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes[0].annotate("ln 2" if start == math.log(2) else f"{start:.2f}", (0.98, start), fontsize=8, **where)
     return axes
+
+
+def plot_refilter(epochs: pd.DataFrame) -> Axes:
+    """Draw what dynamic filtering kept: an epoch's pairs that stayed and entered, and below 0 those that left.
+
+    Args:
+        epochs: one row an epoch: epoch, n_kept, n_entered, n_left, n_of_first, as in training.json.
+
+    Returns:
+        The axes; a line shows how many of the untrained policy's choice are still kept.
+    """
+    _, axis = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.6), layout="constrained")
+    x, entered = epochs["epoch"], epochs["n_entered"].where(epochs["epoch"] > 1, 0)  # the first epoch has none before
+    axis.bar(x, epochs["n_kept"] - entered, color=PALETTE[0], width=0.6, label="stayed")
+    axis.bar(x, entered, bottom=epochs["n_kept"] - entered, color=PALETTE[2], width=0.6, hatch="//", label="entered")
+    axis.bar(x, -epochs["n_left"], color="0.75", width=0.6, label="left")
+    axis.plot(x, epochs["n_of_first"], color="black", marker="o", ms=3, lw=1, label="of the first")
+    axis.axhline(0, color="black", lw=1)
+    axis.set(xlabel="epoch", ylabel="pairs")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # type: ignore[union-attr]
+    return axis
 
 
 def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:

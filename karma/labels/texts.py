@@ -37,9 +37,16 @@ def _load_quality(settings: Any, pool: ResponsePool, root: Path) -> AnnotationTa
     named: str = settings.affinity.quality
     if named.endswith(".parquet"):
         return load_annotations(root / named)
-    if named != "truth":
-        return named
-    truth = compute_truth(load_prompts(root / settings.pool.instructions, verifiable=True), pool)
+    return named if named != "truth" else load_truth(root / settings.pool.instructions, pool)
+
+
+def load_truth(instructions: Path, pool: ResponsePool) -> AnnotationTable:
+    """Return the share of its prompt's instructions that each response of the pool follows, as programs check them.
+
+    Args:
+        instructions: file of the pool's verifiable prompts. pool: the study's.
+    """
+    truth = compute_truth(load_prompts(instructions, verifiable=True), pool)
     columns = {name: truth[name].tolist() for name in ("row_id", "response_id")}
     table = load_annotations(pa.table({**columns, "score": pa.array(truth["truth"], pa.float64())}))
     return AnnotationTable("share of instructions followed", table.keys, table.scores)

@@ -17,8 +17,8 @@ Paper: "Larger or Smaller Reward Margins to Select Preferences for LLM Alignment
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -35,9 +35,13 @@ POOLS = {
     "m_ap_signed": "signed",
     "m_ap_annotated": "annotated",
 }  # whose margins it ranks; of others "plain"
-RANKED_AS = {"m_ap_annotated": "m_ap"}  # a metric that is another's ranking, of another pool
+RANKED_AS = {  # a metric that is another's ranking, of another pool, or again before every epoch
+    "m_ap_annotated": "m_ap",
+    "random_anew": "random",
+    "m_ap_anew": "m_ap",
+}
 FORMS = ("absolute", "signed", "dpo")  # of the implicit margin
-_DECIMALS = 9  # of a ranking: smaller differences are rounding, and count as ties
+DECIMALS = 9  # of a ranking: smaller differences are rounding, and count as ties
 _log = logging.getLogger(__name__)
 
 
@@ -199,6 +203,8 @@ class Candidates:
         explicit, implicit: (n,) margins as measured, NaN where there is none.
         weight: w of the potential.
         reasons: (n,) why a pair is no candidate, or "".
+        objectives: source -> its own explicit margins (n,), where they were made of several.
+        by_draw: whether equal pairs are told apart by a seeded draw, not by row_id alone.
     """
 
     row_ids: Sequence[str]
@@ -206,6 +212,8 @@ class Candidates:
     implicit: np.ndarray
     weight: float
     reasons: np.ndarray
+    objectives: Mapping[str, np.ndarray] = field(default_factory=dict)
+    by_draw: bool = False
 
     @property
     def fit(self) -> np.ndarray:
@@ -250,8 +258,7 @@ def compute_priorities(candidates: Candidates, metric: str, seed: int = 0) -> np
     if metric not in RANKINGS:
         raise InputError(f"metric '{metric}' is unknown: choose from {', '.join(RANKINGS)}")
     if metric == "random":
-        draws = [int(compute_digest([seed, "select", i])[:13], 16) / 16.0**13 for i in candidates.row_ids]
-        values: Any = np.array(draws, float)
+        values: Any = np.array(_draw(candidates.row_ids, seed), float)
     elif metric.startswith("m_ap"):
         values = candidates.potential
     else:
@@ -263,10 +270,10 @@ def compute_priorities(candidates: Candidates, metric: str, seed: int = 0) -> np
 def select(
     candidates: Candidates, metric: str, ratio: float | None = None, k: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Select pairs: the k (or floor(ratio * candidates)) of highest priority, ties by row_id.
+    """Select pairs: the k (or floor(ratio * candidates)) of highest priority, ties by row_id (or a draw before it).
 
     Args:
-        candidates: the pool. metric: one of RANKINGS. ratio or k: how many. seed: of `random`.
+        candidates: the pool. metric: one of RANKINGS. ratio or k: how many. seed: of `random`, and of draws among ties.
 
     Returns:
         Positions (k,), ascending, so that all of any metric is the pool as it was.
@@ -283,10 +290,17 @@ def select(
     values = compute_priorities(candidates, metric, seed)
     places = np.flatnonzero(candidates.fit)
     kept = compute_k(len(places), ratio, k)
-    order = sorted(places, key=lambda i: (-_round(float(values[i]), metric), candidates.row_ids[int(i)], i))
+    ids = candidates.row_ids
+    lots = _draw(ids, seed) if candidates.by_draw else [0.0] * len(ids)
+    order = sorted(places, key=lambda i: (-_round(float(values[i]), metric), lots[int(i)], ids[int(i)], i))
     return np.array(sorted(order[:kept]), dtype=np.int64)
+
+
+def _draw(row_ids: Sequence[str], seed: int) -> list[float]:
+    """Return a number in [0, 1) for each pair, drawn from (seed, row_id)."""
+    return [int(compute_digest([seed, "select", i])[:13], 16) / 16.0**13 for i in row_ids]
 
 
 def _round(value: float, metric: str) -> float:
     """z-scores of equal margins may differ in their last bits after a change of units; margins themselves do not."""
-    return round(value, _DECIMALS) if metric.startswith("m_ap") else value
+    return round(value, DECIMALS) if metric.startswith("m_ap") else value

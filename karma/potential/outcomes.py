@@ -48,7 +48,9 @@ def _read_runs(job: Job) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
                 continue
             record, books = load_json(folder / "training.json"), load_json(job.folder / "accounting.json")
             key = {**job.params, "ratio": float(job.params["ratio"]), "method": method, "seed": seed}
-            row = {**key, "n_pairs": record["n_train_pairs"], "n_candidates": books["settings"].get("candidates"),
+            anew = record.get("refilter")  # then it has all candidates, and trains an epoch on its share
+            n_pairs = anew["epochs"][0]["n_kept"] if anew else record["n_train_pairs"]
+            row = {**key, "n_pairs": n_pairs, "n_candidates": books["settings"].get("candidates"),
                    "same_data_as": record["same_data_as"]}  # fmt: skip
             pairs = pq.read_table(folder / "held_out.parquet", columns=["row_id", "margin"]).to_pandas()
             right = (pairs["margin"] > 0) + 0.5 * (pairs["margin"] == 0)

@@ -24,6 +24,7 @@ from karma.statistics.intervals import compute_slopes, compute_two_way
 from karma.statistics.verdicts import judge_family
 
 PLACE = ["policy", "strategy", "method"]
+ANEW = "m_ap_anew"  # where it is trained, what it gained over every other is asked for, too
 TESTED = ["value", "low", "high", "n", "p_holm", "verdict"]
 RIVALS = [*PLACE, "ratio", "metric", "rival", *TESTED]
 TRENDS = [*PLACE, "metric", "ratios", *TESTED]
@@ -34,7 +35,7 @@ def compare_rivals(outcomes: pd.DataFrame, metric: str = "m_ap", all_against: st
 
     Args:
         outcomes: from `karma.potential.outcomes.collect_selections`, or of benchmarks from `collect_answers`.
-        metric: the one whose lead over every other is asked for.
+        metric: the one whose lead over every other is asked for; that of m_ap_anew always is.
         all_against: a control, over which every metric's lead is asked for besides; "": none.
 
     Returns:
@@ -66,7 +67,7 @@ def _iterate_rivals(whole: pd.DataFrame, metric: str, all_against: str) -> Itera
     for cell, part in whole[whole["ratio"] < 1].groupby(CELL, sort=False):
         key, right = dict(zip(CELL, cell, strict=True)), compute_outcomes(part)
         for rival in whole["metric"].unique():
-            asked = key["metric"] == metric or rival == all_against
+            asked = (key["metric"] == metric and rival != ANEW) or key["metric"] == ANEW or rival == all_against
             other = find_outcomes(whole, {**key, "metric": rival}, part) if asked else None
             if other is not None:
                 yield {**key, "rival": rival, **compute_difference(right, other)}

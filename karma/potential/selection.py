@@ -25,7 +25,7 @@ from karma.potential.margins import (
     compute_implicit_margin,
     select,
 )
-from karma.scores.names import canonical_model_name
+from karma.potential.objectives import Objectives, combine_margins, score_models
 from karma.study.experiment import load_base
 from karma.vocabulary import METRICS
 
@@ -124,21 +124,20 @@ def find_scores(
     if source == "kinship":
         if s_pref is None:
             raise InputError("an explicit margin from kinship needs a score table of the origin models")
-        known = {canonical_model_name(name): value for name, value in s_pref.items()}
-        models = [pairs[f"{side}_model"].to_pylist() for side in _BOTH]
-        return np.array([[known.get(canonical_model_name(m or ""), np.nan) for m in side] for side in models]).T
+        return score_models(pairs, s_pref)
     return np.stack([pairs[f"{side}_score"].to_numpy().astype(float) for side in _BOTH], 1)
 
 
 def gather_candidates(
-    pairs: pa.Table, scores: np.ndarray, logps: np.ndarray, lengths: np.ndarray, *, weight: float,
+    pairs: pa.Table, scores: np.ndarray | Objectives, logps: np.ndarray, lengths: np.ndarray, *, weight: float,
     form: str = "absolute", signed: bool = False, reference_logps: np.ndarray | None = None,
 ) -> Candidates:  # fmt: skip
     """Turn scores and log-probabilities of a pair set into the pool that every metric chooses from.
 
     Args:
         pairs: the set's table.
-        scores: (n, 2) from `find_scores`. logps, lengths: (n, 2) from `karma.potential.logps.measure_logps`.
+        scores: (n, 2) from `find_scores`, or several sources' (`karma.potential.objectives`).
+        logps, lengths: (n, 2) from `karma.potential.logps.measure_logps`.
         weight: w of the potential. form: of the implicit margin. signed: margins for m_ap_signed.
         reference_logps: (n, 2), for the dpo form.
 
@@ -148,8 +147,17 @@ def gather_candidates(
     if signed and form == "dpo":
         raise InputError("m_ap_signed takes the length-normalised margin: leave out the dpo form")
     implicit = compute_implicit_margin(logps, lengths, "signed" if signed else form, reference_logps)
-    explicit = compute_explicit_margin(scores, signed)
-    return build_candidates(pairs["row_id"].to_pylist(), explicit, implicit, weight, find_unusable(pairs))
+    row_ids, unusable = pairs["row_id"].to_pylist(), find_unusable(pairs)
+    if not isinstance(scores, Objectives):
+        return build_candidates(row_ids, compute_explicit_margin(scores, signed), implicit, weight, unusable)
+    margins = scores.compute_margins(signed)
+    stacked = np.stack(list(margins.values()), 1)
+    explicit = np.where(np.isfinite(stacked).all(axis=1), 0.0, np.nan)
+    fit = build_candidates(row_ids, explicit, implicit, weight, unusable).fit
+    if fit.any():  # z-scores and fronts are the candidates' own
+        explicit[fit] = combine_margins(stacked[fit], list(scores.weights.values()), scores.combine)
+    found = build_candidates(row_ids, explicit, implicit, weight, unusable)
+    return replace(found, objectives=margins, by_draw=scores.sorts)
 
 
 def build_selection(pairs: PairSet, candidates: Candidates, places: np.ndarray, settings: dict[str, Any]) -> PairSet:

@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.potential.margins import POOLS, RANKED_AS, Candidates, select
+from karma.potential.margins import POOLS, RANKED_AS, Candidates, compute_z, select
+from karma.potential.objectives import Objectives, combine_margins, compute_fronts
 from karma.potential.outcomes import (
     CELL,
     compute_difference,
@@ -27,7 +28,9 @@ from karma.potential.outcomes import (
     split_benchmarks,
 )
 from karma.potential.selection import gather_candidates
-from karma.statistics.intervals import compute_spearman
+from karma.statistics.intervals import compute_mean, compute_spearman
+from karma.study.fields import is_anew
+from karma.study.sections import Potential, Refilter, Training
 from karma.vocabulary import METRICS
 
 N_PERMUTATIONS = 400  # behind an overlap by chance
@@ -47,14 +50,15 @@ CHANGES = ["change", "change_low", "change_high"]  # from the untrained policy; 
 
 
 def gather_pools(
-    pairs: pa.Table, scores: np.ndarray, annotated: np.ndarray, logps: np.ndarray, lengths: np.ndarray, weight: float,
-    form: str,
+    pairs: pa.Table, scores: np.ndarray | Objectives, annotated: np.ndarray, logps: np.ndarray, lengths: np.ndarray,
+    weight: float, form: str,
 ) -> dict[str, Candidates]:  # fmt: skip
     """Build the pools that a study's metrics choose from, all over the same pairs.
 
     Args:
-        pairs: the set's table. scores, annotated: (n, 2) from `karma.potential.selection.find_scores`, the study's
-            explicit source and the annotations. logps, lengths: (n, 2) from `karma.potential.logps.measure_logps`.
+        pairs: the set's table. scores: the study's explicit sources. annotated: (n, 2) from
+            `karma.potential.selection.find_scores`, the annotations.
+        logps, lengths: (n, 2) from `karma.potential.logps.measure_logps`.
         weight: w of the potential. form: of the implicit margin.
 
     Returns:
@@ -104,9 +108,37 @@ def choose_by_each(pools: Mapping[str, Candidates], k: int, seed: int) -> dict[s
         pools: from `gather_pools`. k: pairs kept. seed: of `random`.
 
     Returns:
-        metric -> positions (k,), without metrics whose pool has fewer than k candidates.
+        metric -> positions (k,), without metrics whose pool has fewer than k candidates, and without those that choose
+        anew before every epoch: they begin as the metric they repeat.
     """
-    return {m: choose(pools, m, seed, k=k) for m in METRICS if pools[find_pool(m)].fit.sum() >= k}
+    kept = [m for m in METRICS if not is_anew(m) and pools[find_pool(m)].fit.sum() >= k]
+    return {m: choose(pools, m, seed, k=k) for m in kept}
+
+
+def find_trained(candidates: Candidates, metric: str, places: np.ndarray) -> np.ndarray:
+    """Return the pairs that a training is given: the selection; all candidates where it ranks them anew itself.
+
+    Args:
+        candidates: the metric's pool. metric: a key of METRICS. places: what it keeps, or keeps first.
+    """
+    return np.flatnonzero(candidates.fit) if is_anew(metric) else places
+
+
+def plan_training(training: Training, metric: str, ratio: float, potential: Potential) -> Training:
+    """Return a training's settings for the pairs of a metric: ranked anew before every epoch, or not at all.
+
+    Args:
+        training, potential: the experiment's. metric: a key of METRICS. ratio: share kept.
+
+    Example:
+        >>> from karma.study.experiment import load_base
+        >>> base = load_base()
+        >>> plan_training(base.training, "m_ap_anew", 0.4, base.potential).refilter.metric
+        'm_ap'
+    """
+    how = {"metric": RANKED_AS.get(metric), "ratio": ratio, "every": "epoch", "weight": potential.weight,
+           "implicit": potential.implicit}  # fmt: skip
+    return training.model_copy(update={"refilter": Refilter.model_validate(how) if is_anew(metric) else None})
 
 
 def compute_overlap(choices: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -180,6 +212,44 @@ def _permute_explicit(first: Candidates, second: Candidates, k: int) -> float:
 def _restrict(pool: Candidates, mask: np.ndarray) -> Candidates:
     ids = [i for i, kept in zip(pool.row_ids, mask, strict=True) if kept]
     return Candidates(ids, pool.explicit[mask], pool.implicit[mask], pool.weight, pool.reasons[mask])
+
+
+def compare_objectives(pool: Candidates, weights: Mapping[str, float], k: int, seed: int) -> pd.DataFrame:
+    """Return what each way to weigh several sources gives up of the others: the mean margin of what it would keep.
+
+    Args:
+        pool: candidates with several objectives. weights: source -> weight. k: pairs kept. seed: of draws.
+
+    Returns:
+        One row a selection (by M_AP over each source alone, over the weighted sum, by Pareto rank, and by lot) and
+        source: selection, source, value (the mean margin of what is kept, in standard deviations above the candidates'
+        mean), low, high (95 %, over the pairs kept), margin (the same mean in the source's own unit), and on_front (no
+        other selection has a larger mean for one source and a smaller one for none).
+    """
+    fit = pool.fit
+    names = [name for name in weights if name in pool.objectives]
+    raw = np.stack([pool.objectives[name] for name in names], 1)
+    z = np.full(raw.shape, np.nan)
+    z[fit] = np.stack([compute_z(raw[fit, s], f"margin of {name}") for s, name in enumerate(names)], 1)
+    kept: dict[str, np.ndarray] = {}
+    for name, own, combine in _list_ways(names, weights):
+        explicit = np.full(len(raw), np.nan)
+        explicit[fit] = combine_margins(raw[fit][:, [names.index(s) for s in own]], list(own.values()), combine)
+        ranked = replace(pool, explicit=explicit, by_draw=combine == "pareto")
+        kept[name] = select(ranked, "m_ap", k=k, seed=seed)
+    kept["random"] = select(pool, "random", k=k, seed=seed)
+    means = {name: [compute_mean(z[places, s]) for s in range(len(names))] for name, places in kept.items()}
+    first = compute_fronts([[one["value"] for one in row] for row in means.values()]) == 1
+    return pd.DataFrame([
+        {"selection": name, "source": source, **{key: means[name][s][key] for key in ("value", "low", "high")},
+         "margin": float(raw[kept[name], s].mean()), "on_front": bool(on_front)}
+        for (name, on_front) in zip(kept, first, strict=True) for s, source in enumerate(names)])  # fmt: skip
+
+
+def _list_ways(names: list[str], weights: Mapping[str, float]) -> list[tuple[str, dict[str, float], str]]:
+    """Return (name, weights, how to combine) of every selection that is compared."""
+    alone = [(f"{name} alone", {name: 1.0}, "weights") for name in names]
+    return [*alone, *((how, dict(weights), how) for how in ("weights", "pareto"))] if len(names) > 1 else alone
 
 
 def compare_selections(

@@ -23,6 +23,16 @@ Metric = Annotated[str, _known(METRICS)]
 Arm = Annotated[str, _known(ARMS)]
 
 
+def is_anew(metric: str) -> bool:
+    """Tell whether a metric ranks the pairs again before every epoch (`karma.training.refilter`).
+
+    Example:
+        >>> is_anew("m_ap_anew"), is_anew("m_ap")
+        (True, False)
+    """
+    return metric.endswith("_anew")
+
+
 def check_unique(values: list[object]) -> list[object]:
     """Raise a ValueError where a value stands twice."""
     repeated = sorted({str(v) for v in values if values.count(v) > 1})

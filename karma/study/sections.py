@@ -3,10 +3,12 @@
 They have no defaults but for `ModelSpec`, whose fields exclude each other: values stand in params/base.yaml.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from karma.study.fields import (
     Arm,
@@ -235,6 +237,17 @@ class Kto(Strict):
     beta: float = Field(gt=0, le=10**6)
     desirable_weight: float = Field(ge=0, le=10**6)
     undesirable_weight: float = Field(ge=0, le=10**6)
+class Refilter(Strict):
+    """Which share of the pairs an epoch trains on, ranked by the policy as it is then (`karma.training.refilter`)."""
+
+    metric: Literal["random", "implicit_small", "implicit_large", "m_ap", "m_ap_signed"]
+    ratio: Ratio
+    every: Literal["epoch"]
+    weight: float = Field(default=1.0, ge=0, le=100, description="w of z(explicit) - w z(implicit)")
+    implicit: Literal["absolute", "signed"] = "absolute"
+
+
+REFILTERED = ("sft", "dpo", "cdpo", "simpo", "orpo", "kto")  # methods whose trainer has one row a pair
 
 
 class Training(Strict):
@@ -276,6 +289,7 @@ class Training(Strict):
     merge_adapter: bool
     checkpoint_steps: int = Field(ge=0, le=10**9)
     sample_tokens: int = Field(ge=0, le=10**6)
+    refilter: Refilter | None
     accelerate: str | None
 
     def of(self, method: str) -> dict[str, Any]:
@@ -291,6 +305,43 @@ class Training(Strict):
 
 
 METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, under its name
+    def find_refilter_fault(self, methods: Iterable[str], staged: bool) -> str:
+        """Say why pairs cannot be ranked anew between epochs as set; "" where they can, or need not.
+
+        Args:
+            methods: what is trained. staged: whether the pairs are a curriculum.
+        """
+        if self.refilter is None:
+            return ""
+        if self.epochs <= 1:
+            return f"training.refilter ranks pairs between epochs: set training.epochs above 1 (it is {self.epochs:g})"
+        if self.accelerate:
+            return "training.refilter ranks pairs in one process: set training.accelerate to null"
+        if staged:
+            return "training.refilter knows no curriculum's order: set pairs.curriculum_stages to null"
+        if others := [method for method in methods if method not in REFILTERED]:
+            return f"training.refilter is for {', '.join(REFILTERED)}, not for {others[0]}"
+        return ""
+
+
+_SOURCE = re.compile(r"score|annotation|truth|kinship(:[a-z][a-z0-9_-]*)?|.+\.parquet")
+
+
+def _check_explicit(value: object) -> object:
+    """Raise a ValueError where an explicit margin is neither of a source that is known, nor of several with weights."""
+    known = "score, annotation, truth, kinship, kinship:CAPABILITY, or a .parquet table of row_id, response_id, score"
+    if not isinstance(value, dict):
+        if value not in ("score", "annotation"):
+            raise ValueError("expected score, annotation, or several sources with their weights: {score: 1, truth: 1}")
+        return value
+    if not value:
+        raise ValueError(f"expected one source or more with its weight: {known}")
+    for source, weight in value.items():
+        if not isinstance(source, str) or not _SOURCE.fullmatch(source):
+            raise ValueError(f"'{source}' is no source: choose from {known}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 10**6:
+            raise ValueError(f"'{source}' weighs {weight}: give a number above 0, up to 1000000")
+    return {source: float(weight) for source, weight in value.items()}
 
 
 class Potential(Strict):
@@ -301,11 +352,17 @@ class Potential(Strict):
     strategies: Annotated[list[Strategy], AfterValidator(check_unique)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(check_unique)]
     on_benchmarks: bool
-    explicit: Literal["score", "annotation"]
+    explicit: Annotated[str | dict[str, float], BeforeValidator(_check_explicit)]
+    combine: Literal["weights", "pareto"]
     implicit: Literal["absolute", "signed"]
     weight: float = Field(ge=0, le=100)
     batch_tokens: Count
     seed: Seed
+
+    @property
+    def sources(self) -> list[str]:
+        """What the explicit margin is made of."""
+        return [self.explicit] if isinstance(self.explicit, str) else list(self.explicit)
 
     @model_validator(mode="after")
     def _check_benchmarks(self) -> Self:

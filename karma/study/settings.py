@@ -4,8 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from karma.study.benchmark_settings import Benchmarks
-from karma.study.fields import Method, Name, Seed, Strategy, Strict, check_unique
+from karma.study.benchmark_settings import Benchmarks, name_benchmark
+from karma.study.fields import Method, Name, Seed, Strategy, Strict, check_unique, is_anew
 from karma.study.sections import (
     Affinity,
     Annotation,
@@ -17,11 +17,13 @@ from karma.study.sections import (
     Pairs,
     Pool,
     Potential,
+    Refilter,
     Scores,
     SelfPlay,
     Training,
     WinRates,
 )
+from karma.vocabulary import BENCHMARKS
 
 
 class Settings(Strict):
@@ -101,6 +103,39 @@ class Settings(Strict):
         if training.loss_type != "sigmoid" and (training.smooth_by_confidence or "cdpo" in methods):
             raise ValueError("training.loss_type: labels are smoothed by confidence (method cdpo) with sigmoid only")
 
+    def _check_refilter(self) -> None:
+        """Raise a ValueError where pairs cannot be ranked anew between epochs, which a training would find late."""
+        methods = [*self.methods, *([self.self_play.method] if self.self_play.rounds else [])]
+        staged, training = self.pairs.curriculum_stages is not None, self.training
+        if fault := training.find_refilter_fault(methods, staged):
+            raise ValueError(fault)
+        for metric in filter(is_anew, self.potential.metrics):
+            how = Refilter(metric="random", ratio=1.0, every="epoch")  # that there is one is what matters here
+            anew = training.model_copy(update={"refilter": how})
+            if fault := anew.find_refilter_fault(self.potential.methods, staged):
+                raise ValueError(f"potential.metrics: {metric}: {fault}")
+
+    def _check_sources(self) -> None:
+        """Raise a ValueError where an explicit margin has a source that this experiment cannot have."""
+        sources = self.potential.sources
+        if "annotation" in sources and not self.has_annotations:
+            raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
+        if "truth" in sources and not self.pool.instructions:
+            raise ValueError("potential.explicit: truth needs the pool's verifiable prompts: name pool.instructions")
+        asked = [name.partition(":")[2] for name in sources if name.startswith("kinship:")]
+        if self.scores.table == "measured":
+            known = {
+                BENCHMARKS[name]["capability"]
+                for name in map(name_benchmark, self.benchmarks.origin)
+                if name in BENCHMARKS
+            }
+            known |= {task.capability for task in self.benchmarks.tasks.values()}
+            if unknown := [name for name in asked if name not in known]:
+                raise ValueError(
+                    f"potential.explicit: no benchmark of this experiment has the capability '{unknown[0]}': "
+                    f"choose from {', '.join(sorted(known))}"
+                )
+
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
         if self.compute.backend != "vllm":
@@ -119,6 +154,7 @@ class Settings(Strict):
         self._check_trained_on()
         self._check_smoothing()
         self._check_loss()
+        self._check_refilter()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:
@@ -142,8 +178,8 @@ class Settings(Strict):
                     raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
         if unknown := [s for s in self.potential.strategies if s not in self.strategies]:
             raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
-        if self.potential.metrics and self.potential.explicit == "annotation" and not self.has_annotations:
-            raise ValueError("potential.explicit: a judge's annotations are made only where rlaif is a strategy")
+        if self.potential.metrics:
+            self._check_sources()
         if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
             raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
         loaded = {key: named[key] for key in ("policies", "self_play.scorer_model")}

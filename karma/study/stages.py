@@ -161,7 +161,7 @@ def _self_play_models(s: Settings, p: Params) -> list[str]:
 
 _BENCHMARKS = ("folder", "protocol", "limit", "limits", "batch_size", "choice_tokens", "descriptive_tokens")
 _RUN = ("policy", "strategy", "method", "seed")
-_POTENTIAL = ("methods", "explicit", "implicit", "weight", "batch_tokens", "seed")
+_POTENTIAL = ("methods", "explicit", "combine", "implicit", "weight", "batch_tokens", "seed")
 _SELF_PLAY = tuple(
     f"self_play.{k}" for k in SelfPlay.model_fields if k not in ("rounds", "arms")
 )  # one more reruns none
@@ -211,7 +211,7 @@ STAGES = {
               "selections/{policy}/{strategy}+{metric}-{ratio}",
               ("pairs.parquet", "accounting.json", "README.md", "selection.json"),
               (*(f"potential.{k}" for k in _POTENTIAL), "seeds", "training", "pairs.held_out", "pairs.seed", "compute",
-               "annotation.source", "annotation.field"), _list_selections,
+               "annotation.source", "annotation.field", "pool.instructions"), _list_selections,
               lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
         Stage("selection_evaluation", ("policy", "strategy", "metric", "ratio", "method", "seed"),
               "selections/{policy}/{strategy}+{metric}-{ratio}/{method}/seed{seed}",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
@@ -21,6 +22,7 @@ from karma.models.logprobs import HEAD_CHUNK, tokenize_response
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
 from karma.study.sections import Training
+from karma.training.refilter import check_refilter
 from karma.training.trainers import (
     check_method,
     choose_weights_dtype,
@@ -49,8 +51,8 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
 
     Raises:
         InputError: no pairs (left), a malformed message, an empty text, chosen equal to rejected (`drop_unusable`
-            leaves such pairs out), a label confidence that is needed and unknown, stages out of order, or a method that
-            cannot be trained as set.
+            leaves such pairs out), a label confidence that is needed and unknown, stages out of order, a method that
+            cannot be trained as set, or pairs that cannot be ranked anew (`training.refilter`).
     """
     check_method(method, settings)
     if not len(pairs):
@@ -69,13 +71,14 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
     sides = find_trainer(method).sides
     rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
-    dropped = sum(any(start >= limit for start, _ in row) for row in rows)
+    fit = np.array([all(start < limit for start, _ in row) for row in rows])
+    dropped = int((~fit).sum())
     lengths = sorted(end for row in rows for _, end in row)
     truncated = sum(start < limit < end for row in rows for start, end in row)
     if dropped == len(rows):
         raise InputError(f"every prompt is at least max_length={limit} tokens long: raise training.max_length")
     per_update = settings.per_device_batch_size * count_accumulation(settings, 1)
-    n_updates = math.ceil(-(-(len(rows) - dropped) // per_update) * settings.epochs)
+    n_updates = math.ceil(-(-check_refilter(pairs, method, settings, fit) // per_update) * settings.epochs)
     return {"pairs": len(pairs), "updates": n_updates, "pairs_an_update": per_update,
             "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": truncated,
             "dropped_pairs": dropped,

@@ -14,6 +14,7 @@ from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
 from karma.study.sections import Compute, Training
 from karma.training.progress import LiveView
+from karma.training.refilter import describe_pool
 from karma.training.trainers import (
     build_dataset,
     choose_weights_dtype,
@@ -32,8 +33,8 @@ class Run:
         seed: of data order and adapters. settings: the experiment's `training`.
         device, dtype, threads: where and in what it computes.
         folder: where checkpoints, the progress file and `model/` go.
-        identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device, and label
-            confidence where labels are smoothed by it.
+        identity: digest of all that decides the weights: texts, order, settings, seed, code, policy, device, label
+            confidence where labels are smoothed by it, and margins where pairs are ranked anew.
         reference_file: where the reference's log-probabilities are kept, of a method that has one.
         data_digest: of the texts it is tuned on.
         start: digest of all that decides what the untrained policy answers: weights, precision, device, code.
@@ -113,7 +114,8 @@ def describe_run(
     dtype = choose_dtype(compute.dtype, device)
     weights, texts = compute_weights_digest(models, policy), compute_text_digest(pairs, method)
     stages = pairs["stage"].to_pylist() if "stage" in pairs.column_names else None
-    besides = [column for column in (stages, find_confidence(pairs, method, settings)) if column is not None]
+    columns = (stages, find_confidence(pairs, method, settings), describe_pool(pairs, settings))
+    besides = [column for column in columns if column is not None]
     data = compute_digest([texts, *besides]) if besides else texts
     how = {key: value for key, value in settings.of(method).items() if key != "smooth_by_confidence"}  # it is in `data`
     identity = compute_digest([data, how, seed, code, method, weights, dtype, device, compute.threads])

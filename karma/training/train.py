@@ -30,6 +30,7 @@ from karma.training.checks import check_memory, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.held_out import build_margins, load_both, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
+from karma.training.refilter import FILE
 from karma.training.run import Run, compute_text_digest
 from karma.training.trainers import choose_weights_dtype
 from karma.training.tuning import clean_up, prepare_checkpoints, save_outcome, tune
@@ -78,6 +79,8 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
     with open_own_lock(f"training-{run.identity}"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
         prepare_checkpoints(run)
+        if not settings.refilter:
+            (folder / FILE).unlink(missing_ok=True)  # another training's
         if twin:
             outcome = _take_over(twin, folder)
         elif settings.accelerate:  # no model is loaded here while the processes have the devices
@@ -169,7 +172,10 @@ def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
     done = load_json(twin / "training.json")
     with atomic_path(folder / "model") as temporary:
         shutil.copytree(twin / "model", temporary)
-    kept = {key: done[key] for key in ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history")}
+    if done["refilter"]:
+        shutil.copy(twin / FILE, folder / FILE)
+    taken = ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history", "refilter")
+    kept = {key: done[key] for key in taken}
     return {**kept, "same_data_as": os.path.relpath(twin, folder)}
 
 

@@ -20,6 +20,7 @@ from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, load_json, save_json
 from karma.training.health import alarm_not_a_number
 from karma.training.progress import ProgressFile
+from karma.training.refilter import FILE, Filter, attach_filter, summarise_epochs
 from karma.training.run import Run
 from karma.training.trainers import Reference, build_trainer
 
@@ -48,6 +49,11 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
         trainer.add_callback(callback)
     checkpoint = find_checkpoint(checkpoints)
+    if settings.refilter:
+        chosen = Filter(pairs, tokenizer, settings, run.seed, folder / FILE)
+        if checkpoint:
+            chosen.load()
+        attach_filter(trainer, chosen, run.pairs_an_update)
     if checkpoint and hasattr(trainer, "_total_train_tokens"):  # TRL's count, which it does not restore itself
         done = _list_updates(load_json(Path(checkpoint) / "trainer_state.json")["log_history"])
         trainer._total_train_tokens = int(done[-1].get("num_tokens", 0)) if done else 0
@@ -88,7 +94,8 @@ def save_outcome(trainer: Any, tokenizer: Any, run: Run) -> dict[str, Any]:
     """Save the weights, and return what the trainer's own log says.
 
     Returns:
-        n_updates, tokens, train_seconds (of the last start), resumed_at (update, or None), history.
+        n_updates, tokens, train_seconds (of the last start), resumed_at (update, or None), history; refilter: what each
+        epoch kept (`karma.training.refilter.summarise_epochs`), or None.
     """
     folder = Path(run.folder)
     own = trainer.is_world_process_zero()  # every process takes part in gathering shared-out weights, one writes
@@ -101,6 +108,7 @@ def save_outcome(trainer: Any, tokenizer: Any, run: Run) -> dict[str, Any]:
     history = _list_updates(log)
     tokens = int(history[-1]["num_tokens"]) if history and "num_tokens" in history[-1] else None
     return {"n_updates": trainer.state.global_step, "tokens": tokens, "history": history, "same_data_as": None,
+            "refilter": summarise_epochs(folder / FILE) if run.settings.refilter else None,
             "train_seconds": round(log[-1]["train_runtime"], 3), "resumed_at": _find_start(folder),
             "processes": [trainer.accelerator.distributed_type.value, trainer.accelerator.num_processes]}  # fmt: skip
 
