@@ -13,11 +13,11 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2, f
+from scipy.stats import f
 
 from karma.results.study import Study
 from karma.results.tables import Table, build_plain
-from karma.statistics.intervals import ALPHA
+from karma.statistics.intervals import ALPHA, compute_spread_interval
 from karma.statistics.verdicts import adjust_holm, judge
 from karma.vocabulary import BASELINE, START
 
@@ -58,7 +58,7 @@ def compute_spread(study: Study) -> pd.DataFrame:
 
 def _describe(variance: float, df: int, n: int, baseline: tuple[float, int, int] | None) -> dict[str, float]:
     """Return a spread with its interval, and its ratio to the baseline's."""
-    low, high = (float(np.sqrt(df * variance / chi2.ppf(level, df))) for level in (1 - ALPHA / 2, ALPHA / 2))
+    low, high = compute_spread_interval(float(np.sqrt(variance)), df)
     row = {"n": n, "spread": float(np.sqrt(variance)), "low": low, "high": high, "df": df}
     if baseline is None or not variance or not baseline[0]:
         return {**row, **dict.fromkeys(("ratio", "ratio_low", "ratio_high", "p"), np.nan)}

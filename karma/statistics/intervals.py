@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes a second to import, in every job of a study
+from scipy.special import chdtri, ndtri, stdtr, stdtrit  # scipy.stats takes a second to import, in every job of a study
 
 from karma.errors import InputError
 
@@ -108,6 +108,20 @@ def compute_interval(value: float, standard_error: float, df: float, n_tests: in
     """
     half = float(stdtrit(df, 1 - ALPHA / 2 / n_tests)) * standard_error
     return value - half, value + half
+
+
+def compute_spread_interval(spread: float, df: float) -> tuple[float, float]:
+    """Return the 95 % interval of a standard deviation, chi-square's: of values that are normal.
+
+    Args:
+        spread: the standard deviation. df: its degrees of freedom, at least 1.
+
+    Example:
+        >>> [round(x, 3) for x in compute_spread_interval(1.0, 4)]
+        [0.599, 2.874]
+    """
+    low, high = (math.sqrt(df / float(chdtri(df, tail))) * spread for tail in (ALPHA / 2, 1 - ALPHA / 2))
+    return low, high
 
 
 def compute_p_value(value: float, standard_error: float, df: float) -> float:

@@ -1,0 +1,49 @@
+"""The figure of stability: how far trainings lie apart over seeds, how often they jump, and how far they move."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from karma.figures.style import PAGE_WIDTH_IN, row_style
+from karma.vocabulary import METHODS, title_of
+
+_PANELS = {  # column -> axis label with unit
+    "accuracy_spread": "spread of held-out accuracy\n(standard deviation, share)",
+    "spikes": "updates whose loss spikes\n(share)",
+    "kl": "KL to the untrained policy\n(nats a response, k2)",
+    "drift": "answers longer by\n(tokens)",
+}
+
+
+def plot_stability(found: pd.DataFrame) -> np.ndarray:
+    """Draw four measures of stability by data set, a marker a method, with 95 % intervals over seeds.
+
+    Args:
+        found: from `karma.results.stability.compute_stability`, with titles for strategies.
+
+    Returns:
+        The axes. A panel that cannot be told (one seed) says so; a point without a line has no interval.
+    """
+    names = list(dict.fromkeys(found["strategy"]))
+    methods = [method for method in METHODS if method in set(found["method"])]
+    height = 1.2 + 0.16 * len(names) * max(len(methods), 2)
+    figure, grid = plt.subplots(2, 2, figsize=(PAGE_WIDTH_IN, 2 * height), sharey=True)
+    for ax, (column, label) in zip(grid.flat, _PANELS.items(), strict=True):
+        for place, method in enumerate(methods):
+            rows = found[(found["method"] == method) & found[column].notna()]
+            y = [names.index(name) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods) for name in rows["strategy"]]
+            low, high = (rows[f"{column}_{end}"].fillna(rows[column]) for end in ("low", "high"))
+            style = row_style(list(METHODS).index(method))
+            ax.errorbar(rows[column], y, xerr=[(rows[column] - low).clip(0), (high - rows[column]).clip(0)], ls="",
+                        color=style["color"], marker=style["marker"], ms=4, lw=1, capsize=2,
+                        label=title_of(method))  # fmt: skip
+        if not found[column].notna().any():
+            ax.text(0.5, 0.5, "one seed: cannot be told", transform=ax.transAxes, ha="center", va="center", fontsize=8)
+            ax.set_xticks([])
+        ax.set_xlabel(label)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+    grid[1, 1].axvline(0, color="black", lw=1, ls=":")
+    lines, labels = grid[1, 1].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return np.array(list(grid.flat))
