@@ -26,6 +26,7 @@ from karma.results.ledger import compute_counts
 from karma.results.study import collect_results
 from karma.results.tables import build_tables
 from karma.strategies import RATED, RULES
+from karma.study.fields import is_anew
 from karma.training.card import build_model_card
 from karma.vocabulary import BASELINE, BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks
 from tests.study_files import make_experiment, write_study

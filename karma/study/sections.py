@@ -237,6 +237,8 @@ class Kto(Strict):
     beta: float = Field(gt=0, le=10**6)
     desirable_weight: float = Field(ge=0, le=10**6)
     undesirable_weight: float = Field(ge=0, le=10**6)
+
+
 class Refilter(Strict):
     """Which share of the pairs an epoch trains on, ranked by the policy as it is then (`karma.training.refilter`)."""
 
@@ -303,8 +305,6 @@ class Training(Strict):
         kept = {name: value for name, value in own.items() if name not in sections - {method}}
         return kept | ({"learning_rate": section["learning_rate"]} if section else {})
 
-
-METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, under its name
     def find_refilter_fault(self, methods: Iterable[str], staged: bool) -> str:
         """Say why pairs cannot be ranked anew between epochs as set; "" where they can, or need not.
 
@@ -322,6 +322,9 @@ METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, u
         if others := [method for method in methods if method not in REFILTERED]:
             return f"training.refilter is for {', '.join(REFILTERED)}, not for {others[0]}"
         return ""
+
+
+METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, under its name
 
 
 _SOURCE = re.compile(r"score|annotation|truth|kinship(:[a-z][a-z0-9_-]*)?|.+\.parquet")
