@@ -99,16 +99,17 @@ def run_train(
     if settings.accelerate:
         find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
-    if drop_unusable:
-        source = checks.drop_unusable(whole := source, method)
-        yield describe_dropped(whole, source)
-    parts = split_pairs(source, held_out, load_base().pairs.seed)
-    train_pairs, kept_out = (part.table for part in parts)
     spec = build_spec(policy, None, None, revision)
     policy = Path(policy).name if spec["path"] else policy
     models = {policy: spec}
     check_model(models, policy)
-    report = checks.check_pairs(train_pairs, load_tokenizer(models, policy), method, settings)
+    tokenizer = load_tokenizer(models, policy)
+    if drop_unusable:
+        source = checks.drop_unusable(whole := source, method, tokenizer)
+        yield describe_dropped(whole, source)
+    parts = split_pairs(source, held_out, load_base().pairs.seed)
+    train_pairs, kept_out = (part.table for part in parts)
+    report = checks.check_pairs(train_pairs, tokenizer, method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])
     yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])

@@ -162,7 +162,7 @@ def run_win_rate(
 
 
 def _judge(
-    compared: list[Compared], prompts: dict[str, str], judge: Any, tie: float, reply_tokens: int, out: Path,
+    compared: list[Compared], prompts: dict[str, Any], judge: Any, tie: float, reply_tokens: int, out: Path,
     command: str,
 ) -> Iterator[str]:  # fmt: skip
     from karma.figures.style import set_style

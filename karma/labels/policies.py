@@ -19,30 +19,32 @@ from karma.errors import InputError
 from karma.files import compute_digest
 from karma.labels.compared import Compared, ask_model
 from karma.labels.tournament import hold_tournament, save_tournament
-from karma.models.ask import CachedModel
+from karma.models.ask import CachedModel, Prompt
 from karma.models.load import add_trained
 from karma.pairs.pairs import load_pairs, split_pairs
+from karma.pairs.turns import is_plain
 
 UNTRAINED = "start"
 BASELINE = "rlaif"
 
 
-def collect_prompts(folders: list[Path], held_out: float, seed: int, n: int | None) -> dict[str, str]:
-    """Return the prompts that are held out of every training: prompt_id -> text, the same for all policies.
+def collect_prompts(folders: list[Path], held_out: float, seed: int, n: int | None) -> dict[str, Prompt]:
+    """Return the prompts that are held out of every training, by prompt_id, the same for all policies.
+
+    A conversation is asked as it is; a single message of the user's is its text.
 
     Args:
         folders: of pairs, one a strategy. held_out, seed: of the split.
         n: so many of them, by (seed, prompt); None: all.
 
     Raises:
-        InputError: fewer than `n`, none, or a prompt of several turns.
+        InputError: fewer than `n`, or none.
     """
-    texts: dict[str, str] = {}
+    texts: dict[str, Prompt] = {}
     for folder in folders:
         for prompt in split_pairs(load_pairs(folder), held_out, seed)[1].table["prompt"].to_pylist():
-            if len(prompt) != 1:
-                raise InputError(f"{folder}: a prompt has {len(prompt)} turns: win rates are of single turns")
-            texts[compute_digest(prompt[0]["content"].strip())] = prompt[0]["content"].strip()
+            asked = prompt[0]["content"].strip() if is_plain(prompt) else prompt
+            texts[compute_digest(asked)] = asked
     if len(texts) < (n or 1):
         raise InputError(f"win_rates.n_prompts: {n or 1} is more than the {len(texts)} held-out prompts: lower it, or "
                          "raise pairs.held_out")  # fmt: skip
@@ -80,7 +82,7 @@ def list_pairs(names: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _answer(job: Any, prompts: dict[str, str]) -> Iterator[Compared]:
+def _answer(job: Any, prompts: dict[str, Prompt]) -> Iterator[Compared]:
     """Let the untrained policy and each of its trainings answer, one model in memory at a time."""
     how, policy = job.settings.win_rates, job.params["policy"]
     cache = job.experiment.outputs / "answers"

@@ -7,7 +7,7 @@ Limit: one judge. Where it is one of the models it may prefer its own responses,
 Source: win rates as AlpacaEval 2 (arXiv 2404.04475), both orders as MT-Bench (arXiv 2306.05685).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,11 +18,11 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.files import atomic_path, save_json
-from karma.labels.compared import Compared
+from karma.labels.compared import Compared, show_prompt
 from karma.labels.pairwise import JUDGE_PROMPT, judge_pair
 from karma.labels.ratings import compute_ratings
 from karma.labels.win_rates import UNREAD, check_sides, combine_orders, compute_win_rates
-from karma.models.ask import CachedModel
+from karma.models.ask import CachedModel, Prompt
 from karma.statistics.intervals import compute_comparison_share
 from karma.study.escape import escape_markdown, quote_code, write_markdown
 
@@ -47,13 +47,13 @@ class Tournament:
 
 
 def hold_tournament(
-    models: Sequence[Compared], prompts: dict[str, str], judge: CachedModel, tie: float, reply_tokens: int,
+    models: Sequence[Compared], prompts: Mapping[str, Prompt], judge: CachedModel, tie: float, reply_tokens: int,
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Tournament:  # fmt: skip
     """Judge models two by two on the prompts that both answered.
 
     Args:
-        models: two or more, of different names. prompts: prompt_id -> text. judge: who decides.
+        models: two or more, of different names. prompts: prompt_id -> text or conversation. judge: who decides.
         tie: preferences for and against that are this close are ties. reply_tokens: of a judge that writes.
         pairs: names of the models to be set against each other; None: every two.
 
@@ -68,10 +68,10 @@ def hold_tournament(
     for a, b in sides:
         if not a.responses.keys() & b.responses.keys() & prompts.keys():
             raise InputError(f"{a.name} and {b.name} have no common prompts: nothing can be compared")
-    parts, costs = [], {}
+    parts, costs, texts = [], {}, {name: show_prompt(prompt) for name, prompt in prompts.items()}
     for a, b in sides:
         pair = (a.name, b.name)
-        table, cost = judge_pair(judge, prompts, pair, (a.responses, b.responses), tie, reply_tokens)
+        table, cost = judge_pair(judge, texts, pair, (a.responses, b.responses), tie, reply_tokens)
         parts.append(table)
         costs[pair] = {"calls": cost.calls, "prompt_tokens": cost.prompt_tokens, "seconds": cost.seconds}
     verdicts = pd.concat(parts, ignore_index=True)

@@ -10,7 +10,7 @@ Decision: batches never mix benchmarks, since a batch's company changes the roun
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,8 @@ from karma.models.placement import answer
 from karma.models.shards import Advance, Batch, Piece, Recipe, Share
 from karma.models.store import Record, open_store
 from karma.study.sections import Compute
+
+Prompt = str | list[dict[str, str]]  # the text of a single message of the user's, or a conversation that ends with one
 
 
 class Sampling(Protocol):
@@ -253,12 +255,12 @@ def _add(total: int | None, count: int | None) -> int | None:
     return None if total is None or count is None else total + count
 
 
-def sample_responses(model: CachedModel, prompts: list[str], settings: Sampling, seed: int) -> list[str]:
+def sample_responses(model: CachedModel, prompts: Sequence[Prompt], settings: Sampling, seed: int) -> list[str]:
     """Sample one response to each prompt, in the model's chat format.
 
     Args:
         model: who answers.
-        prompts: user turns.
+        prompts: texts of a single message of the user's, or conversations that end with one.
         settings: max_new_tokens, temperature (0: greedy), top_p: the experiment's `pool` or `self_play`.
         seed: of the draw.
 
@@ -268,7 +270,8 @@ def sample_responses(model: CachedModel, prompts: list[str], settings: Sampling,
     how = {"until": [], "max_gen_toks": settings.max_new_tokens, "do_sample": settings.temperature > 0}
     if how["do_sample"]:
         how |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed}
-    texts = [model.apply_chat_template([{"role": "user", "content": prompt}]) for prompt in prompts]
+    asked = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
+    texts = [model.apply_chat_template(messages) for messages in asked]
     if any(not text for text in texts):
         raise KarmaError(f"{model.name}: its chat template made an empty prompt")
     requests = [

@@ -18,6 +18,7 @@ from karma.models.load import (
     load_model,
     load_tokenizer,
 )
+from karma.models.logprobs import write_conversation
 from karma.models.placement import choose_place
 from karma.study.sections import Compute
 
@@ -72,7 +73,7 @@ class TransformersBackend:
 
     def format_chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turn messages into the text the model was tuned on, without a second BOS when it is tokenised."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = write_conversation(self.tokenizer, messages, add_generation_prompt)
         return text.removeprefix(self.tokenizer.bos_token or "") if self._adds_bos() else text
 
     def _adds_bos(self) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from karma.errors import InputError, show_line
 from karma.models.frozen import run_rows
 
 HEAD_CHUNK = 2048  # response tokens whose logits are held at a time, off the CPU
@@ -38,14 +39,65 @@ class TokenizedResponse:
 def tokenize_response(tokenizer: Any, prompt: Messages, response: Messages, max_length: int) -> TokenizedResponse:
     """Tokenise as TRL does: the prompt with its generation prompt, then the rest of the whole conversation.
 
+    The response starts where the two differ first, which is after the generation prompt unless a template writes that
+    otherwise once an answer follows.
+
     Args:
         tokenizer: with a chat template.
         prompt: messages up to the response. response: the assistant's message.
         max_length: tokens kept, from the start.
+
+    Raises:
+        InputError: the template refuses the conversation.
     """
-    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    whole = tokenizer.apply_chat_template([*prompt, *response], tokenize=True, return_dict=False)
-    return TokenizedResponse(whole[:max_length], min(len(start), max_length))
+    begun = apply_template(tokenizer, prompt, add_generation_prompt=True)
+    whole = apply_template(tokenizer, [*prompt, *response])
+    same = takewhile(lambda both: both[0] == both[1], zip(begun, whole, strict=False))
+    return TokenizedResponse(whole[:max_length], min(sum(1 for _ in same), max_length))
+
+
+def apply_template(tokenizer: Any, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+    """Return the token ids of a conversation in a model's chat format; raises as `write_conversation`."""
+    if add_generation_prompt and len(messages) > 1:
+        write_conversation(tokenizer, messages)
+    return list(_apply(tokenizer, messages, tokenize=True, add_generation_prompt=add_generation_prompt))
+
+
+def write_conversation(tokenizer: Any, messages: Messages, add_generation_prompt: bool = True) -> str:
+    """Return the text of a conversation in a model's chat format.
+
+    Raises:
+        InputError: the template refuses the conversation (two turns by one side, no system messages, ...), or leaves
+            out a message by others than the assistant (of whose turns some templates cut what was only thought).
+
+    Example:
+        >>> from karma.models.made import build_tokenizer
+        >>> tokenizer, asked = build_tokenizer(), [{"role": "user", "content": "Is 1 odd?"}]
+        >>> write_conversation(tokenizer, asked)
+        '<|im_start|>user\\nIs 1 odd?<|im_end|>\\n<|im_start|>assistant\\n'
+        >>> tokenizer.chat_template = "{{ messages[1]['content'] }}"
+        >>> write_conversation(tokenizer, [{"role": "system", "content": "Be brief."}, *asked])
+        Traceback (most recent call last):
+        karma.errors.InputError: the chat template leaves out the system message of a conversation (system, user)
+    """
+    text: str = _apply(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    for message in messages:
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            roles = _list_roles(messages)
+            raise InputError(f"the chat template leaves out the {message['role']} message of a conversation ({roles})")
+    return text
+
+
+def _apply(tokenizer: Any, messages: Messages, **how: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=False, **how)
+    except Exception as error:  # Jinja's kinds, and whatever a template raises
+        reason = show_line(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise InputError(f"the chat template refuses a conversation ({_list_roles(messages)}): {reason}") from None
+
+
+def _list_roles(messages: Messages) -> str:
+    return ", ".join(message["role"] for message in messages)
 
 
 @torch.no_grad()
@@ -142,9 +194,11 @@ def tokenize_pair(tokenizer: Any, prompt: Messages, chosen: Messages, rejected: 
 
 def tokenize_row(tokenizer: Any, prompt: Messages, responses: Sequence[Messages], max_length: int) -> SharedRow:
     """Do so for any number of responses to one prompt."""
-    sides = tuple(tokenize_response(tokenizer, prompt, response, max_length) for response in responses)
-    columns = zip(*(side.ids[: min(side.start for side in sides)] for side in sides), strict=False)
-    return SharedRow(sides, sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
+    sides = [tokenize_response(tokenizer, prompt, response, max_length) for response in responses]
+    start = min(side.start for side in sides)  # all start where the first does, as TRL's pairs do
+    columns = zip(*(side.ids[:start] for side in sides), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return SharedRow(tuple(TokenizedResponse(side.ids, start) for side in sides), shared)
 
 
 def can_share_prompts(model: Any) -> bool:

@@ -41,6 +41,8 @@ DROPPED = {
     "held_out": "kept out of training (split)",
     "in_training": "trained on, in the other part of the split",
     "empty_text": "chosen or rejected is blank",
+    "empty_turn": "a message of the user's or the assistant's before the last one is blank",
+    "refused_by_template": "the policy's chat template refuses the conversation, or leaves a message out",
     "no_explicit_margin": "a score is missing or not finite: no explicit margin (selection)",
     "no_implicit_margin": "the prompt fills max_length, or the log-probability is not finite: no implicit margin",
     "not_selected": "a candidate that the metric ranked too low (selection)",

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from karma.pairs.accounting import Accounting
 from karma.pairs.lengths import Lengths, describe_length_bias
+from karma.pairs.turns import show_turns
 from karma.study.escape import escape_markdown, flatten, quote_code
 from karma.vocabulary import find_strategy
 
@@ -39,18 +42,25 @@ class CardFacts:
 
     by_models: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    n_several: int = 0
+    n_system: int = 0
 
     def add(self, table: pa.Table) -> None:
         """Count some pairs."""
         groups = table.select(["chosen_model", "rejected_model"]).group_by(["chosen_model", "rejected_model"])
         for row in groups.aggregate([([], "count_all")]).to_pylist():
             self.by_models[row["chosen_model"], row["rejected_model"]] += row["count_all"]
+        for chunk in table["prompt"].chunks:
+            self.n_several += int((_count_roles(chunk, "user") > 1).sum())
+            self.n_system += int((_count_roles(chunk, "system") > 0).sum())
         if len(self.examples) < N_EXAMPLES:
             self.examples += table.slice(0, N_EXAMPLES - len(self.examples)).to_pylist()
 
     def merge(self, other: "CardFacts") -> None:
         """Add what was counted of the pairs that follow."""
         self.by_models.update(other.by_models)
+        self.n_several += other.n_several
+        self.n_system += other.n_system
         self.examples += other.examples[: N_EXAMPLES - len(self.examples)]
 
 
@@ -71,6 +81,7 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
         f"## Length\n\n{describe_length_bias(lengths)} Where this is far from a half, a policy learns length beside "
         "what the pairs are meant to teach; `karma binarize --max-length-ratio` pairs responses of like length.",
+        _build_turns(facts),
         "## Pairs by origin model\n\n"
         + _table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
         "## Licences\n\n" + _build_licences(facts.by_models),
@@ -83,6 +94,24 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         "`rejected_id` are hashes of content." + (_SELECTION_COLUMNS if "metric" in s else ""),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _count_roles(prompts: pa.ListArray, role: str) -> np.ndarray:
+    """Return how many messages of a role each prompt has."""
+    turns = pc.equal(pc.struct_field(prompts.flatten(), "role"), role).to_numpy(zero_copy_only=False)
+    ends = np.r_[0, np.cumsum(prompts.value_lengths().to_numpy(zero_copy_only=False))].astype(int)
+    return np.diff(np.r_[0, np.cumsum(turns)][ends])
+
+
+def _build_turns(facts: CardFacts) -> str:
+    """Say how many prompts are conversations, where any are."""
+    if not (facts.n_several or facts.n_system):
+        return ""
+    return (
+        f"## Conversations\n\n{facts.n_several:,} prompts have several turns of the user, {facts.n_system:,} a system "
+        "message. The two sides of a pair differ in the last answer alone; what comes before it is `prompt`, and no "
+        "answer in it is trained on."
+    )
 
 
 _UNCALIBRATED = "the probability that sampling error of their scores leaves the label as it is"
@@ -152,7 +181,7 @@ def _build_example(row: dict[str, Any]) -> str:
     chosen, rejected = (escape_markdown(row[key]) for key in ("chosen_model", "rejected_model"))
     lines = [f"**{chosen}** over **{rejected}**"]
     for name in ("prompt", "chosen", "rejected"):
-        lines.append(f"- {name}: {_quote(row[name][-1]['content'])}")
+        lines.append(f"- {name}: {_quote(show_turns(row[name]) if name == 'prompt' else row[name][-1]['content'])}")
     return "\n".join(lines)
 
 

@@ -26,10 +26,11 @@ from xxhash import xxh3_64_intdigest
 from karma.errors import InputError, quote
 from karma.files import load_json, read_parquet
 from karma.pairs.accounting import Accounting
+from karma.pairs.turns import find_opening
 from karma.pool.draws import compute_draws
 
 _SLICE_ROWS = 4096
-_ROLES = ("user", "assistant", "system", "developer", "tool")
+ROLES = ("user", "assistant", "system", "developer", "tool")
 
 CONFIDENCE = "label_confidence"  # probability that the label is right, 0..1; null where it is unknown
 # The columns of a pair set, in the shape TRL trains on: prompt, chosen and rejected as role/content messages.
@@ -76,7 +77,8 @@ def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, Pa
     """Split off pairs that training must not see, by a draw on (seed, prompt).
 
     A prompt is held out of every strategy or of none, wherever it is repeated: runs on different sets are tested on
-    prompts none has seen.
+    prompts none has seen. A conversation is known by the user's first message, so that one that is carried on is held
+    out with its beginning, whose answers it repeats.
 
     Args:
         pairs: a pair set.
@@ -141,8 +143,8 @@ def find_held_out(pairs: PairSet, held_out: float, seed: int) -> np.ndarray:
     """Tell which pairs `split_pairs` keeps out of training."""
     if not 0 <= held_out < 1:
         raise InputError(f"held_out is {held_out}: a share of the rows from 0 up to, not including, 1")
-    prompts = pairs.table["prompt"].to_pylist()
-    texts = [" ".join(" ".join(turn["content"] for turn in prompt).casefold().split()) for prompt in prompts]
+    openings = map(find_opening, pairs.table["prompt"].to_pylist())
+    texts = [" ".join(text.casefold().split()) for text in openings]
     keys = np.array([xxh3_64_intdigest(text.encode("utf-8", "replace")) for text in texts], np.uint64)
     draws = compute_draws(seed, "held_out", keys).astype(np.float64) / 2.0**64
     return np.asarray(draws < held_out)
@@ -181,14 +183,30 @@ def load_pairs(folder: str | Path) -> PairSet:
         if table[name].null_count or pc.list_flatten(table[name]).null_count:
             raise InputError(f"{file}: a {name} is null, or holds a null: make it again with `karma binarize`")
         roles = pc.unique(pc.struct_field(pc.list_flatten(table[name]), "role")).to_pylist()
-        if odd := [role for role in roles if role not in _ROLES]:
-            raise InputError(f"{file}: a {name} is by {quote(odd[0])}, expected one of {', '.join(_ROLES)}")
+        if odd := [role for role in roles if role not in ROLES]:
+            raise InputError(f"{file}: a {name} is by {quote(odd[0])}, expected one of {', '.join(ROLES)}")
         if pc.any(pc.equal(pc.list_value_length(table[name]), 0)).as_py():
             raise InputError(f"{file}: a {name} holds no message: make it again with `karma binarize`")
+        _check_turns(table[name], name, file)
     accounting = Accounting.from_dict(load_json(folder / "accounting.json"), str(folder / "accounting.json"))
     if accounting.pairs_out != table.num_rows:
         raise InputError(f"{folder}: {table.num_rows} pairs, but accounting.json counts {accounting.pairs_out}")
     return PairSet(table, accounting)
+
+
+def _check_turns(column: pa.ChunkedArray, name: str, file: Path) -> None:
+    """Raise where a prompt does not end with the user, has a message without text, or a response is no one message."""
+    last = "user" if name == "prompt" else "assistant"
+    for chunk in column.chunks:
+        lengths, turns = chunk.value_lengths().to_numpy(zero_copy_only=False), chunk.flatten()
+        roles = pc.struct_field(turns, "role").take(pa.array(np.cumsum(lengths) - 1))
+        if pc.any(pc.not_equal(roles, last)).as_py():
+            raise InputError(f"{file}: a {name} does not end with the {last}'s message: put it right")
+        if name != "prompt" and (lengths > 1).any():
+            raise InputError(f"{file}: a {name} is {lengths.max()} messages, expected one: what comes before the "
+                             "answer belongs to prompt")  # fmt: skip
+        if name == "prompt" and pc.struct_field(turns, "content").null_count:
+            raise InputError(f"{file}: a message of a prompt has no text: put it right")
 
 
 def _check_type(field: pa.Field, wanted: pa.Field, file: Path) -> None:

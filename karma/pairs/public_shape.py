@@ -1,6 +1,7 @@
 """Read pairs that others made: JSON lines or parquet in the public binarised shape.
 
-A row has a prompt (text, or messages), chosen and rejected (texts, or whole conversations that end with the answer),
+A row has a prompt (text, or messages of several turns; under `messages` where there is no `prompt`), chosen and
+rejected (texts, single messages, or whole conversations that end with the answer),
 and where the pair was scored `score_chosen` and `score_rejected`, at the top or under `metadata`; `label_confidence`
 is kept. Nothing says who
 wrote the answers, so both models are "unknown" and kinship is empty; the file's name stands under `source` but not in
@@ -12,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from karma.errors import InputError, KarmaError
+from karma.errors import InputError, KarmaError, quote
 from karma.files import atomic_path, compute_file_digest, read_parquet
 from karma.pairs.accounting import Accounting
-from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, PairSet
+from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, ROLES, PairSet
+from karma.pairs.turns import find_fault, is_messages, write_key
 from karma.pool.responses import compute_response_id, compute_row_id
 from karma.pool.rows import read_json
 
@@ -67,14 +70,15 @@ def _build_row(row: Any, where: str, source: str) -> dict[str, Any]:
     for key in ("chosen", "rejected"):
         if key not in row:
             raise InputError(f"{where} has no '{key}'; it has {', '.join(map(str, row)) or 'nothing'}")
-    (prompt, chosen), (other, rejected) = (_split(row.get("prompt"), row[k], where, k) for k in ("chosen", "rejected"))
+    given = row.get("prompt", row.get("messages"))
+    (prompt, chosen), (other, rejected) = (_split(given, row[k], where, k) for k in ("chosen", "rejected"))
     if prompt != other:
         raise InputError(f"{where}: chosen and rejected answer different prompts")
     metadata: Any = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
     scores = [row.get(k, metadata.get(k)) for k in ("score_chosen", "score_rejected")]
     answers = [chosen[-1]["content"], rejected[-1]["content"]]
     completions = [{"model": UNKNOWN, "response": text} for text in answers]
-    text = "\n".join(m["content"] for m in prompt)
+    text = write_key(prompt)
     ids = [compute_response_id(UNKNOWN, text) for text in answers]
     return {
         "row_id": compute_row_id({"source": STRATEGY, "instruction": text, "completions": completions}),
@@ -86,19 +90,20 @@ def _build_row(row: Any, where: str, source: str) -> dict[str, Any]:
 
 
 def _split(prompt: Any, answer: Any, where: str, key: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return (prompt, answer), each as messages, of a text or of a whole conversation."""
+    """Return (prompt, answer), each as messages, of a text, a message or a whole conversation."""
     turns = [{"role": "assistant", "content": answer or ""}] if isinstance(answer, str | None) else answer
+    turns = [turns] if isinstance(turns, dict) else turns
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
-    for messages in (turns, asked):
-        if not isinstance(messages, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | None)
-            for m in messages
-        ):
-            raise InputError(f"{where}: prompt and {key} must be texts, or lists of role/content messages")
-    turns = [{"role": m["role"], "content": m["content"] or ""} for m in turns]
-    before = turns[:-1] or [{"role": m["role"], "content": m["content"] or ""} for m in asked]
-    if not turns or turns[-1]["role"] != "assistant" or not before or before[-1]["role"] != "user":
+    if not (is_messages(turns) and is_messages(asked)):
+        raise InputError(f"{where}: prompt and {key} must be texts, or lists of role/content messages")
+    turns, asked = ([{"role": m["role"], "content": m["content"] or ""} for m in side] for side in (turns, asked))
+    if odd := [m["role"] for m in (*asked, *turns) if m["role"] not in ROLES]:
+        raise InputError(f"{where}: a message is by {quote(odd[0])}, expected one of {', '.join(ROLES)}")
+    before = turns[:-1] or asked
+    if find_fault(turns, "assistant") or find_fault(before, "user"):
         raise InputError(f"{where}: expected a prompt by the user and a {key} answer by the assistant")
+    if not isinstance(prompt, str) and asked and before not in (asked, asked[:-1]):  # `messages` may end with an answer
+        raise InputError(f"{where}: prompt and what comes before the {key} answer are different conversations")
     return before, turns[-1:]
 
 
@@ -116,24 +121,30 @@ def build_binarized(table: pa.Table) -> pa.Table:
         table: pairs, in the shape of `karma.pairs.binarizer.PAIR_SCHEMA`.
 
     Returns:
-        prompt (text), prompt_id, chosen and rejected (user turn, assistant turn), messages (as chosen),
-        score_chosen, score_rejected, and label_confidence where the pairs carry it.
+        prompt (the text of the user's last message), prompt_id, chosen and rejected (the prompt's turns, then the
+        assistant's), messages (as chosen), score_chosen, score_rejected, and label_confidence where the pairs carry it.
     """
-    prompts = pc.list_flatten(table["prompt"])
-    chats = [_join_turns(prompts, table[name]) for name in ("chosen", "rejected")]
+    prompts = table["prompt"].combine_chunks()
+    chats = [_join_turns(prompts, table[name].combine_chunks()) for name in ("chosen", "rejected")]
+    last = prompts.flatten().take(pa.array(np.cumsum(_count_turns(prompts)) - 1, pa.int64()))
     columns = {
-        "prompt": pc.struct_field(prompts, "content"), "prompt_id": table["row_id"], "chosen": chats[0],
+        "prompt": pc.struct_field(last, "content"), "prompt_id": table["row_id"], "chosen": chats[0],
         "rejected": chats[1], "messages": chats[0], "score_chosen": table["chosen_score"],
         "score_rejected": table["rejected_score"],
     }  # fmt: skip
     return pa.table(columns | {name: table[name] for name in (CONFIDENCE,) if name in table.column_names})
 
 
-def _join_turns(prompts: pa.ChunkedArray, answers: pa.ChunkedArray) -> pa.ListArray:
-    user, assistant = prompts.combine_chunks(), pc.list_flatten(answers).combine_chunks()
-    n = len(user)
-    turns = pa.concat_arrays([user, assistant]).take(pa.array([i + k for i in range(n) for k in (0, n)], pa.int64()))
-    return pa.ListArray.from_arrays(pa.array(range(0, 2 * n + 1, 2), pa.int32()), turns)
+def _join_turns(prompts: pa.ListArray, answers: pa.ListArray) -> pa.ListArray:
+    """Put each answer, one message, behind the turns of its prompt."""
+    turns, ends = prompts.flatten(), np.cumsum(_count_turns(prompts))
+    order = np.insert(np.arange(len(turns)), ends, len(turns) + np.arange(len(ends)))
+    joined = pa.concat_arrays([turns, answers.flatten()]).take(pa.array(order, pa.int64()))
+    return pa.ListArray.from_arrays(pa.array(np.r_[0, ends + np.arange(1, len(ends) + 1)], pa.int32()), joined)
+
+
+def _count_turns(prompts: pa.ListArray) -> np.ndarray:
+    return np.asarray(prompts.value_lengths().to_numpy(zero_copy_only=False), np.int64)
 
 
 def save_binarized(folder: str | Path) -> Path:

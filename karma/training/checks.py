@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from karma.errors import InputError
 from karma.files import load_json
-from karma.models.logprobs import HEAD_CHUNK, tokenize_response
+from karma.models.logprobs import HEAD_CHUNK, tokenize_row
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
+from karma.pairs.turns import find_fault
 from karma.study.sections import Training
 from karma.training.refilter import check_refilter
 from karma.training.trainers import (
@@ -51,8 +52,9 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
 
     Raises:
         InputError: no pairs (left), a malformed message, an empty text, chosen equal to rejected (`drop_unusable`
-            leaves such pairs out), a label confidence that is needed and unknown, stages out of order, a method that
-            cannot be trained as set, or pairs that cannot be ranked anew (`training.refilter`).
+            leaves such pairs out), a conversation that the chat template refuses, a label confidence that is needed and
+            unknown, stages out of order, a method that cannot be trained as set, or pairs that cannot be ranked anew
+            (`training.refilter`).
     """
     check_method(method, settings)
     if not len(pairs):
@@ -88,19 +90,25 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
-def drop_unusable(pairs: PairSet, method: str) -> PairSet:
+def drop_unusable(pairs: PairSet, method: str, tokenizer: Any = None) -> PairSet:
     """Leave out the pairs that a method cannot learn from; the books count them by reason.
 
     Args:
         pairs: any. method: a name of `karma.vocabulary.METHODS`.
+        tokenizer: the policy's, to leave out what its chat template refuses; None: that is not looked for.
 
     Returns:
-        The others. Reasons are those of `karma.pairs.accounting.DROPPED`: no_prompt, empty_text, identical_responses.
+        The others. Reasons are those of `karma.pairs.accounting.DROPPED`: no_prompt, empty_turn, empty_text,
+        identical_responses, refused_by_template.
 
     Raises:
         InputError: a malformed message.
     """
     reasons = find_unusable(pairs.table, method)
+    if tokenizer is not None:
+        sides, rows = find_trainer(method).sides, pairs.table.select(["row_id", *_TEXTS]).to_pylist()
+        reasons = [reason or _find_refusal(row, tokenizer, sides)
+                   for reason, row in zip(reasons, rows, strict=True)]  # fmt: skip
     table = pairs.table.filter(pa.array([not reason for reason in reasons], pa.bool_()))
     dropped = pairs.accounting.dropped + Counter(filter(None, reasons))
     return PairSet(table, replace(pairs.accounting, pairs_out=table.num_rows, dropped=dropped))
@@ -125,8 +133,11 @@ def find_unusable(pairs: pa.Table, method: str) -> list[str]:
 def _find_reason(row: dict[str, Any], sides: tuple[str, ...]) -> str:
     for side in sides:
         _check_messages(row, side)
-    if not (row["prompt"][-1]["content"] or "").strip():
+    *before, last = row["prompt"]
+    if not (last["content"] or "").strip():
         return "no_prompt"
+    if any(turn["role"] in ("user", "assistant") and not (turn["content"] or "").strip() for turn in before):
+        return "empty_turn"
     if not all((row[side][-1]["content"] or "").strip() for side in sides):
         return "empty_text"
     return "identical_responses" if "rejected" in sides and row["chosen"] == row["rejected"] else ""
@@ -146,19 +157,26 @@ def _refuse_unusable(pairs: pa.Table, method: str) -> None:
 
 def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> list[tuple[int, int]]:
     """Return (tokens of the prompt, tokens in all) of each of a pair's rows."""
-    tokens = [tokenize_response(tokenizer, row["prompt"], row[side], 10**9) for side in sides]
+    try:
+        tokens = tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides], 10**9).sides
+    except InputError as error:
+        raise InputError(f"pair {row['row_id']}: {error}: leave such pairs out with `karma train --drop-unusable`, or "
+                         "train another policy") from None  # fmt: skip
     return [(t.start, len(t.ids)) for t in tokens]
 
 
+def _find_refusal(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> str:
+    try:
+        tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides], 10**9)
+    except InputError:
+        return "refused_by_template"
+    return ""
+
+
 def _check_messages(row: dict[str, Any], side: str) -> None:
-    turns = [(row["prompt"], "user"), (row[side], "assistant")]
-    for messages, role in turns:
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise InputError(f"pair {row['row_id']}: {side} must be a list of role/content messages")
-        if not messages or messages[-1].get("role") != role:
-            raise InputError(
-                f"pair {row['row_id']}: {side} must be messages ending with role '{role}', as stage 03 writes"
-            )
+    for name, role in (("prompt", "user"), (side, "assistant")):
+        if fault := find_fault(row[name], role, only=name != "prompt"):
+            raise InputError(f"pair {row['row_id']}: {name} {fault}, as stage 03 writes")
 
 
 def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: int, n_pairs: int):

@@ -24,6 +24,7 @@ import torch
 from karma.errors import InputError
 from karma.files import atomic_path, compute_digest, load_json, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
+from karma.pairs.turns import show_turns
 from karma.study.locks import open_own_lock
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
@@ -131,7 +132,7 @@ def _measure(
     margins = build_margins(held_out, logps["before"], logps["after"], run.settings.beta)
     with atomic_path(folder / "held_out.parquet") as temporary:
         pq.write_table(margins, temporary)
-    texts = [{"prompt": prompt[-1]["content"], "before": old, "after": new}
+    texts = [{"prompt": show_turns(prompt), "before": old, "after": new}
              for prompt, old, new in zip(asked, *answers.values(), strict=False)]  # fmt: skip
     return {"held_out": {**summarise_margins(torch.tensor(margins["margin"].to_pylist())), "dtype": dtype},
             "answers": texts, "answers_key": key,
