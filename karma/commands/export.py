@@ -1,0 +1,48 @@
+"""What `karma export` does: a pair folder in the shape of another trainer, by `karma.pairs.export`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from karma.commands.options import Out, check_out, leave_nothing
+from karma.errors import InputError
+from karma.files import read_text
+from karma.pairs.export import FORMATS, export_pairs
+from karma.pairs.pairs import load_pairs
+from karma.pairs.public_shape import load_binarized
+
+
+def export(
+    pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")],
+    out: Out,
+) -> None:
+    """Write pairs for another trainer: `karma export --pairs DIR --format llama_factory --out DIR`.
+
+    The folder loads as it is: LLaMA-Factory (`dataset_dir`), Axolotl (`axolotl.yaml`), TRL (`trl dpo --dataset_name`).
+    """
+    with leave_nothing(out):
+        for line in run_export(pairs, form, out):
+            typer.echo(line)
+
+
+def run_export(pairs: Path, form: str, out: Path) -> Iterator[str]:
+    """Write the folder, and yield what to tell the user.
+
+    Args:
+        pairs, form, out: the options of `karma export`.
+
+    Raises:
+        InputError: an option that cannot be used, or pairs that the trainer does not take; nothing is written then.
+    """
+    check_out(out, pairs)
+    if form not in FORMATS:
+        raise InputError(f"--format {form}: choose from {', '.join(FORMATS)}")
+    if pairs.is_file() and pairs.resolve().parent == out.resolve():
+        raise InputError(f"--out {out} holds {pairs}, which is read: give another folder")
+    source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    card = pairs / "README.md"
+    files = export_pairs(source, form, out, read_text(card) if card.is_file() else "")
+    yield f"{len(source):,} pairs for {FORMATS[form].title} in {out}: {', '.join(files)}"
