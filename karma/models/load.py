@@ -85,6 +85,29 @@ def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
     return _location(spec)
 
 
+def is_reward_model(models: Specs, name: str) -> bool:
+    """Tell whether a folder, or an adapter, holds a reward model: it rates responses and writes none.
+
+    Of a Hub model nothing is known before it is loaded.
+    """
+    spec = models.get(name, {})
+    if spec.get("adapter"):
+        return load_json(Path(spec["adapter"]) / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    file = Path(spec["path"] or "") / "config.json" if spec.get("path") else None
+    config = load_json(file) if file and file.is_file() else {}
+    kinds = config.get("architectures") if isinstance(config, dict) else None
+    return isinstance(kinds, list) and any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
+
+
+def refuse_reward_model(models: Specs, name: str) -> None:
+    """Raise an InputError where what is to write, or to be tuned, is a reward model."""
+    if is_reward_model(models, name):
+        raise InputError(
+            f"model '{name}' is a reward model: it rates responses and writes none; name it as annotation.judge or "
+            "self_play.scorer_model, and here a language model"
+        )
+
+
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -129,6 +152,7 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     from transformers import AutoModelForCausalLM
 
     spec, torch_dtype = _get_spec(models, name), getattr(torch, dtype)
+    refuse_reward_model(models, name)
     if spec.get("adapter"):
         from peft import PeftModel
 
@@ -238,6 +262,7 @@ def check_model(models: Specs, name: str) -> None:
     if models.get(name, {}).get("api"):
         return
     load_tokenizer(models, name)
+    refuse_reward_model(models, name)
     spec = _get_spec(models, name)
     if spec["path"]:
         folder, here = Path(spec["path"]), f"model '{name}' ({spec['path']})"

@@ -355,6 +355,22 @@ def run_batch(
         past: the cache of what all rows begin with, if it was read before; it predicts none of the tokens.
     """
     begun = past.get_seq_length() if past is not None else 0
+    hidden = run_states(rows, model, pad, past)
+    causal, device, width = get_causal(model), model.device, hidden.shape[1]
+    found = [(k * width - begun, *side) for k, row in enumerate(rows) for side in _find_targets(row)]
+    places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
+    targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)
+    states, counts = hidden.flatten(0, 1)[places.long()], [len(tokens) for *_, tokens in found]
+    return states, causal.get_output_embeddings(), targets.long(), counts
+
+
+def run_states(rows: Sequence[SharedRow], model: Any, pad: int, past: Any = None) -> torch.Tensor:
+    """Return the last layer's states (rows, width, hidden) of rows laid out by `build_row_batch`.
+
+    Args:
+        rows, model, pad, past: as for `run_batch`; what `past` holds has no states here.
+    """
+    begun = past.get_seq_length() if past is not None else 0
     ids, positions, mask = build_row_batch(rows, pad)
     ids, positions, mask = ids[:, begun:], positions[:, begun:], mask[:, :, begun:]
     causal = get_causal(model)
@@ -363,12 +379,7 @@ def run_batch(
     run = partial(causal.base_model, input_ids=ids.to(device), attention_mask=bias.to(device),
                   position_ids=positions.to(device), past_key_values=past, use_cache=past is not None)  # fmt: skip
     keys, widths = [(begun, *row.key) for row in rows], [row.width - begun for row in rows]
-    hidden = run_rows(causal, keys, widths, run).last_hidden_state
-    found = [(k * ids.shape[1] - begun, *side) for k, row in enumerate(rows) for side in _find_targets(row)]
-    places = torch.tensor([first + column for first, columns, _ in found for column in columns], device=device)
-    targets = torch.tensor([token for *_, tokens in found for token in tokens], device=device)
-    states, counts = hidden.flatten(0, 1)[places.long()], [len(tokens) for *_, tokens in found]
-    return states, causal.get_output_embeddings(), targets.long(), counts
+    return run_rows(causal, keys, widths, run).last_hidden_state
 
 
 def score_tokens(states: torch.Tensor, head: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,15 @@
 
 `instructions`: the share of a prompt's verifiable instructions that the answer follows, strict (no markdown stripped),
 0 to 1. `judge`: the expected rating 1 to 5 of `karma.models.judge`. `reward_model`: the one output of a sequence
-classifier, in its own unit, higher is better. Limit: the checkers read form only; an answer that says nothing can
-follow every instruction.
+classifier (`karma.models.rewards`), in its own unit, higher is better. Limit: the checkers read form only; an answer
+that says nothing can follow every instruction.
 """
 
 from pathlib import Path
 
-from karma.errors import InputError
 from karma.evaluation.prompts import Prompt
 from karma.files import compute_digest
-from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, find_model, load_tokenizer
+from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, load_tokenizer
 from karma.self_play.answers import remember
 from karma.study.sections import Compute, SelfPlay
 
@@ -73,40 +72,14 @@ def _rate_by_judge(
 
 
 def _rate_by_reward_model(rows: list[tuple[str, str]], models: Specs, name: str, compute: Compute) -> list[float]:
-    """Rate answers one at a time: padding would make a score depend on the answers beside it."""
     import torch
-    from tqdm.auto import tqdm
+
+    from karma.models.rewards import load_reward_model, score_responses
 
     device = choose_device(compute.device)
     torch.set_num_threads(compute.threads)
+    model = load_reward_model(models, name, choose_dtype(compute.dtype, device), device)
+    prompts, answers = ([[{"role": role, "content": row[side]}] for row in rows]
+                        for side, role in enumerate(("user", "assistant")))  # fmt: skip
     tokenizer = load_tokenizer(models, name)
-    model = load_reward_model(models, name, choose_dtype(compute.dtype, device)).to(device)
-    scores = []
-    for prompt, answer in tqdm(rows, desc=f"{name} rates", unit="answer"):
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_tensors="pt", return_dict=False)
-        with torch.no_grad():
-            scores.append(float(model(ids.to(device)).logits[0, 0]))
-    return scores
-
-
-def load_reward_model(models: Specs, name: str, dtype: str):
-    """Load a sequence classifier with one output.
-
-    Raises:
-        InputError: not a classifier, or one with several outputs, of which none says which is the reward.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    location, extra = find_model(models, name)
-    try:
-        model, facts = AutoModelForSequenceClassification.from_pretrained(
-            location, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True, **extra
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"reward model '{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
-    if facts["missing_keys"] or model.config.num_labels != 1:
-        lacks = "no trained head" if facts["missing_keys"] else f"{model.config.num_labels} outputs"
-        raise InputError(f"reward model '{name}' has {lacks}: give a sequence classifier with one output")
-    return model.eval()
+    return score_responses(model, tokenizer, prompts, answers, progress=f"{name} rates").tolist()
