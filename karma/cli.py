@@ -27,8 +27,8 @@ from karma.errors import InputError, KarmaError, show_line
 
 COMMANDS = {  # command -> its file in karma/commands
     "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
-    "density_ratio": "study", "cross_evaluation": "study", "selection_evaluation": "study",
-    "pairwise_evaluation": "study", "shard": "study", "models": "study",
+    "density_ratio": "study", "cross_evaluation": "study", "reward_evaluation": "study",
+    "selection_evaluation": "study", "pairwise_evaluation": "study", "shard": "study", "models": "study",
     "read-scores": "read_scores", "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train",
     "export": "export", "kinship": "kinship",
     "audit-labels": "audit_labels", "win-rate": "win_rate", "report": "report",

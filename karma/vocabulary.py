@@ -106,6 +106,7 @@ class Method:
         needs: what the pairs must look like.
         learns_from: "chosen" responses alone, or "pairs".
         start_loss: of a policy that is still its own reference (of DPO in nats); None where there is no reference.
+        makes: a "policy", which answers, or a "reward_model", which rates answers and is asked no benchmark.
     """
 
     title: str
@@ -114,6 +115,7 @@ class Method:
     needs: str
     learns_from: Literal["chosen", "pairs"]
     start_loss: float | None = None
+    makes: Literal["policy", "reward_model"] = "policy"
 
 
 _TWO = "two different responses of one prompt"
@@ -135,7 +137,21 @@ METHODS = {
     "kto": Method(
         "KTO", "chosen responses as desirable and rejected ones as undesirable, each against the untrained policy",
         "arXiv 2402.01306", f"{_TWO}, two pairs or more: the sides are the labels", "pairs", 0.5),
+    "reward_model": Method(
+        "reward model", "which of two responses to rate higher; it answers nothing itself",
+        "arXiv 2203.02155, section 3.5", f"{_TWO}; pairs with a longer text than max_length are left out", "pairs",
+        math.log(2), makes="reward_model"),
 }  # fmt: skip
+
+
+def makes_policy(method: str) -> bool:
+    """Tell a method whose outcome answers from one whose outcome rates answers; "start" is a policy.
+
+    Example:
+        >>> makes_policy("dpo"), makes_policy("reward_model"), makes_policy("start")
+        (True, False, True)
+    """
+    return method not in METHODS or METHODS[method].makes == "policy"
 
 
 @dataclass(frozen=True)

@@ -935,6 +935,7 @@ LINES: dict[str, dict[str, Any]] = {
     "run": {"A": "@study.yaml", "--dry-run": True}, "status": {"A": "@study.yaml"}, "models": {"A": "@study.yaml"},
     "notebook": {"A": "02_kinship_analysis", "B": "@study.yaml"}, "pool": {"A": "@study.yaml"},
     "annotation": {"A": "@study.yaml"}, "density_ratio": {"A": "@study.yaml"}, "cross_evaluation": {"A": "@study.yaml"},
+    "reward_evaluation": {"A": "@study.yaml"},
     "selection_evaluation": {"A": "@study.yaml"}, "pairwise_evaluation": {"A": "@study.yaml"},
 }  # fmt: skip
 STAGE_COMMANDS = (
@@ -942,6 +943,7 @@ STAGE_COMMANDS = (
     "annotation",
     "density_ratio",
     "cross_evaluation",
+    "reward_evaluation",
     "selection_evaluation",
     "pairwise_evaluation",
 )
@@ -1019,7 +1021,8 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("status", "A", "experiment's name", {}), ("models", "A", "experiment", {}),
     ("notebook", "A", "word", {}), ("notebook", "B", "experiment's name", {}), ("notebook", "-p", "word", {}),
     *((name, "A", "experiment's name", {}) for name in STAGE_COMMANDS),
-    *((name, "-p", "word", {}) for name in ("cross_evaluation", "selection_evaluation", "pairwise_evaluation")),
+    *((name, "-p", "word", {}) for name in ("cross_evaluation", "reward_evaluation", "selection_evaluation",
+                                                    "pairwise_evaluation")),
 ]  # fmt: skip
 KINDS |= {
     "ratio": numbers("-1", "inf", "0.0", "-0.1"), "ratio of pairs": numbers("0", "-0.1", "1.1", "inf", "1e-300"),

@@ -170,7 +170,8 @@ def try_all(bench: Bench, cases: list[Case]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("command", [n for n in LINES if n not in ("notebook", "pool", "annotation", "density_ratio",
-                                     "cross_evaluation", "selection_evaluation", "pairwise_evaluation", "models")])  # fmt: skip
+                                     "cross_evaluation", "reward_evaluation", "selection_evaluation",
+                                     "pairwise_evaluation", "models")])  # fmt: skip
 def test_the_good_lines_are_good(bench, tmp_path, command):
     """What is refused below is refused for its one bad value."""
     (tmp_path / "tmp").mkdir()

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from karma.figures.stability import plot_stability
 from matplotlib.figure import Figure
 
 import karma.figures
@@ -34,10 +33,12 @@ from karma.figures import (
     pairs,
     potential,
     results,
+    rewards,
     win_rates,
 )
 from karma.figures import self_play as self_play_figures
 from karma.figures import training as training_figures
+from karma.figures.stability import plot_stability
 from karma.figures.style import set_style
 from karma.kinship.clusters import compute_large_tree, compute_pca
 from karma.kinship.lineage import STRANGERS
@@ -339,6 +340,18 @@ def draw_square(methods, strategies):
     return results.plot_square(frame, {name: title_strategy(name, "judge") for name in strategies} | {"truth": "truth"})
 
 
+def draw_reward_models(strategies, truth: bool):
+    """Reward models of some strategies, each on all pair sets; with the truth, so that the best of n is drawn too."""
+    measures = [f"{STRATEGIES[name].title}'s pairs" for name in STRATEGIES] + ["truth, by length", "prefers the longer"]
+    run = [{"run": name, "strategy": name, "strategy_title": STRATEGIES[name].title} for name in strategies]
+    value = np.linspace(0.3, 0.9, len(measures))
+    shares = [{**own, "measure": m, "value": v, "low": v - 0.1, "high": v + 0.1}
+              for own in run for m, v in zip(measures, value, strict=True)]  # fmt: skip
+    best = [{**own, "n": n, "truth": 0.3 + 0.05 * n, "low": 0.2, "high": 0.6, "perfect": 0.3 + 0.1 * n}
+            for own in run for n in range(1, 5)] if truth else []  # fmt: skip
+    return rewards.plot_reward_models(pd.DataFrame(shares), pd.DataFrame(best))
+
+
 def worked(n_models: int, dropped: bool):
     table = kin(n_models).table
     return kinship.plot_worked_example(table, kinship.find_worked_set(table, TAU, dropped), TAU)
@@ -363,6 +376,8 @@ PLOTS: dict[str, Callable] = {
     "plot_prompt: cut": lambda s: diagrams.plot_prompt("a line\n" * 99, None),
     "plot_square: one method": lambda s: draw_square(["dpo"], ["k_sim"]),
     "plot_square: all": lambda s: draw_square(["sft", "dpo"], list(STRATEGIES)),
+    "plot_reward_models: one": lambda s: draw_reward_models(["k_sim"], False),
+    "plot_reward_models: three, and the truth": lambda s: draw_reward_models(["rlaif", "k_sim", "delta"], True),
     "plot_scores: low": lambda s: evaluation.plot_scores(score_frame(0.2), "smollm2-135m"),
     "plot_scores: high": lambda s: evaluation.plot_scores(score_frame(0.85), "smollm2-135m"),
     "plot_differences": lambda s: evaluation.plot_differences(difference_frame(), "k_score_sim, dpo, seed 0"),

@@ -39,7 +39,7 @@ def train_long(folder, method, hold=False):
     return train_tiny(make_pairs(40), make_pairs(3), method, own, folder, code="x")
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("method", ["dpo", "sft", "reward_model"])
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     """kill -9 after the first checkpoint; the same call goes on from there, and ends as if nothing had happened."""
     folder = tmp_path / "killed"

@@ -68,6 +68,9 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
     if s.labels.judgments is not None:
         yield "labels.judgments", lambda: _check_source(str(s.labels.judgments), root)
         yield "labels.scores", lambda: _check_table(str(s.labels.scores), root, s.labels.columns)
+    writers = {"policies": s.policies, "origin_models": s.origin_models, "win_rates.judge": [s.win_rates.judge]}
+    for key, names in writers.items():
+        yield key, lambda names=names: _check_writers(s, names)  # type: ignore[misc]
     for name, spec in s.models.items():
         yield f"models.{name}", lambda name=name, spec=spec: _check_model(name, spec, installed)  # type: ignore[misc]
 
@@ -135,6 +138,14 @@ def _check_calibration(path: Path) -> None:
     from karma.pairs.calibration import load_calibration
 
     load_calibration(path)
+
+
+def _check_writers(s: Settings, names: list[str | None]) -> None:
+    from karma.models.load import refuse_reward_model
+
+    specs = {name: spec.model_dump(mode="json") for name, spec in s.models.items()}
+    for name in names:
+        refuse_reward_model(specs, name or "")
 
 
 def _check_model(name: str, spec: ModelSpec, installed: bool) -> None:

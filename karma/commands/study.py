@@ -79,6 +79,14 @@ def cross_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     _run_stage("cross_evaluation", experiment, p)
 
 
+def reward_evaluation(experiment: Experiment, p: Parameters = None) -> None:
+    """Measure a reward model on labels, truth and length: `-p policy=P -p strategy=S -p method=reward_model -p seed=0`.
+
+    It rates the pool's responses to the held-out prompts; a policy is measured by 05.
+    """
+    _run_stage("reward_evaluation", experiment, p)
+
+
 def selection_evaluation(experiment: Experiment, p: Parameters = None) -> None:
     """Ask a policy trained on a selection the benchmarks.
 

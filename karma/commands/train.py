@@ -59,7 +59,8 @@ def train(
     """Tune a policy: `karma train --pairs DIR --policy smollm2-135m --method dpo -p warmup_steps=10 --out DIR`.
 
     The defaults are the papers'; a method's own numbers stand in its section (`-p kto.learning_rate=1.0e-6`). The same
-    command goes on where it was killed.
+    command goes on where it was killed. `--method reward_model` makes a model that rates responses, to be named as
+    annotation.judge or self_play.scorer_model.
     """
     how = (p or [], device, dtype, threads)
     with leave_nothing(out):
@@ -93,6 +94,7 @@ def run_train(
     from karma.training import checks
     from karma.training.held_out import describe_held_out
     from karma.training.launch import find_config
+    from karma.training.rewards import describe_rewards
     from karma.training.run import describe_run
     from karma.training.train import describe_memory, train
 
@@ -124,6 +126,8 @@ def run_train(
     record = train(run, train_pairs, kept_out)
     yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
     yield f"held-out preference {describe_held_out(record['held_out'])}"
+    if run.makes_reward_model:
+        yield f"the reward model {describe_rewards(record['held_out'])}"
     if drop_unusable:
         parts[0].accounting.check()
         save_json(parts[0].accounting.as_dict(), out / "accounting.json")

@@ -4,7 +4,8 @@ The rating is the expectation over the tokens "1" to "5" of the judge's next-tok
 responses to one instruction lie in one row that shares it, hidden from each other, and what all of a pass begin with
 is read once (`karma.models.prefill`). Ratings are kept as they come, those of some prompts a record
 (`karma.models.store`), so that a killed job goes on, and Ray's workers may rate. Calls, tokens and seconds are counted,
-because not needing them is what kinship is for.
+because not needing them is what kinship is for. A judge that is a reward model (`karma.models.rewards`) is asked no
+question: its rating is the reward, in its own unit.
 Limit: a judge that is loaded here; one behind an API writes its rating (`karma.pool.rate`).
 """
 
@@ -17,10 +18,11 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.files import compute_digest
-from karma.models.load import Specs, compute_weights_digest, load_model, load_tokenizer
+from karma.models.load import Specs, compute_weights_digest, is_reward_model, load_model, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens
 from karma.models.placement import answer, choose_place
 from karma.models.prefill import compute_choice_logits
+from karma.models.rewards import build_reward_row, compute_rewards, load_reward_model, tokenize_whole
 from karma.models.shards import Advance, Piece, Recipe, Share
 from karma.models.store import Record, open_store
 from karma.study.sections import Compute
@@ -51,14 +53,14 @@ def annotate(
         share: this process is one of several that rate the same; scores that the others have not made are 0.
 
     Returns:
-        A table (row_id, response_id, model, score in 1..5), and what it cost (calls, prompt_tokens, seconds; those of
-        kept ratings included).
+        A table (row_id, response_id, model, score in 1..5, or the reward), and what it cost (calls, prompt_tokens,
+        seconds; those of kept ratings included).
     """
     device, dtype = choose_place(compute)
     digest, tokenizer = compute_weights_digest(models, judge), load_tokenizer(models, judge)
-    digits = [tokenizer.encode(rating, add_special_tokens=False)[-1] for rating in RATINGS]
-    prompts = [_write_prompt(tokenizer, row) for row in rows]
-    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+    rewards = is_reward_model(models, judge)
+    digits = [] if rewards else [tokenizer.encode(rating, add_special_tokens=False)[-1] for rating in RATINGS]
+    ids = [_tokenize_rated(tokenizer, row) for row in rows] if rewards else _tokenize_questions(tokenizer, rows)
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row["row_id"], []).append(i)
@@ -92,7 +94,7 @@ class Rater:
 
     Args:
         models, judge: who rates. dtype, device, threads: in what. pad: the tokenizer's padding token.
-        digits: tokens of the ratings. batch_size: prompts a forward pass, at most.
+        digits: tokens of the ratings; none: the judge is a reward model. batch_size: prompts a forward pass, at most.
     """
 
     def __init__(
@@ -107,15 +109,32 @@ class Rater:
         """Load the model now."""
         if self._model is None:
             torch.set_num_threads(self._threads)
-            self._model = load_model(*self._judge, *self._place)
+            self._model = (load_model if self._digits else load_reward_model)(*self._judge, *self._place)
 
     def ask(self, piece: Piece, advance: Advance) -> Record:
         """Return the expected ratings, and what they took."""
         started, asked = time.perf_counter(), piece.asked["ids"]
         budget = self._batch_size * max(len(one) for some in asked for one in some)
         budget = min(budget, choose_pass_tokens(self._place[1]))  # tokens, as a batch of the longest prompts has
-        logits = compute_choice_logits(self._model, asked, self._pad, budget, self._digits, advance)
-        return {"scores": [_expect(found) for found in logits], "seconds": round(time.perf_counter() - started, 3)}
+        if self._digits:
+            logits = compute_choice_logits(self._model, asked, self._pad, budget, self._digits, advance)
+            scores = [_expect(found) for found in logits]
+        else:
+            pad = self._model.config.get_text_config().pad_token_id
+            with torch.no_grad():
+                found = compute_rewards(self._model, [build_reward_row(one, pad) for one in asked], budget, advance)
+            scores = [own.tolist() for own in found]
+        return {"scores": scores, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _tokenize_rated(tokenizer: Any, row: dict[str, str]) -> list[int]:
+    asked, said = [{"role": "user", "content": row["instruction"]}], [{"role": "assistant", "content": row["response"]}]
+    return tokenize_whole(tokenizer, asked, said)
+
+
+def _tokenize_questions(tokenizer: Any, rows: list[dict[str, str]]) -> list[list[int]]:
+    prompts = [_write_prompt(tokenizer, row) for row in rows]
+    return tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
 
 
 def _write_prompt(tokenizer: Any, row: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ from karma.study.benchmark_settings import MEASURED, PACKAGED_ITEMS, name_benchm
 from karma.study.experiment import Experiment
 from karma.study.settings import Settings
 from karma.study.stages import STAGES, Job
-from karma.vocabulary import START, order_benchmarks, title_of, title_strategy
+from karma.vocabulary import START, makes_policy, order_benchmarks, title_of, title_strategy
 
 RUN_KEYS = ["policy", "strategy", "method", "seed"]
 RESULT_COLUMNS = [*RUN_KEYS, "benchmark", "value", "n", "standard_error", "chance", "unextracted", "folder"]
@@ -39,7 +39,7 @@ class Study:
     Attributes:
         name: the experiment's name, or "published".
         policies, strategies, methods, seeds, benchmarks: what it is made of, in the settings' order; strategies that
-            no method trains on are in `pairs` alone.
+            no method trains on are in `pairs` alone, and methods are those that make a policy.
         results: one row a score: RESULT_COLUMNS; value in [0, 1], n items; `start`: the untrained policy.
         trainings: one row a finished training: RUN_KEYS and training.json's fields (held_out_* flattened).
         origins: one row a score of an origin model, with that evaluation's tokens and seconds.
@@ -131,8 +131,8 @@ def collect_results(source: Job | Experiment) -> Study:
         ('llama-3.2-3b', True)
     """
     experiment = source.experiment if isinstance(source, Job) else source
-    s = experiment.settings
-    gaps: list[dict[str, str]] = []
+    s, gaps = experiment.settings, list[dict[str, str]]()
+    methods = tuple(filter(makes_policy, s.methods))  # what reward models say is in `karma.results.rewards`
     results = [row for job in _jobs(experiment, "05_policy_evaluation") for row in _load_scores(job, gaps)]
     trainings = [row for job in _jobs(experiment, "04_alignment_training") for row in _load_training(job, gaps)]
     origins = [row for job in _jobs(experiment, "01_origin_evaluation") for row in _load_scores(job, gaps)]
@@ -141,24 +141,26 @@ def collect_results(source: Job | Experiment) -> Study:
         gaps += [_gap(job, path) for job in _jobs(experiment, name) for path in job.products if not path.exists()]
     for job in _jobs(experiment, "07_alignment_potential"):
         gaps += [_gap(job, path) for path in job.products[-1:] if not path.exists()]
-    for job in (*_jobs(experiment, "cross_evaluation"), *_jobs(experiment, "pairwise_evaluation")):
+    trainings = [row for row in trainings if makes_policy(row["method"])]
+    measured = ("cross_evaluation", "reward_evaluation", "pairwise_evaluation")
+    for job in (job for name in measured for job in _jobs(experiment, name)):
         gaps += [_gap(job, path) for path in job.products if not path.exists()]
     for job in _jobs(experiment, "selection_evaluation"):
         scores = list(_load_scores(job, gaps))
         gaps += [_gap(job, path) for path in job.products[1:] if scores and not path.exists()]
     cost = [_load_cost(job, gaps) for job in _jobs(experiment, "annotation")]
     table = experiment.outputs / "kinship" / "scores.csv"
-    cells = {(strategy, method) for method in s.methods for strategy in s.list_trained(method)}
-    trained = tuple(name for name in s.strategies if any((name, method) in cells for method in s.methods))
+    cells = {(strategy, method) for method in methods for strategy in s.list_trained(method)}
+    trained = tuple(name for name in s.strategies if any((name, method) in cells for method in methods))
     return Study(
-        name=s.name, policies=tuple(s.policies), strategies=trained, methods=tuple(s.methods),
+        name=s.name, policies=tuple(s.policies), strategies=trained, methods=methods,
         seeds=tuple(s.seeds), benchmarks=tuple(map(name_benchmark, s.benchmarks.policy)),
         results=pd.DataFrame(results, columns=RESULT_COLUMNS + COST_COLUMNS),
         trainings=pd.DataFrame(trainings, columns=None if trainings else RUN_KEYS),
         origins=pd.DataFrame(origins), scores=_load_origin_table(table, origins), pairs=pd.DataFrame(pairs),
         costs={"annotation": cost[0] if cost else None},
         gaps=pd.DataFrame(gaps, columns=["what", "file", "made_by"]), folder=experiment.outputs,
-        untrained=frozenset(product(trained, s.methods)) - cells, titles=find_titles(s),
+        untrained=frozenset(product(trained, methods)) - cells, titles=find_titles(s),
         distance=s.kinship.distance, described=_describe_tasks(experiment),
     )  # fmt: skip
 

@@ -252,6 +252,13 @@ class Refilter(Strict):
 REFILTERED = ("sft", "dpo", "cdpo", "simpo", "orpo", "kto")  # methods whose trainer has one row a pair
 
 
+class RewardModel(Strict):
+    """A reward model's own numbers."""
+
+    learning_rate: Rate
+    centring: float = Field(ge=0, le=10**6, description="coefficient of the squared sum of a pair's rewards")
+
+
 class Training(Strict):
     """Appendix A of the paper, by default."""
 
@@ -287,6 +294,7 @@ class Training(Strict):
     simpo: Simpo
     orpo: Orpo
     kto: Kto
+    reward_model: RewardModel
     lora: Lora | None
     merge_adapter: bool
     checkpoint_steps: int = Field(ge=0, le=10**9)
@@ -324,7 +332,7 @@ class Training(Strict):
         return ""
 
 
-METHOD_SECTIONS = (Simpo, Orpo, Kto)  # of `training`: a method's own numbers, under its name
+METHOD_SECTIONS = (Simpo, Orpo, Kto, RewardModel)  # of `training`: a method's own numbers, under its name
 
 
 _SOURCE = re.compile(r"score|annotation|truth|kinship(:[a-z][a-z0-9_-]*)?|.+\.parquet")

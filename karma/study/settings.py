@@ -23,7 +23,7 @@ from karma.study.sections import (
     Training,
     WinRates,
 )
-from karma.vocabulary import BENCHMARKS
+from karma.vocabulary import BENCHMARKS, makes_policy
 
 
 class Settings(Strict):
@@ -136,6 +136,22 @@ class Settings(Strict):
                     f"choose from {', '.join(sorted(known))}"
                 )
 
+    def _check_reward_models(self) -> None:
+        """Raise a ValueError where a reward model is to answer, or nothing else is trained."""
+        asked = {"potential.methods": self.potential.methods if self.potential.metrics else []}
+        asked["self_play.method"] = [self.self_play.method] if self.self_play.rounds else []
+        for key, methods in asked.items():
+            for name in methods:
+                if not makes_policy(name):
+                    raise ValueError(f"{key}: {name} makes no policy, which this stage asks: choose another method")
+        made = [name for name in self.methods if not makes_policy(name)]
+        if made and len(made) == len(self.methods):
+            raise ValueError(f"methods: {made[0]} alone makes no policy to evaluate: name another method too, or train "
+                             "one by `karma train`")  # fmt: skip
+        if made and self.training.label_smoothing:
+            raise ValueError(f"training.label_smoothing means nothing to {made[0]}: set it to 0.0, or leave {made[0]} "
+                             "out of methods")  # fmt: skip
+
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
         if self.compute.backend != "vllm":
@@ -155,6 +171,7 @@ class Settings(Strict):
         self._check_smoothing()
         self._check_loss()
         self._check_refilter()
+        self._check_reward_models()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:

@@ -15,7 +15,7 @@ from karma.errors import InputError
 from karma.study.experiment import Experiment, View
 from karma.study.sections import Pool, SelfPlay
 from karma.study.settings import Settings
-from karma.vocabulary import START
+from karma.vocabulary import START, makes_policy
 
 Params = dict[str, str]
 PARAMETER_TYPES: dict[str, Callable[[str], object]] = {"seed": int, "round": int, "ratio": float}  # text else
@@ -77,10 +77,18 @@ def _list_runs(s: Settings) -> Iterator[Params]:
             yield {"policy": policy, "strategy": strategy, "method": method, "seed": str(seed)}
 
 
+def _list_policy_runs(s: Settings) -> Iterator[Params]:
+    yield from (run for run in _list_runs(s) if makes_policy(run["method"]))
+
+
+def _list_reward_models(s: Settings) -> Iterator[Params]:
+    yield from (run for run in _list_runs(s) if not makes_policy(run["method"]))
+
+
 def _list_evaluations(s: Settings) -> Iterator[Params]:
     for policy in s.policies if s.strategies else ():
         yield _start(policy)
-        yield from (run for run in _list_runs(s) if run["policy"] == policy)
+        yield from (run for run in _list_policy_runs(s) if run["policy"] == policy)
 
 
 def _list_selections(s: Settings) -> Iterator[Params]:
@@ -118,11 +126,15 @@ def _evaluation_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
 
 
 def _list_crossed(s: Settings) -> Iterator[Params]:
-    yield from _list_runs(s) if s.benchmarks.held_out_pairs else ()
+    yield from _list_policy_runs(s) if s.benchmarks.held_out_pairs else ()
 
 
 def _cross_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("04_alignment_training", p), *(("03_binarization", {"strategy": name}) for name in s.strategies)]
+
+
+def _reward_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    return [("pool", {}), *_cross_inputs(s, p)]
 
 
 def _selection_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
@@ -135,14 +147,14 @@ def _list_judged(s: Settings) -> Iterator[Params]:
 
 
 def _judged_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
-    runs = [("04_alignment_training", run) for run in _list_runs(s) if run["policy"] == p["policy"]]
+    runs = [("04_alignment_training", run) for run in _list_policy_runs(s) if run["policy"] == p["policy"]]
     return [*runs, *(("03_binarization", {"strategy": name}) for name in s.strategies)]
 
 
 def _results_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     names = ("02_kinship_analysis", "03_binarization", "04_alignment_training", "05_policy_evaluation",
-             "07_alignment_potential", "09_label_audit", "cross_evaluation", "selection_evaluation",
-             "pairwise_evaluation")  # fmt: skip
+             "07_alignment_potential", "09_label_audit", "cross_evaluation", "reward_evaluation",
+             "selection_evaluation", "pairwise_evaluation")  # fmt: skip
     last = [("08_self_play", p) for p in _list_rounds(s) if p["round"] == str(s.self_play.rounds)]
     return [(name, params) for name in names for params in STAGES[name].jobs(s)] + last
 
@@ -204,6 +216,10 @@ STAGES = {
               ("held_out_responses.parquet",), ("strategies", "pairs.held_out", "pairs.seed", "training.max_length",
               "compute"), _list_crossed, _cross_inputs, lambda s, p: [p["policy"]],
               module="training.cross"),
+        Stage("reward_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
+              ("reward_scores.json", "rewards.parquet"), ("strategies", "pairs.held_out", "pairs.seed",
+              "pool.instructions", "pool.excluded_origin_models", "compute"), _list_reward_models, _reward_inputs,
+              lambda s, p: [p["policy"]], module="labels.rewards"),
         Stage("pairwise_evaluation", ("policy",), "win_rates/{policy}", ("win_rates.csv", "verdicts.parquet"),
               ("win_rates", "pairs.held_out", "pairs.seed", "compute"), _list_judged, _judged_inputs,
               lambda s, p: [p["policy"], s.win_rates.judge or "none"], module="labels.policies"),

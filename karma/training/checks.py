@@ -73,10 +73,13 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
     sides = find_trainer(method).sides
     rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
-    fit = np.array([all(start < limit for start, _ in row) for row in rows])
+    whole = find_trainer(method).makes == "reward_model"  # a text that is rated at its end is not cut
+    fit = np.array([all((end <= limit if whole else start < limit) for start, end in row) for row in rows])
     dropped = int((~fit).sum())
     lengths = sorted(end for row in rows for _, end in row)
-    truncated = sum(start < limit < end for row in rows for start, end in row)
+    truncated = 0 if whole else sum(start < limit < end for row in rows for start, end in row)
+    if whole and dropped == len(rows):
+        raise InputError(f"every pair has a text of more than max_length={limit} tokens: raise training.max_length")
     if dropped == len(rows):
         raise InputError(f"every prompt is at least max_length={limit} tokens long: raise training.max_length")
     per_update = settings.per_device_batch_size * count_accumulation(settings, 1)
@@ -84,7 +87,7 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
     return {"pairs": len(pairs), "updates": n_updates, "pairs_an_update": per_update,
             "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": truncated,
             "dropped_pairs": dropped,
-            "warnings": list(_list_warnings(n_updates, settings, truncated, dropped, len(rows)))}  # fmt: skip
+            "warnings": list(_list_warnings(n_updates, settings, truncated, dropped, len(rows), whole))}  # fmt: skip
 
 
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -179,7 +182,7 @@ def _check_messages(row: dict[str, Any], side: str) -> None:
             raise InputError(f"pair {row['row_id']}: {name} {fault}, as stage 03 writes")
 
 
-def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: int, n_pairs: int):
+def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: int, n_pairs: int, whole: bool):
     limit = settings.max_length
     if n_updates <= settings.warmup_steps:
         yield (f"{n_updates} updates are fewer than {settings.warmup_steps} warm-up steps: the learning rate "
@@ -187,7 +190,8 @@ def _list_warnings(n_updates: int, settings: Training, truncated: int, dropped: 
     if truncated:
         yield f"{truncated} rows are longer than max_length={limit} tokens, and lose their end; raise that setting"
     if dropped:
-        yield (f"{dropped} of {n_pairs} pairs are not trained on: their prompt alone fills max_length={limit} tokens; "
+        why = "a text of theirs is longer than" if whole else "their prompt alone fills"
+        yield (f"{dropped} of {n_pairs} pairs are not trained on: {why} max_length={limit} tokens; "
                "raise training.max_length")  # fmt: skip
 
 
@@ -218,6 +222,7 @@ def estimate_memory(config: Any, n_parameters: int, settings: Training, dtype: s
     kept = layers * tokens * config.hidden_size * _BYTES[dtype] + a_layer
     activations = kept if settings.gradient_checkpointing else layers * a_layer
     scored = min(tokens, HEAD_CHUNK) if trainer.scores_in_chunks else tokens
+    scored *= trainer.makes == "policy"  # a reward model has no vocabulary head
     activations += 10.0 * config.vocab_size * scored  # logits in float32 with their gradient
     parts = {"states_bytes": states, "activations_bytes": activations, "total_bytes": states + activations}
     return {name: int(value) for name, value in parts.items()}

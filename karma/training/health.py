@@ -18,18 +18,21 @@ EARLY_SHARE, EARLY_PAIRS = 0.25, 32  # of the updates, and pairs seen
 LEAST_MARGIN = 0.005  # nats, beta included
 FALLING, FALLING_PER_TOKEN = 1.0, 0.05  # nats a response (DPO), nats a token (SimPO)
 LONGER = 1.5  # times
+LARGEST_DRIFT = 5.0  # of a reward model's mean reward from 0; a pair's loss sees differences alone
 N_ANSWERS = 10
 
 
 def find_alarms(
-    history: list[dict[str, Any]], n_updates: int, pairs_an_update: int, beta: float, per_token: bool = False
-) -> list[str]:
+    history: list[dict[str, Any]], n_updates: int, pairs_an_update: int, beta: float, per_token: bool = False,
+    makes: str = "policy",
+) -> list[str]:  # fmt: skip
     """Return what is wrong with a training so far, each alarm a sentence with advice.
 
     Args:
         history: one entry a logged update, with TRL's keys (loss, rewards/margins, rewards/accuracies, ...).
         n_updates: of the whole training. pairs_an_update: pairs. beta: of the rewards.
         per_token: rewards are of mean log-probabilities (SimPO).
+        makes: "policy", or "reward_model", whose rewards are no log-probabilities.
 
     Example:
         >>> find_alarms([{"step": 1, "loss": float("nan")}], n_updates=9, pairs_an_update=4, beta=0.1)
@@ -38,7 +41,8 @@ def find_alarms(
     rules = (alarm_not_a_number, _alarm_no_loss_left, _alarm_early_accuracy)
     alarms = [rule(history, n_updates, pairs_an_update) for rule in rules]
     if history and len(history) >= max(n_updates, 8):  # the whole training, long enough to have quarters
-        alarms += [_alarm_flat_margin(history), _alarm_displacement(history, beta, per_token)]
+        alarms += [_alarm_flat_margin(history) if makes == "policy" else _alarm_flat_rewards(history)]
+        alarms += [_alarm_displacement(history, beta, per_token) if makes == "policy" else _alarm_drift(history)]
     return [alarm for alarm in alarms if alarm]
 
 
@@ -76,6 +80,22 @@ def _alarm_flat_margin(history: list[dict[str, Any]]) -> str | None:
     if moved < LEAST_MARGIN:
         return (f"the reward margin moved by {moved:.4f} nats only: the policy did not learn; raise "
                 "training.learning_rate or epochs, or lower training.warmup_steps")  # fmt: skip
+    return None
+
+
+def _alarm_flat_rewards(history: list[dict[str, Any]]) -> str | None:
+    moved = abs(_last_quarter([entry["rewards/margins"] for entry in history]) - history[0]["rewards/margins"])
+    if moved < LEAST_MARGIN:
+        return (f"the reward margin moved by {moved:.4f} only: the reward model did not learn; raise "
+                "training.reward_model's learning_rate or training.epochs, or lower training.warmup_steps")  # fmt: skip
+    return None
+
+
+def _alarm_drift(history: list[dict[str, Any]]) -> str | None:
+    mean = _last_quarter([(entry["rewards/chosen"] + entry["rewards/rejected"]) / 2 for entry in history])
+    if abs(mean) > LARGEST_DRIFT:
+        return (f"the mean reward is {mean:.1f}, far from 0: rewards drift, and cannot be compared between models; "
+                "raise training.reward_model's centring")  # fmt: skip
     return None
 
 

@@ -90,13 +90,13 @@ def main(path: str) -> None:
 
     from karma.models.load import load_model, load_tokenizer
     from karma.training.trainers import choose_weights_dtype, find_trainer, is_sharded
+    from karma.training.tuning import load_start
 
     written = load_json(path)
     sharded = is_sharded(written.pop("accelerate"))
     run = Run.from_dict(written)
     torch.set_num_threads(run.threads)
-    weights = choose_weights_dtype(run.settings, run.dtype)
-    model = load_model(run.models, run.policy, weights)
+    weights, model = choose_weights_dtype(run.settings, run.dtype), load_start(run)
     known = Path(run.reference_file).is_file()
     second = sharded and find_trainer(run.method).has_reference and not run.settings.lora and not known
     tokenizer = load_tokenizer(run.models, run.policy)

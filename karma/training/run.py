@@ -61,9 +61,14 @@ class Run:
 
     @property
     def rewards(self) -> dict[str, Any]:
-        """How the trainer's rewards are scaled: beta, and per_token (of mean log-probabilities, not of sums)."""
+        """What the trainer's rewards are: beta, per_token (of mean log-probabilities, not of sums), what it makes."""
         trainer = find_trainer(self.method)
-        return {"beta": trainer.find_beta(self.settings), "per_token": trainer.per_token}
+        return {"beta": trainer.find_beta(self.settings), "per_token": trainer.per_token, "makes": trainer.makes}
+
+    @property
+    def makes_reward_model(self) -> bool:
+        """Tell a training whose outcome rates responses from one whose outcome writes them."""
+        return find_trainer(self.method).makes == "reward_model"
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""

@@ -1,9 +1,10 @@
-"""Tune a policy on pairs with SFT, DPO or SimPO, through TRL.
+"""Tune a policy on pairs with SFT, DPO or SimPO, or make a reward model of it, through TRL.
 
 SFT trains on the chosen response only (completion-only loss); DPO on chosen against rejected, with the reference
 model's log-probabilities computed once, before the first update; SimPO on their length-normalised difference. Rows
 that are held out of training are the same for every strategy, and give each run its held-out preference accuracy: how
-often the tuned policy prefers the chosen response more than the untrained one did.
+often the tuned policy prefers the chosen response more than the untrained one did, or how often a reward model rates
+it higher.
 Decision: two runs with the same data, settings and seed are one training (K_score and K_(score,sim) choose the same
 responses, so their SFT sets are the same); the second takes over the first's weights and says so.
 
@@ -24,6 +25,7 @@ import torch
 from karma.errors import InputError
 from karma.files import atomic_path, compute_digest, load_json, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
+from karma.models.rewards import load_reward_model
 from karma.pairs.turns import show_turns
 from karma.study.locks import open_own_lock
 from karma.training.card import build_model_card
@@ -32,9 +34,9 @@ from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.held_out import build_margins, load_both, measure_pairs, summarise_margins
 from karma.training.progress import ShowProgress
 from karma.training.refilter import FILE
+from karma.training.rewards import measure_rewards, summarise_rewards
 from karma.training.run import Run, compute_text_digest
-from karma.training.trainers import choose_weights_dtype
-from karma.training.tuning import clean_up, prepare_checkpoints, save_outcome, tune
+from karma.training.tuning import clean_up, load_start, prepare_checkpoints, save_outcome, tune
 
 
 def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequence[Path] = ()) -> dict[str, Any]:
@@ -103,8 +105,7 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
 
 def _tune_here(run: Run, tokenizer: Any, pairs: pa.Table) -> dict[str, Any]:
     """Train in this process, save the weights in the precision they are to compute in, and return the outcome."""
-    model = load_model(run.models, run.policy, choose_weights_dtype(run.settings, run.dtype), run.device)
-    view = run.open_view()
+    model, view = load_start(run, run.device), run.open_view()
     try:
         trainer = tune(run, model, tokenizer, pairs, [ShowProgress(view)])
     finally:
@@ -118,6 +119,8 @@ def _measure(
     run: Run, tokenizer: Any, held_out: pa.Table, prompts: pa.ChunkedArray, siblings: Sequence[Path]
 ) -> dict[str, Any]:
     """Measure the policy before and after, as saved; write each held-out pair's margin, and return the summary."""
+    if run.makes_reward_model:
+        return _measure_reward_model(run, tokenizer, held_out)
     folder, asked = Path(run.folder), prompts.slice(0, 10).to_pylist()
     whole = not (folder / "model" / "adapter_config.json").is_file()  # then the start is rounded, too
     key = compute_digest([run.start, whole, run.settings.sample_tokens, asked])
@@ -130,13 +133,27 @@ def _measure(
             answers[when] = sample_answers(model, tokenizer, asked, run.settings.sample_tokens)
         del model
     margins = build_margins(held_out, logps["before"], logps["after"], run.settings.beta)
-    with atomic_path(folder / "held_out.parquet") as temporary:
-        pq.write_table(margins, temporary)
+    _save_table(margins, folder / "held_out.parquet")
     texts = [{"prompt": show_turns(prompt), "before": old, "after": new}
              for prompt, old, new in zip(asked, *answers.values(), strict=False)]  # fmt: skip
     return {"held_out": {**summarise_margins(torch.tensor(margins["margin"].to_pylist())), "dtype": dtype},
             "answers": texts, "answers_key": key,
             "length_alarm": compare_lengths(answers["before"], answers["after"])}  # fmt: skip
+
+
+def _measure_reward_model(run: Run, tokenizer: Any, held_out: pa.Table) -> dict[str, Any]:
+    """Measure a reward model as saved, in float32 on a CPU as policies are; it has no before, and answers nothing."""
+    folder, dtype = Path(run.folder), "float32" if run.device == "cpu" else run.dtype
+    model = load_reward_model(*add_trained(run.models, run.policy, folder / "model"), dtype, run.device)
+    rewards = measure_rewards(model, tokenizer, held_out, "held-out pairs")
+    _save_table(rewards, folder / "held_out.parquet")
+    return {"held_out": {**summarise_rewards(rewards), "dtype": dtype}, "answers": [], "answers_key": None,
+            "length_alarm": None}  # fmt: skip
+
+
+def _save_table(table: pa.Table, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _find_answers(siblings: Sequence[Path], key: str) -> list[dict[str, Any]]:
@@ -162,7 +179,8 @@ def _finish_weights(run: Run, tokenizer: Any, merge: bool, convert: bool) -> Non
     folder = Path(run.folder) / "model"
     if not merge and not (convert and not (folder / "adapter_config.json").is_file()):
         return
-    whole = load_model(*add_trained(run.models, run.policy, folder), run.dtype)
+    load = load_reward_model if run.makes_reward_model else load_model
+    whole = load(*add_trained(run.models, run.policy, folder), run.dtype)
     with atomic_path(folder) as temporary:
         whole.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

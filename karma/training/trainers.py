@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -56,6 +56,7 @@ class Trainer:
         scores_in_chunks: the vocabulary head never sees all positions at once.
         smooths: settings -> whether labels are smoothed by each pair's confidence.
         least_pairs: that it can be trained on.
+        makes: as in `karma.vocabulary.METHODS`; a reward model is trained on whole texts alone.
     """
 
     build: Callable[[Any, Training, dict[str, Any], dict[str, Any], Reference], Any]
@@ -67,6 +68,7 @@ class Trainer:
     scores_in_chunks: bool = False
     smooths: Callable[[Training], bool] = lambda settings: False
     least_pairs: int = 1
+    makes: Literal["policy", "reward_model"] = "policy"
 
 
 def find_trainer(method: str) -> Trainer:
@@ -243,6 +245,20 @@ def _build_kto(model: Any, settings: Training, shared: dict[str, Any], options: 
                           scratch=reference.scratch, **options)  # fmt: skip
 
 
+def _build_reward_model(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], _: Reference):
+    from karma.training.reward_trainer import build_reward_trainer
+
+    return build_reward_trainer(model, settings, shared, options)
+
+
+def _check_reward_model(settings: Training) -> None:
+    if settings.label_smoothing:
+        raise InputError("training.label_smoothing means nothing to reward_model: train by dpo, or set it to 0.0")
+    if is_sharded(settings.accelerate):
+        raise InputError(f"training.accelerate: {settings.accelerate} shares weights out, and a reward model's head is "
+                         "trained whole: take params/accelerate/ddp.yaml, or null")  # fmt: skip
+
+
 def is_sharded(accelerate: str | None) -> bool:
     """Tell whether a configuration shares weights out among processes (FSDP, ZeRO-3), rather than copying them.
 
@@ -290,4 +306,6 @@ TRAINERS = {
                     scores_in_chunks=True),
     "kto": Trainer(_build_kto, ("chosen", "rejected"), lambda settings: settings.kto.beta, has_reference=True,
                    scores_in_chunks=True, least_pairs=2),
+    "reward_model": Trainer(_build_reward_model, ("chosen", "rejected"), lambda settings: 1.0, _check_reward_model,
+                            makes="reward_model"),
 }  # fmt: skip

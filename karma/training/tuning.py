@@ -18,11 +18,19 @@ from transformers import PrinterCallback
 
 from karma.errors import InputError, KarmaError
 from karma.files import atomic_path, load_json, save_json
+from karma.models.load import load_model
+from karma.models.rewards import build_reward_model
 from karma.training.health import alarm_not_a_number
 from karma.training.progress import ProgressFile
 from karma.training.refilter import FILE, Filter, attach_filter, summarise_epochs
 from karma.training.run import Run
-from karma.training.trainers import Reference, build_trainer
+from karma.training.trainers import Reference, build_trainer, choose_weights_dtype
+
+
+def load_start(run: Run, device: str = "cpu") -> Any:
+    """Return the policy that a training starts from; of a reward model its layers, under a head that gives 0."""
+    model = load_model(run.models, run.policy, choose_weights_dtype(run.settings, run.dtype), device)
+    return build_reward_model(model) if run.makes_reward_model else model
 
 
 def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[Any], n_processes: int = 1,
