@@ -101,6 +101,22 @@ def write_selection(job: Job) -> None:
             )
 
 
+def write_reward_scores(job: Job) -> None:
+    """What reward_evaluation writes of a reward model: right on 15 of 20 pairs of each strategy, and of length alone."""
+    share = {"value": 0.75, "low": 0.53, "high": 0.89, "n": 20}
+    length = {name: share for name in ("longer_preferred", "longer_chosen", "like_length", "correlation")}
+    pairs = {"accuracy": 0.75, "interval": [0.53, 0.89], "n": 20, "margin_mean": 0.4, "length": length}
+    truth = {"value": 0.6, "low": 0.45, "high": 0.75, "n_pairs": 50, "n_prompts": 20, "longer": share}
+    best = [{"n": n, "n_prompts": 20, "truth": 0.3 + 0.05 * n, "low": 0.2, "high": 0.6, "gain": 0.05 * (n - 1),
+             "gain_low": 0.0, "gain_high": 0.2, "perfect": 0.3 + 0.1 * n} for n in (1, 2, 3)]  # fmt: skip
+    scores = {"policy": job.params["policy"], "dtype": "float32", "seconds": 1.0, "n_prompts": 20, "n_responses": 60,
+              "pairs": {name: pairs for name in job.experiment.settings.strategies}, "truth": truth,
+              "best_of_n": best}  # fmt: skip
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "reward_scores.json").write_text(json.dumps(scores))
+    (job.folder / "rewards.parquet").write_bytes(b"")
+
+
 def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES)) -> None:
     """Write a whole study's files in the fixed formats; later strategies score a little higher."""
     s, out = experiment.settings, experiment.outputs
@@ -112,6 +128,8 @@ def write_study(experiment: Experiment, stages: tuple[str, ...] = tuple(STAGES))
                 write_scores(job, 0.3 + 0.02 * (seed % 7), seed)
             elif stage.name == "04_alignment_training":
                 write_training(job)
+            elif stage.name == "reward_evaluation":
+                write_reward_scores(job)
             elif stage.name == "07_alignment_potential":
                 write_selection(job)
             elif stage.name == "03_binarization":

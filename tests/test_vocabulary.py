@@ -28,13 +28,25 @@ from karma.results.tables import build_tables
 from karma.strategies import RATED, RULES
 from karma.study.fields import is_anew
 from karma.training.card import build_model_card
-from karma.vocabulary import BASELINE, BENCHMARKS, METHODS, METRICS, OTHER_SETS, STRATEGIES, order_benchmarks
+from karma.vocabulary import (
+    BASELINE,
+    BENCHMARKS,
+    METHODS,
+    METRICS,
+    OTHER_SETS,
+    STRATEGIES,
+    makes_policy,
+    order_benchmarks,
+)
 from tests.study_files import make_experiment, write_study
 
 ALL = f"""
 strategies: [{", ".join(STRATEGIES)}]
 density_ratio: {{strong: smollm2-135m, weak: smollm2-drop-2}}
 """
+
+
+POLICY_METHODS = {name: row for name, row in METHODS.items() if makes_policy(name)}  # a reward model is rated elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +56,7 @@ def experiment(tmp_path_factory):
     s = s.model_copy(update={
         "methods": list(METHODS),  # not by the file: cdpo refuses strategies whose labels are of unknown confidence
         "benchmarks": s.benchmarks.model_copy(update={"policy": list(BENCHMARKS)}),
-        "potential": s.potential.model_copy(update={"metrics": list(METRICS), "methods": list(METHODS)}),
+        "potential": s.potential.model_copy(update={"metrics": list(METRICS), "methods": list(POLICY_METHODS)}),
     })  # fmt: skip
     experiment.settings = s
     write_study(experiment)
@@ -71,7 +83,7 @@ def test_tables_show_every_strategy_method_and_benchmark(study):
         own = ~table.frame.index.get_level_values(0).str.startswith("Held-out pairs")
         assert table.frame[own].notna().all(axis=None)
         assert table.to_html() and table.to_latex() and table.to_markdown()
-    assert set(fourth.frame.index.get_level_values("method")) == {row.title for row in METHODS.values()}
+    assert set(fourth.frame.index.get_level_values("method")) == {row.title for row in POLICY_METHODS.values()}
 
 
 def test_figures_5_and_6_show_every_strategy_and_benchmark(study):
@@ -79,7 +91,7 @@ def test_figures_5_and_6_show_every_strategy_and_benchmark(study):
     assert set(bars["strategy"]) == set(STRATEGIES) and bars["value"].notna().all()
     (legend,) = [found.get_texts() for found in plot_capabilities(bars, study.source)[0].figure.legends]
     assert [text.get_text() for text in legend] == [study.title(name) for name in STRATEGIES]
-    for method in METHODS:
+    for method in POLICY_METHODS:
         panel = plot_policies(compute_policies(study, method), method)[0]
         assert len(panel.get_xticklabels()) == len(BENCHMARKS)
     counts = compute_counts(study)
@@ -89,7 +101,7 @@ def test_figures_5_and_6_show_every_strategy_and_benchmark(study):
 def test_claims_hold_for_every_strategy_and_method(study):
     claims = judge_claims(study)
     text = " ".join(claims["claim"])
-    assert all(f"{row.title} beats the untrained policy" in text for row in METHODS.values())
+    assert all(f"{row.title} beats the untrained policy" in text for row in POLICY_METHODS.values())
     assert all(row.title in text for row in STRATEGIES.values()) and claims["verdict"].notna().all()
 
 
@@ -115,7 +127,7 @@ def test_the_figures_of_selection_show_every_metric(experiment, study):
     titles = {ax.get_title().split("\n")[0] for ax in plot_choices(pools, choices, compute_overlap(choices)).axes}
     assert set(shown) <= titles and len(many) == 2 * len(shown)
     curves = plot_curve(compare_selections(*collect_selections(experiment)))
-    assert len(curves) == len(METHODS)
+    assert len(curves) == len(POLICY_METHODS)
     assert curves[0].get_legend_handles_labels()[1] == list(METRICS)
 
 
