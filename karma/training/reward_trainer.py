@@ -39,7 +39,8 @@ class SharedPromptRewardTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Draw the pairs of each update at random (or take them in order), then sort them by length."""
-        dataset, args = train_dataset if train_dataset is not None else self.train_dataset, self.args
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        args = self.args
         per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = None if args.train_sampling_strategy == "sequential" else args.seed
         sides = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
