@@ -121,8 +121,8 @@ def export_pairs(pairs: PairSet, form: str, folder: Path, card: str = "") -> lis
     if odd := [place for place, prompt in enumerate(prompts) if not own.fits(prompt)]:
         roles = ", ".join(turn["role"] for turn in prompts[odd[0]])
         name = pairs.table["row_id"][odd[0]].as_py()
-        raise InputError(f"pair {name}: its prompt is ({roles}), and {own.title} takes {own.takes} (so of {len(odd)} of "
-                         f"{len(pairs)} pairs): take --format trl")  # fmt: skip
+        raise InputError(f"pair {name}: its prompt is ({roles}), and {own.title} takes {own.takes} (so of {len(odd)} "
+                         f"of {len(pairs)} pairs): take --format trl")  # fmt: skip
     others = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.is_dir() else []
     if others:
         raise InputError(f"{folder} holds {sorted(others)[0]}, which is no export's: give a new folder")
