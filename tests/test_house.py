@@ -75,9 +75,8 @@ def test_package_files_hold_a_docstring_only(path):
 
 def test_a_training_is_made_of_few_modules_and_of_nothing_that_only_shows():
     modules = compute_stage_code(STAGES["04_alignment_training"], ROOT)["modules"]
-    assert len(modules) <= 26, sorted(
-        modules
-    )  # the losses, and the trainers and measures that methods have of their own
+    # 20, and what methods have of their own: losses, trainers, rewards, ranking between epochs by potential.margins
+    assert len(modules) <= 32, sorted(modules)
     for stage in STAGES.values():
         if not stage.draws:
             reached = compute_stage_code(stage, ROOT)["modules"]

@@ -5,6 +5,7 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,12 +15,14 @@ from karma.errors import InputError, KarmaError
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_pair_logps
 from karma.potential.margins import build_candidates, compute_explicit_margin, compute_implicit_margin, select
+from karma.potential.rivals import compare_rivals
+from karma.potential.study import find_trained, plan_training
 from karma.study.experiment import load_experiment
 from karma.training.checks import check_pairs
 from karma.training.refilter import FILE, Filter, attach_filter, summarise_epochs
 from karma.training.trainers import build_trainer
 from karma.training.tuning import find_checkpoint
-from tests.conftest import CALL_LIMIT, start_child, wait_until
+from tests.conftest import CALL_LIMIT, change_base, start_child, wait_until
 from tests.test_training import LORA, MODELS, describe_tiny, make_pairs, settings, train_tiny
 
 HOW = {"metric": "m_ap", "ratio": 0.4, "every": "epoch"}
@@ -238,6 +241,38 @@ def test_a_trainer_that_left_out_other_pairs_is_not_guessed_at(tmp_path):
 
     with pytest.raises(KarmaError, match="took 19 of 20 pairs, and 20 fit"):
         attach_filter(Trainer(), chosen, 2)
+
+
+def test_07_hands_over_all_candidates_and_ranks_them_anew():
+    """Its own weight and form go with the metric; a metric that selects once trains without a filter, whatever is set."""
+    margins, gone = np.arange(5.0), float("nan")
+    pool = build_candidates(list("abcde"), np.array([1, 2, gone, 4, 5]), margins, 1.0)
+    potential = change_base("potential", weight=2.5, implicit="signed")
+    training = own_settings()
+    anew = plan_training(training, "m_ap_anew", 0.5, potential).refilter
+    assert (anew.metric, anew.ratio, anew.weight, anew.implicit) == ("m_ap", 0.5, 2.5, "signed")
+    assert plan_training(training, "random_anew", 0.5, potential).refilter.metric == "random"
+    assert plan_training(training, "m_ap", 0.5, potential).refilter is None
+    assert find_trained(pool, "m_ap_anew", np.array([0, 4])).tolist() == [0, 1, 3, 4]
+    assert find_trained(pool, "m_ap", np.array([0, 4])).tolist() == [0, 4]
+
+
+def test_what_ranking_anew_gained_over_every_other_is_tested():
+    rng = np.random.default_rng(0)
+    key = {"policy": "p", "strategy": "k_sim", "ratio": 0.4, "method": "dpo", "seed": 0}
+    rows = [{**key, "metric": metric, "row_id": str(i), "right": float(rng.random() < share), "n": 1}
+            for metric, share in (("random", 0.4), ("random_anew", 0.5), ("m_ap", 0.6), ("m_ap_anew", 0.7))
+            for i in range(40)]  # fmt: skip
+    found = compare_rivals(pd.DataFrame(rows))
+    asked = set(zip(found["metric"], found["rival"], strict=True))
+    others = {"random", "random_anew"}
+    assert asked == {("m_ap", name) for name in others} | {("m_ap_anew", name) for name in (*others, "m_ap")}
+
+
+def test_an_experiment_without_epochs_cannot_rank_anew_in_07(tmp_path):
+    (tmp_path / "x.yaml").write_text("extends: smoke\nname: x\npotential: {metrics: [m_ap_anew]}\n")
+    with pytest.raises(InputError, match=r"potential\.metrics: m_ap_anew: .*set training\.epochs above 1"):
+        load_experiment(tmp_path / "x.yaml")
 
 
 def test_the_summary_by_hand(tmp_path):

@@ -198,7 +198,8 @@ def _list_files(job: Job) -> list[str]:
               ("self_play", "prompts"), ("pairs", "calibration"), ("training", "accelerate"), ("labels", "judgments"),
               ("labels", "scores"), ("labels", "columns"), ("scores", "columns"))  # fmt: skip
     named = [values.get(section, {}).get(key) for section, key in (*places, ("affinity", "quality"))]
-    named += [source for source in values.get("potential", {}).get("explicit", ()) if source.endswith(".parquet")]
+    explicit = values.get("potential", {}).get("explicit")
+    named += [source for source in explicit if source.endswith(".parquet")] if isinstance(explicit, dict) else []
     named += values.get("pool", {}).get("decontaminate", {}).get("benchmarks", [])
     if table := values.get("scores", {}).get("table"):
         named.append(str(Path(table).with_suffix(".columns.yaml")))  # what `karma read-scores` says of its columns
