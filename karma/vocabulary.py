@@ -179,7 +179,8 @@ METRICS = {
     "m_ap_annotated": Metric(
         "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"),
     "random_anew": Metric("before each epoch as many pairs by lot, drawn anew (the control of m_ap_anew; ours)"),
-    "m_ap_anew": Metric("before each epoch the largest alignment potential, as the policy of then ranks all pairs (ours)"),
+    "m_ap_anew": Metric(
+        "before each epoch the largest alignment potential, as the policy of then ranks all pairs (ours)"),
 }  # fmt: skip
 
 ARMS = {  # of self-play -> title

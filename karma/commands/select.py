@@ -106,7 +106,8 @@ def select(
 def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
     implicit: str, reference: str | None, explicit: str, combine: str, scores: str | None, columns: str | None,
-    missing: str, annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int, **asking: Any,
+    missing: str, annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int,
+    **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
 
