@@ -44,7 +44,7 @@ TEXT = """## Stability: how far trainings lie apart, jump, and move
 By data set and method: the spread of the held-out accuracy over seeds, the share of updates whose loss jumps
 (spikes), the KL to the untrained policy on held-out texts, and how much longer answers became, with 95 % intervals
 over seeds.
-Lower is more stable, except that a policy that learnt nothing is the most stable of all: read it beside the accuracy."""
+Lower is more stable, except that a policy that learnt nothing is most stable of all: read it beside the accuracy."""
 CAPTION = "Stability of trainings: means and spreads (standard deviations) over seeds, with 95 % intervals."
 NOTES = (
     "spikes: updates whose loss is 7 standard deviations or more above the mean of up to 1,000 before it, of those "
