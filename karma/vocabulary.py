@@ -105,7 +105,8 @@ class Method:
         title: in tables. sentence: what it learns from a pair. source: its paper.
         needs: what the pairs must look like.
         learns_from: "chosen" responses alone, or "pairs".
-        start_loss: of a policy that is still its own reference (of DPO in nats); None where there is no reference.
+        start_loss: of a policy that is still its own reference (of DPO in nats), or of a reward model that rates all
+            alike; None where there is neither.
         makes: a "policy", which answers, or a "reward_model", which rates answers and is asked no benchmark.
     """
 

@@ -13,8 +13,7 @@ from karma.models.rewards import build_reward_model, load_reward_model, score_re
 from karma.training.checks import check_pairs, estimate_memory
 from karma.training.health import find_alarms
 from karma.training.rewards import compare_length, describe_rewards, summarise_rewards
-from karma.training.trainers import TRAINERS, build_dataset, build_trainer
-from karma.vocabulary import METHODS
+from karma.training.trainers import build_dataset, build_trainer
 from tests.test_rewards import make_reward_model
 from tests.test_training import LORA, MODELS, make_pairs, settings, train_tiny
 
@@ -165,10 +164,6 @@ def test_a_reward_model_is_no_policy_to_tune(run, tmp_path):
     models = {"rm": ModelSpec(path=str(run[0] / "model")).model_dump()}
     with pytest.raises(InputError, match="model 'rm' is a reward model: it rates responses and writes none"):
         train_tiny(make_pairs(4), make_pairs(2), "dpo", settings(), tmp_path, models=models)
-
-
-def test_what_a_method_makes_is_said_as_it_is_trained():
-    assert {name: row.makes for name, row in METHODS.items()} == {name: t.makes for name, t in TRAINERS.items()}
 
 
 def test_memory_holds_no_logits():

@@ -96,6 +96,13 @@ def test_a_saved_reward_model_rates_alike_and_writes_nothing(tmp_path):
             use(models, "rm")
 
 
+def test_a_reward_model_that_holds_nan_is_refused(tmp_path):
+    model = make_reward_model()
+    torch.nn.init.constant_(model.score.weight, float("nan"))
+    with pytest.raises(InputError, match=r"score\.weight holds NaN or infinite weights"):
+        load_reward_model(save_whole(model, tmp_path), "rm")
+
+
 def test_an_adapter_with_its_head_is_loaded_from_the_folder_of_its_training(tmp_path):
     from peft import LoraConfig, get_peft_model
 

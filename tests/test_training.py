@@ -261,7 +261,8 @@ def test_what_a_method_learns_from_is_said_as_it_is_trained():
     assert list(TRAINERS) == list(METHODS)
     for name, trainer in TRAINERS.items():
         assert trainer.sides == {"chosen": ("chosen",), "pairs": ("chosen", "rejected")}[METHODS[name].learns_from]
-        assert trainer.has_reference == (METHODS[name].start_loss is not None)
+        starts_even = trainer.has_reference or trainer.makes == "reward_model"
+        assert starts_even == (METHODS[name].start_loss is not None) and trainer.makes == METHODS[name].makes
 
 
 def test_a_run_trains_the_pairs_it_was_described_with_and_no_others(tmp_path):

@@ -35,7 +35,7 @@ def train_long(folder, method, hold=False):
         TrainerCallback.on_step_begin = lambda self, args, state, *_, **__: time.sleep(
             CALL_LIMIT * (state.global_step == 7)
         )
-    own = settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine")
+    own = settings(checkpoint_steps=5, epochs=2.0, scheduler="cosine", max_length=512)  # a reward model cuts no text
     return train_tiny(make_pairs(40), make_pairs(3), method, own, folder, code="x")
 
 

@@ -86,14 +86,19 @@ def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
 
 
 def is_reward_model(models: Specs, name: str) -> bool:
-    """Tell whether a folder, or an adapter, holds a reward model: it rates responses and writes none.
+    """Tell whether a folder, an adapter or a fetched Hub model is a reward model: it rates responses and writes none.
 
-    Of a Hub model nothing is known before it is loaded.
+    Of a Hub model that is not fetched yet nothing is known.
     """
     spec = models.get(name, {})
     if spec.get("adapter"):
         return load_json(Path(spec["adapter"]) / "adapter_config.json").get("task_type") == "SEQ_CLS"
-    file = Path(spec["path"] or "") / "config.json" if spec.get("path") else None
+    file = Path(spec["path"]) / "config.json" if spec.get("path") else None
+    if spec.get("hub"):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(spec["hub"], "config.json", revision=spec["revision"])
+        file = Path(found) if isinstance(found, str) else None
     config = load_json(file) if file and file.is_file() else {}
     kinds = config.get("architectures") if isinstance(config, dict) else None
     return isinstance(kinds, list) and any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
@@ -200,11 +205,12 @@ def _from_pretrained(kind, location: str, name: str, **options):
 def _load_whole(kind, location: str, name: str, **options):
     """Load weights; raise where one is missing, which would be random, or is no finite number."""
     model, report = _from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
-    _check_whole(report["missing_keys"], model.named_parameters(), f"model '{name}' ({location})")
+    check_whole(report["missing_keys"], model.named_parameters(), f"model '{name}' ({location})")
     return model
 
 
-def _check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], here: str) -> None:
+def check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], here: str) -> None:
+    """Raise an InputError, which begins with `here`, where weights are missing, or one is no finite number."""
     import torch
 
     if missing:
@@ -271,7 +277,7 @@ def check_model(models: Specs, name: str) -> None:
         for file in list_files(folder, here):
             with safe_open(file, "pt") as weights:
                 each = ((weight, weights.get_tensor(weight)) for weight in weights.keys())  # noqa: SIM118 - no mapping
-                _check_whole(report["missing_keys"], each, here)
+                check_whole(report["missing_keys"], each, here)
 
 
 def check_parts(folder: Path, name: str) -> dict[str, list[int]]:

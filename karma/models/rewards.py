@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, show_line
-from karma.models.load import Specs, find_model, load_model, read_header
+from karma.models.load import Specs, check_whole, find_model, load_model, read_header
 from karma.models.logprobs import (
     Messages,
     SharedRow,
@@ -185,7 +185,12 @@ def load_reward_model(models: Specs, name: str, dtype: str = "float32", device: 
     location, extra = find_model(models, name)
     try:
         model, facts = AutoModelForSequenceClassification.from_pretrained(
-            location, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True, **extra
+            location,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
         )
     except Exception as error:  # transformers raises many kinds; each becomes one line
         reason = show_line((str(error).splitlines() or [type(error).__name__])[0])
@@ -193,4 +198,5 @@ def load_reward_model(models: Specs, name: str, dtype: str = "float32", device: 
     if facts["missing_keys"] or model.config.num_labels != 1:
         lacks = "no trained head" if facts["missing_keys"] else f"{model.config.num_labels} outputs"
         raise InputError(f"reward model '{name}' has {lacks}: give a sequence classifier with one output")
+    check_whole([], model.named_parameters(), f"reward model '{name}' ({location})")
     return model.to(device).eval()
