@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -76,6 +76,7 @@ def test_fronts_against_the_definition():
     assert compute_fronts(values).tolist() == expected.tolist()
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     arrays(float, (12, 2), elements=COARSE),
     st.sampled_from(["weights", "pareto"]),
@@ -93,6 +94,7 @@ def test_no_pair_left_out_dominates_one_that_is_kept(scores, combine, k, seed):
             assert not dominates.any()
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     arrays(float, (12, 3), elements=COARSE),
     st.floats(0.01, 100),
@@ -113,6 +115,7 @@ def test_a_source_s_unit_changes_nothing(margins, factor, shift, combine):
     assert np.allclose(pools[0].explicit, pools[1].explicit, atol=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(RANKINGS)), st.sampled_from(["weights", "pareto"]), st.floats(0.01, 50), st.integers(1, N)
 )

@@ -335,7 +335,7 @@ class Training(Strict):
 METHOD_SECTIONS = (Simpo, Orpo, Kto, RewardModel)  # of `training`: a method's own numbers, under its name
 
 
-_SOURCE = re.compile(r"score|annotation|truth|kinship(:[a-z][a-z0-9_-]*)?|.+\.parquet")
+_SOURCE = re.compile(r"score|annotation|truth|kinship(:[^:=,]+)?|.+\.parquet")
 
 
 def _check_explicit(value: object) -> object:
