@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
+from karma.labels.sources import compute_capability
 from karma.models.load import load_model, load_tokenizer
 from karma.pairs.build import build_pairs
 from karma.pairs.folder import save_pairs
@@ -20,6 +21,7 @@ from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.pool.pool import load_pool
 from karma.potential.margins import POOLS, RANKED_AS, RANKINGS, compute_potential
+from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.read import load_score_table
 from karma.study.sections import ModelSpec
@@ -114,6 +116,34 @@ def test_another_metric_asks_nothing_again_and_the_same_command_writes_the_same_
         assert "0 pairs asked (20 kept from before)" in again.output
     assert (tmp_path / "a/pairs.parquet").read_bytes() == (tmp_path / "b/pairs.parquet").read_bytes()
     assert (tmp_path / "a/pairs.parquet").read_bytes() != (tmp_path / "c/pairs.parquet").read_bytes()
+
+
+def test_several_sources_are_combined_and_named(policy, tmp_path):
+    """The pairs' own S_pref and a capability's: by hand from both tables; one source of them is the plain option."""
+    rows = [{"source": "s", "instruction": f"Count to {i}.", "completions": [
+            {"model": m, "response": f"{m} says {i}"} for m in WRITERS]} for i in range(20)]  # fmt: skip
+    pairs = build_pairs(load_pool(rows), load_score_table("paper"), "random", tau=0.1, seed=0)
+    pair_folder = save_pairs(pairs, tmp_path / "random")
+    asked = ("--pairs", pair_folder, "--policy", policy, "--ratio", 0.4, "--cache", tmp_path / "cache")
+    both = ("--explicit", "score=1,kinship:knowledge=0.5", "--scores", "paper")
+    for name, more in (("w", ()), ("p", ("--combine", "pareto"))):
+        call(*asked, *both, *more, "--out", tmp_path / name)
+    kept = load_pairs(tmp_path / "w")
+    assert kept.accounting.settings["explicit"] == "1 score + 0.5 kinship:knowledge, by weights"
+    assert load_pairs(tmp_path / "p").accounting.settings["explicit"].endswith("by pareto")
+    whole = load_pairs(pair_folder).table
+    known = compute_capability(load_score_table("paper"), "kinship:knowledge")
+    known = {canonical_model_name(model): value for model, value in known.items()}
+    ability = [np.array([known[canonical_model_name(m)] for m in whole[f"{side}_model"].to_pylist()])
+               for side in ("chosen", "rejected")]  # fmt: skip
+    own = np.abs(whole["chosen_score"].to_numpy() - whole["rejected_score"].to_numpy())
+    z = [(m - m.mean()) / m.std() for m in (own, np.abs(ability[0] - ability[1]))]
+    by_hand = dict(zip(whole["row_id"].to_pylist(), z[0] + 0.5 * z[1], strict=True))
+    rows = kept.table.select(["row_id", "explicit_margin"]).to_pylist()
+    assert [row["explicit_margin"] for row in rows] == pytest.approx([by_hand[row["row_id"]] for row in rows], abs=1e-8)
+    call(*asked, "--explicit", "score=7", "--combine", "pareto", "--out", tmp_path / "one")
+    call(*asked, "--out", tmp_path / "plain")
+    assert load_pairs(tmp_path / "one").table.equals(load_pairs(tmp_path / "plain").table)
 
 
 def test_kinship_margins_come_from_a_score_table_whoever_labelled(pair_folder, policy, tmp_path):
@@ -232,6 +262,10 @@ FILE = ("--pairs", "FILE")
         ((*FILE, "--k", 1, "--implicit", "dpo"), "--implicit dpo and --reference belong together"),
         ((*FILE, "--k", 1, "--reference", "x"), "--implicit dpo and --reference belong together"),
         ((*FILE, "--k", 1, "--implicit", "dpo", "--reference", "x", "--metric", "m_ap_signed"), "leave out --implicit dpo"),
+        ((*FILE, "--k", 1, "--explicit", "score=1,love=1"), "--explicit score=1,love=1: choose from score, kinship"),
+        ((*FILE, "--k", 1, "--explicit", "score=1,annotation=1"), "--explicit annotation and --annotations belong together"),
+        ((*FILE, "--k", 1, "--explicit", "score=x"), "'x' is no weight: give a number above 0"),
+        ((*FILE, "--k", 1, "--combine", "sum"), "--combine sum: choose from weights, pareto"),
         ((*FILE, "--k", 1, "--explicit", "kinship"), "--explicit kinship and --scores belong together"),
         ((*FILE, "--k", 1, "--explicit", "kinship", "--scores", "paper"), "none of 10 pairs has usable texts and an explicit"),
         ((*FILE, "--k", 1, "--explicit", "annotation"), "--explicit annotation and --annotations belong together"),

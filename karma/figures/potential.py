@@ -139,8 +139,8 @@ def plot_front(compared: pd.DataFrame) -> np.ndarray:
                         ls="", mfc=style["color"] if a["on_front"] else "white", label=name)  # fmt: skip
         ax.axhline(0, color="0.6", lw=0.8)
         ax.axvline(0, color="0.6", lw=0.8)
-        ax.set_xlabel(f"{_shorten(sources[0])} (sd)")
-        ax.set_ylabel(f"{_shorten(other)} (sd)")
+        ax.set_xlabel(f"{_shorten(sources[0])} (sd)", fontsize=8)
+        ax.set_ylabel(f"{_shorten(other)} (sd)", fontsize=8)
     lines = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), [_shorten(name) for name in lines], loc="outside lower center",
                   ncols=2 if n == 1 else 3, frameon=False, fontsize=8)  # fmt: skip
@@ -150,7 +150,7 @@ def plot_front(compared: pd.DataFrame) -> np.ndarray:
 def _shorten(name: str) -> str:
     """Return a source's name without its folders, and cut where it is long."""
     short = name.rpartition("/")[2]
-    return short if len(short) <= 32 else short[:31] + "…"
+    return short if len(short) <= 30 else short[:29] + "…"
 
 
 def _lay_out(n: int, label: str) -> np.ndarray:
