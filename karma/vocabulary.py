@@ -9,6 +9,7 @@ of a known strategy rerun stage 2, whose tables list the kinship strategies.
 
 import csv
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
@@ -104,7 +105,7 @@ class Method:
     Attributes:
         title: in tables. sentence: what it learns from a pair. source: its paper.
         needs: what the pairs must look like.
-        learns_from: "chosen" responses alone, or "pairs".
+        learns_from: "chosen" responses alone, "pairs", or "prompts", to which it samples answers that are rewarded.
         start_loss: of a policy that is still its own reference (of DPO in nats), or of a reward model that rates all
             alike; None where there is neither.
         makes: a "policy", which answers, or a "reward_model", which rates answers and is asked no benchmark.
@@ -114,12 +115,13 @@ class Method:
     sentence: str
     source: str
     needs: str
-    learns_from: Literal["chosen", "pairs"]
+    learns_from: Literal["chosen", "pairs", "prompts"]
     start_loss: float | None = None
     makes: Literal["policy", "reward_model"] = "policy"
 
 
 _TWO = "two different responses of one prompt"
+_PROMPTS = "prompts alone, with instructions that programs can check, or a reward model: they reward its answers"
 METHODS = {
     "sft": Method(
         "SFT", "the chosen response, token by token", "section 3.3", "a chosen response; rejected ones are not read",
@@ -142,6 +144,12 @@ METHODS = {
         "reward model", "which of two responses to rate higher; it answers nothing itself",
         "arXiv 2203.02155, section 3.5", f"{_TWO}; pairs with a longer text than max_length are left out", "pairs",
         math.log(2), makes="reward_model"),
+    "grpo": Method(
+        "GRPO", "its own answers to the pairs' prompts, each rewarded and compared with its group",
+        "DeepSeekMath, arXiv 2402.03300", _PROMPTS, "prompts"),
+    "rloo": Method(
+        "RLOO", "its own answers to the pairs' prompts, each rewarded and compared with the mean of the others",
+        "arXiv 2402.14740", _PROMPTS, "prompts"),
 }  # fmt: skip
 
 
@@ -238,13 +246,40 @@ def title_strategy(name: str, source: str) -> str:
     return title_of(name) + (" (weak judge)" if name == BASELINE and source == "judge" else "")
 
 
-def title_of(name: str) -> str:
-    """Return the title of a strategy or a method; of the untrained policy too.
+_STEP = re.compile(r"([a-z][a-z0-9_]*)-([1-9][0-9]*)-([a-z][a-z0-9_]*)")
+
+
+def split_step(name: str) -> tuple[str, int, str] | None:
+    """Return (recipe, number, method) of a recipe's step, which stands wherever a method does; None of a method.
 
     Example:
-        >>> [title_of(name) for name in ("k_score_sim", "simpo", "start")]
-        ['K_(score,sim)', 'SimPO', 'untrained']
+        >>> split_step("distil-2-dpo"), split_step("dpo")
+        (('distil', 2, 'dpo'), None)
+    """
+    found = _STEP.fullmatch(name)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+def find_method(name: str) -> str:
+    """Return the method that a step trains by, or the method itself.
+
+    Example:
+        >>> find_method("distil-2-dpo"), find_method("sft")
+        ('dpo', 'sft')
+    """
+    step = split_step(name)
+    return step[2] if step else name
+
+
+def title_of(name: str) -> str:
+    """Return the title of a strategy, a method or a recipe's step; of the untrained policy too.
+
+    Example:
+        >>> [title_of(name) for name in ("k_score_sim", "simpo", "start", "distil-2-dpo")]
+        ['K_(score,sim)', 'SimPO', 'untrained', 'distil, step 2: DPO']
     """
     if name == START:
         return START_TITLE
+    if step := split_step(name):
+        return f"{step[0]}, step {step[1]}: {title_of(step[2])}"
     return METHODS[name].title if name in METHODS else find_strategy(name).title

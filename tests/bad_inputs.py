@@ -988,6 +988,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("train", "--pairs", "pair folder", {}), ("train", "--pairs", "pairs", {}), ("train", "--pairs", "pairs as parquet", {}),
     ("train", "--policy", "model", {}), ("train", "--method", "word", {}), ("train", "--out", "out", {}),
     ("train", "--held-out", "held out", {}), ("train", "--seed", "seed", {}), ("train", "-p", "settings", {"--method": "dpo"}),
+    ("train", "--instructions", "instructions", {"--method": "rloo"}),
     ("train", "--device", "device", {}), ("train", "--dtype", "dtype", {}), ("train", "--threads", "threads", {}),
     ("export", "--pairs", "pair folder", {}), ("export", "--pairs", "pairs", {}), ("export", "--pairs", "pairs as parquet", {}),
     ("export", "--format", "word", {}), ("export", "--out", "out", {}),

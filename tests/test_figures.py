@@ -286,7 +286,10 @@ def draw_training(method: str, n_updates: int = 60):
     curves = {"loss": np.log(2) * np.exp(-step / 80) + noise, "rewards/margins": 0.02 * step + noise,
               "rewards/accuracies": 0.9 - 0.4 * np.exp(-step / 20) + noise, "logps/chosen": -120 - 0.1 * step + noise,
               "logps/rejected": -140 - 0.4 * step + noise, "mean_token_accuracy": 0.5 + 0.002 * step + noise,
-              "learning_rate": np.linspace(5e-5, 0, n_updates)}  # fmt: skip
+              "learning_rate": np.linspace(5e-5, 0, n_updates), "reward": 2 + 0.01 * step + noise,
+              "rewards/reward_model/mean": 2 + 0.012 * step + noise, "kl": 0.001 * step + abs(noise) / 9,
+              "rewards/instructions/mean": 0.5 - 0.002 * step + noise,
+              "completions/mean_length": 40 + 0.2 * step + 20 * noise}  # fmt: skip
     return training_figures.plot_training(pd.DataFrame({"step": step, **curves}), method)
 
 

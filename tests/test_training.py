@@ -260,7 +260,8 @@ def test_a_run_s_files_are_what_they_were_before_runs():
 def test_what_a_method_learns_from_is_said_as_it_is_trained():
     assert list(TRAINERS) == list(METHODS)
     for name, trainer in TRAINERS.items():
-        assert trainer.sides == {"chosen": ("chosen",), "pairs": ("chosen", "rejected")}[METHODS[name].learns_from]
+        sides = {"chosen": ("chosen",), "pairs": ("chosen", "rejected"), "prompts": ()}
+        assert trainer.sides == sides[METHODS[name].learns_from]
         starts_even = trainer.has_reference or trainer.makes == "reward_model"
         assert starts_even == (METHODS[name].start_loss is not None) and trainer.makes == METHODS[name].makes
 

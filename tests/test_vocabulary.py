@@ -152,7 +152,16 @@ def test_every_kind_of_pair_set_has_its_cards(strategy):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_curves(method):
-    keys = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "mean_token_accuracy")
+    keys = (
+        "loss",
+        "reward",
+        "kl",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "mean_token_accuracy",
+    )
     history = pd.DataFrame({"step": [1, 2], **{key: [0.5, 0.6] for key in keys}, "learning_rate": [0.1, 0.1]})
     assert len(plot_training(history, method)) >= 3
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
 from karma.files import parse_yaml, save_json
-from karma.models.describe import build_spec
+from karma.models.describe import build_spec, find_trained
 from karma.study.experiment import load_base
-from karma.study.sections import Training
+from karma.study.sections import Online, Training
 from karma.vocabulary import METHODS
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def train(
         list[str] | None,
         typer.Option("-p", metavar="NAME=VALUE", help="A setting of `training` in params/base.yaml; may repeat."),
     ] = None,
+    instructions: Annotated[
+        Path | None, typer.Option(help="grpo, rloo: the prompts' instructions, JSON lines as pool.instructions.")
+    ] = None,
     drop_unusable: Annotated[
         bool, typer.Option("--drop-unusable", help="Leave out pairs with an empty text or two equal ones, counted.")
     ] = False,
@@ -62,7 +65,7 @@ def train(
     command goes on where it was killed. `--method reward_model` makes a model that rates responses, to be named as
     annotation.judge or self_play.scorer_model.
     """
-    how = (p or [], device, dtype, threads)
+    how = (p or [], device, dtype, threads, instructions)
     with leave_nothing(out):
         for line in run_train(pairs, policy, method, out, revision, held_out, seed, *how, drop_unusable=drop_unusable):
             typer.echo(line)
@@ -70,7 +73,8 @@ def train(
 
 def run_train(
     pairs: Path, policy: str, method: str, out: Path, revision: str | None, held_out: float, seed: int,
-    assignments: list[str], device: str, dtype: str, threads: int, *, drop_unusable: bool = False,
+    assignments: list[str], device: str, dtype: str, threads: int,
+    instructions: Path | None = None, *, drop_unusable: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Train, and yield what to tell the user, line by line.
 
@@ -78,6 +82,7 @@ def run_train(
         pairs, policy, ...: the options of `karma train`, under their own names.
         assignments: "name=value" of the `training` settings.
         drop_unusable: leave out what cannot be trained on, and write accounting.json.
+        instructions: a file of the prompts' instructions, that answers are rewarded by.
 
     Raises:
         InputError: an option, a setting or a pair that cannot be used, or an output folder that holds something else.
@@ -95,15 +100,14 @@ def run_train(
     from karma.training.held_out import describe_held_out
     from karma.training.launch import find_config
     from karma.training.rewards import describe_rewards
+    from karma.training.rl import load_instructions
     from karma.training.run import describe_run
     from karma.training.train import describe_memory, train
 
     if settings.accelerate:
         find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
-    spec = build_spec(policy, None, None, revision)
-    policy = Path(policy).name if spec["path"] else policy
-    models = {policy: spec}
+    models, policy = name_policy(policy, revision)
     check_model(models, policy)
     tokenizer = load_tokenizer(models, policy)
     if drop_unusable:
@@ -111,6 +115,11 @@ def run_train(
         yield describe_dropped(whole, source)
     parts = split_pairs(source, held_out, load_base().pairs.seed)
     train_pairs, kept_out = (part.table for part in parts)
+    checks.check_method(method, settings)
+    train_pairs = load_instructions(train_pairs, method, settings, instructions)
+    online = getattr(settings, method, None)
+    if isinstance(online, Online) and online.reward_model:
+        models[online.reward_model] = name_rater(online.reward_model)
     report = checks.check_pairs(train_pairs, tokenizer, method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])
@@ -132,6 +141,22 @@ def run_train(
         parts[0].accounting.check()
         save_json(parts[0].accounting.as_dict(), out / "accounting.json")
     yield f"written: {out}/model, training.json, held_out.parquet{', accounting.json' * drop_unusable}"
+
+
+def name_policy(policy: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return (specifications, name) of what is to be tuned; a run's folder is taken up where it ended."""
+    if trained := find_trained(Path(policy)) if Path(policy).is_dir() else None:
+        return trained
+    spec = build_spec(policy, None, None, revision)
+    name = Path(policy).name if spec["path"] else policy
+    return {name: spec}, name
+
+
+def name_rater(model: str) -> dict[str, Any]:
+    """Return the specification of a reward model: a name, a folder, or the run that trained it."""
+    if trained := find_trained(Path(model)) if Path(model).is_dir() else None:
+        return trained[0][trained[1]]
+    return build_spec(model, None, None, None)
 
 
 def describe_dropped(whole: "PairSet", usable: "PairSet") -> str:

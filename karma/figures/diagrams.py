@@ -7,6 +7,7 @@ paper's and the demo's counts.
 """
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from karma.figures.style import PAGE_WIDTH_IN, PALETTE, strategy_style
-from karma.vocabulary import BASELINE, title_of
+from karma.vocabulary import BASELINE, split_step, title_of
 
 if TYPE_CHECKING:
     from karma.results.study import Study
@@ -77,7 +78,7 @@ def plot_framework(study: "Study", counts: dict[str, float | None]) -> Axes:
     bottom = [
         (_number(counts["prompts"], "prompts"), grey), (_number(counts["responses"], "responses"), grey),
         (f"chosen, rejected\n{pairs}", PALETTE[1]),
-        (f"{', '.join(m.upper() for m in study.methods)} of\n{_policies(len(study.policies))}", PALETTE[3]),
+        (f"{_methods(study.methods)} of\n{_policies(len(study.policies))}", PALETTE[3]),
     ]  # fmt: skip
     for y, row in ((1.75, top), (0.2, bottom)):
         for x, (text, color) in zip((0.1, 2.1, 4.1, 6.1), row, strict=True):
@@ -148,6 +149,11 @@ def _cost(counts: dict[str, float | None], who: str) -> str:
     calls, tokens, seconds = (counts[f"{who}_{what}"] for what in ("calls", "tokens", "seconds"))
     lines = [_number(calls, "calls"), _number(tokens, "tokens")] if calls is not None else [f"calls:\n{UNKNOWN}"]
     return "\n".join([*lines, *([f"{seconds:,.0f} s"] if seconds is not None else [])])
+
+
+def _methods(names: Sequence[str]) -> str:
+    """Name methods, and recipes once."""
+    return ", ".join(dict.fromkeys(step[0] if (step := split_step(m)) else m.upper() for m in names))
 
 
 def _policies(n: int) -> str:

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, PALETTE
-from karma.vocabulary import METHODS
+from karma.figures.style import COLUMN_WIDTH_IN, MARKERS, PAGE_WIDTH_IN, PALETTE
+from karma.vocabulary import METHODS, find_method
 
 _PANELS = {  # history key -> (axis label with unit, reference line)
     "loss": ("loss (nats)", None),
@@ -18,7 +18,11 @@ _PANELS = {  # history key -> (axis label with unit, reference line)
     "logps/chosen": ("log-probability (nats)", None),
     "mean_token_accuracy": ("token accuracy (share)", None),
     "learning_rate": ("learning rate", None),
+    "reward": ("reward, its parts", None),
+    "kl": ("KL (nats a token)", 0.0),
+    "completions/mean_length": ("answer (tokens)", None),
 }
+_PARTS = {"rewards/instructions/mean": "instructions", "rewards/reward_model/mean": "reward model"}  # or the truth
 
 
 def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
@@ -26,13 +30,15 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
 
     Args:
         history: one row a logged update, as in training.json.
-        method: of `karma.vocabulary.METHODS`; it decides which curves there are.
+        method: of `karma.vocabulary.METHODS`, or a recipe's step; it decides which curves there are.
 
     Returns:
         The axes, one a curve.
     """
-    own = {"chosen": ["mean_token_accuracy"], "pairs": ["rewards/margins", "rewards/accuracies", "logps/chosen"]}
-    keys = [key for key in ("loss", *own[METHODS[method].learns_from], "learning_rate") if key in history]
+    row = METHODS[find_method(method)]
+    own = {"chosen": ["mean_token_accuracy"], "pairs": ["rewards/margins", "rewards/accuracies", "logps/chosen"],
+           "prompts": ["reward", "kl", "completions/mean_length"]}  # fmt: skip
+    keys = [key for key in ("loss", *own[row.learns_from], "learning_rate") if key in history]
     n_rows = -(-len(keys) // 3)
     figure, grid = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH_IN, 2.2 * n_rows), layout="constrained", squeeze=False)
     axes = grid.flatten()
@@ -41,10 +47,12 @@ def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
     axes = axes[: len(keys)]
     for axis, key in zip(axes, keys, strict=True):
         _plot_curve(axis, history, key)
+        if key == "reward":
+            _plot_parts(axis, history)
         if key == "logps/chosen":
             axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
             axis.legend(["chosen", "rejected"])
-    if start := METHODS[method].start_loss:
+    if start := row.start_loss:
         axes[0].axhline(start, color="black", lw=1, ls=":")
         where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes[0].annotate("ln 2" if start == math.log(2) else f"{start:.2f}", (0.98, start), fontsize=8, **where)
@@ -71,6 +79,15 @@ def plot_refilter(epochs: pd.DataFrame) -> Axes:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # type: ignore[union-attr]
     return axis
+
+
+def _plot_parts(axis: Axes, history: pd.DataFrame) -> None:
+    """Draw what a reward is made of, and the truth beside a reward model, where that is more than one curve."""
+    parts = [key for key in _PARTS if key in history and history[key].notna().any()]
+    if len(parts) > 1 or (parts and not np.allclose(history[parts[0]], history["reward"])):
+        for place, key in enumerate(parts, 1):
+            axis.plot(history["step"], history[key], color=PALETTE[place], marker=MARKERS[place], ms=3, ls="--")
+        axis.legend(["reward", *(_PARTS[key] for key in parts)])
 
 
 def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:

@@ -132,7 +132,7 @@ def collect_results(source: Job | Experiment) -> Study:
     """
     experiment = source.experiment if isinstance(source, Job) else source
     s, gaps = experiment.settings, list[dict[str, str]]()
-    methods = tuple(filter(makes_policy, s.methods))  # what reward models say is in `karma.results.rewards`
+    methods = tuple(filter(makes_policy, s.trained_methods))  # what reward models say is in `karma.results.rewards`
     results = [row for job in _jobs(experiment, "05_policy_evaluation") for row in _load_scores(job, gaps)]
     trainings = [row for job in _jobs(experiment, "04_alignment_training") for row in _load_training(job, gaps)]
     origins = [row for job in _jobs(experiment, "01_origin_evaluation") for row in _load_scores(job, gaps)]

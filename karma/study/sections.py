@@ -259,6 +259,26 @@ class RewardModel(Strict):
     centring: float = Field(ge=0, le=10**6, description="coefficient of the squared sum of a pair's rewards")
 
 
+class Online(Strict):
+    """What a method's own are that samples answers itself and is rewarded for them: GRPO, RLOO."""
+
+    learning_rate: Rate
+    beta: float = Field(ge=0, le=10**6, description="of the KL from the policy before training")
+    generations: int = Field(ge=2, le=10_000, description="answers sampled a prompt")
+    temperature: float = Field(gt=0, le=5)
+    max_new_tokens: Count
+    epsilon: float = Field(gt=0, lt=1)
+    iterations: Count
+    reward: dict[Literal["instructions", "reward_model"], Annotated[float, Field(gt=0, le=10**6)]]
+    reward_model: Annotated[str, Field(min_length=1)] | None
+
+    @model_validator(mode="after")
+    def _check_reward_model(self) -> Self:
+        if ("reward_model" in self.reward) != (self.reward_model is not None):
+            raise ValueError("reward_model: name a model where reward weighs one, and none elsewhere")
+        return self
+
+
 class Training(Strict):
     """Appendix A of the paper, by default."""
 
@@ -295,6 +315,8 @@ class Training(Strict):
     orpo: Orpo
     kto: Kto
     reward_model: RewardModel
+    grpo: Online
+    rloo: Online
     lora: Lora | None
     merge_adapter: bool
     checkpoint_steps: int = Field(ge=0, le=10**9)
@@ -332,7 +354,7 @@ class Training(Strict):
         return ""
 
 
-METHOD_SECTIONS = (Simpo, Orpo, Kto, RewardModel)  # of `training`: a method's own numbers, under its name
+METHOD_SECTIONS = (Simpo, Orpo, Kto, RewardModel, Online)  # of `training`: a method's own numbers, under its name
 
 
 _SOURCE = re.compile(r"score|annotation|truth|kinship(:[^:=,]+)?|.+\.parquet")

@@ -1,5 +1,6 @@
 """One experiment's values, all of them, and what must fit together."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -14,6 +15,7 @@ from karma.study.sections import (
     Kinship,
     Labels,
     ModelSpec,
+    Online,
     Pairs,
     Pool,
     Potential,
@@ -23,7 +25,7 @@ from karma.study.sections import (
     Training,
     WinRates,
 )
-from karma.vocabulary import BENCHMARKS, makes_policy
+from karma.vocabulary import BENCHMARKS, METHODS, START, find_method, makes_policy, split_step
 
 
 class Settings(Strict):
@@ -32,8 +34,9 @@ class Settings(Strict):
     name: Name
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(check_unique)]
     strategies: Annotated[list[Strategy], AfterValidator(check_unique)]
-    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(check_unique)]
-    trained_on: dict[Method, Annotated[list[Strategy], AfterValidator(check_unique)] | None]
+    methods: Annotated[list[str], Field(min_length=1), AfterValidator(check_unique)]
+    recipes: dict[str, list[Method]]
+    trained_on: dict[str, Annotated[list[Strategy], AfterValidator(check_unique)] | None]
     models: dict[Name, ModelSpec]
     origin_models: Annotated[list[Name], AfterValidator(check_unique)]
     policies: Annotated[list[Name], AfterValidator(check_unique)]
@@ -64,14 +67,17 @@ class Settings(Strict):
         return "rlaif" in self.strategies or bool(by_affinity)
 
     def list_trained(self, method: str) -> list[str]:
-        """Return the strategies whose pairs a method trains on: all of them, or those that `trained_on` names."""
-        named = self.trained_on.get(method)
+        """Return the strategies whose pairs a method or a recipe trains on: all, or those that `trained_on` names."""
+        step = split_step(method)
+        named = self.trained_on.get(step[0] if step else method)
         return [strategy for strategy in self.strategies if named is None or strategy in named]
 
     def _check_trained_on(self) -> None:
         for method, names in self.trained_on.items():
             if names is None:  # takes back what an experiment that this one extends says
                 continue
+            if method not in METHODS and method not in self.recipes:
+                raise ValueError(f"trained_on.{method}: there is no such method or recipe")
             if method not in self.methods:
                 raise ValueError(f"trained_on: '{method}' is not among the methods of this experiment")
             if unknown := [name for name in names if name not in self.strategies]:
@@ -80,8 +86,9 @@ class Settings(Strict):
     def _check_smoothing(self) -> None:
         """Raise a ValueError where labels are to be smoothed by a confidence that they will not have."""
         every = self.training.smooth_by_confidence
-        by, smoothed = ("training.smooth_by_confidence", self.methods) if every else ("method cdpo", ["cdpo"])
-        trained = {name for method in smoothed if method in self.methods for name in self.list_trained(method)}
+        by, smoothed = ("training.smooth_by_confidence", self.list_steps()) if every else ("method cdpo", ["cdpo"])
+        own = [method for method in self.trained_methods if find_method(method) in smoothed]
+        trained = {name for method in own for name in self.list_trained(method)}
         for name in ("rlaif", "density_ratio"):
             if name in trained:
                 raise ValueError(
@@ -92,7 +99,7 @@ class Settings(Strict):
 
     def _check_loss(self) -> None:
         """Raise a ValueError where DPO's loss cannot be computed as set, which a training would find after hours."""
-        methods = {*self.methods, *([self.self_play.method] if self.self_play.rounds else [])}
+        methods = {*self.list_steps(), *([self.self_play.method] if self.self_play.rounds else [])}
         training = self.training
         if not methods & {"dpo", "cdpo"}:
             return
@@ -105,7 +112,7 @@ class Settings(Strict):
 
     def _check_refilter(self) -> None:
         """Raise a ValueError where pairs cannot be ranked anew between epochs, which a training would find late."""
-        methods = [*self.methods, *([self.self_play.method] if self.self_play.rounds else [])]
+        methods = [*self.list_steps(), *([self.self_play.method] if self.self_play.rounds else [])]
         staged, training = self.pairs.curriculum_stages is not None, self.training
         if fault := training.find_refilter_fault(methods, staged):
             raise ValueError(fault)
@@ -144,13 +151,64 @@ class Settings(Strict):
             for name in methods:
                 if not makes_policy(name):
                     raise ValueError(f"{key}: {name} makes no policy, which this stage asks: choose another method")
-        made = [name for name in self.methods if not makes_policy(name)]
-        if made and len(made) == len(self.methods):
+        made = [name for name in self.trained_methods if not makes_policy(name)]
+        if made and len(made) == len(self.trained_methods):
             raise ValueError(f"methods: {made[0]} alone makes no policy to evaluate: name another method too, or train "
                              "one by `karma train`")  # fmt: skip
         if made and self.training.label_smoothing:
             raise ValueError(f"training.label_smoothing means nothing to {made[0]}: set it to 0.0, or leave {made[0]} "
                              "out of methods")  # fmt: skip
+
+    def _check_rewards(self) -> None:
+        """Raise a ValueError where a method that samples answers has nothing to be rewarded by."""
+        for method in self.list_steps():
+            online = getattr(self.training, method, None)
+            if not isinstance(online, Online):
+                continue
+            where = f"training.{method}.reward"
+            if not online.reward:
+                raise ValueError(f"{where}: {method} needs one: {{instructions: 1.0}} or {{reward_model: 1.0}}")
+            if "instructions" in online.reward and not self.pool.instructions:
+                raise ValueError(f"{where}: instructions are the pool's verifiable prompts': name pool.instructions")
+        selected = self.potential.methods if self.potential.metrics else []
+        played = [self.self_play.method] if self.self_play.rounds else []
+        for key, methods in (("potential.methods", selected), ("self_play.method", played)):
+            if online := [name for name in methods if METHODS[name].learns_from == "prompts"]:
+                raise ValueError(f"{key}: {online[0]} learns from prompts, not from pairs: choose a method that does")
+
+    def find_reward_model(self, method: str) -> str | None:
+        """Return the name of the model that rewards a method's answers, if one does."""
+        online = getattr(self.training, method, None)
+        return online.reward_model if isinstance(online, Online) and online.reward else None
+
+    @property
+    def trained_methods(self) -> list[str]:
+        """The methods, with each recipe as its steps, e.g. distil-1-sft, distil-2-dpo."""
+        return [name for method in self.methods for name in self._list_names(method)]
+
+    def _list_names(self, method: str) -> list[str]:
+        steps = self.recipes.get(method)
+        return [f"{method}-{k}-{step}" for k, step in enumerate(steps, 1)] if steps is not None else [method]
+
+    def list_steps(self) -> list[str]:
+        """Return the methods that something is trained by, those of recipes' steps among them."""
+        return list(dict.fromkeys(map(find_method, self.trained_methods)))
+
+    def _check_recipes(self) -> None:
+        """Raise a ValueError where a recipe cannot be followed, or a method is none."""
+        for name, steps in self.recipes.items():
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"recipes: '{name}': name a recipe in small letters, digits and _, a letter first")
+            if name in METHODS or name == START:
+                raise ValueError(f"recipes: '{name}' is the name of a method: give the recipe another one")
+            if len(steps) < 2:
+                raise ValueError(f"recipes.{name}: a recipe has two steps or more; write one method under methods")
+            if "reward_model" in steps:
+                raise ValueError(f"recipes.{name}: reward_model makes no policy that a step could start from: train it "
+                                 "apart, and name its folder in training.grpo.reward_model")  # fmt: skip
+        if unknown := [name for name in self.methods if name not in METHODS and name not in self.recipes]:
+            known = ", ".join([*METHODS, *self.recipes])
+            raise ValueError(f"methods: '{unknown[0]}' is no method and none of recipes: choose from {known}")
 
     def _check_backend(self, named: dict[str, list[str]]) -> None:
         """Raise a ValueError where vLLM would be asked for a model that is made in memory, after hours of work."""
@@ -167,15 +225,20 @@ class Settings(Strict):
     def _check_references(self) -> Self:
         if not self.strategies and not self.self_play.rounds:
             raise ValueError("strategies: name at least one, or set self_play.rounds for a study of self-play alone")
+        self._check_recipes()
         self._check_trained_on()
         self._check_smoothing()
         self._check_loss()
         self._check_refilter()
         self._check_reward_models()
+        self._check_rewards()
         known = ", ".join(self.models) or "none"
         named = {"policies": self.policies, "self_play.scorer_model": []}
         if self.self_play.rounds and self.self_play.scorer_model:
             named["self_play.scorer_model"] = [self.self_play.scorer_model]
+        for method in self.list_steps():
+            rater = self.find_reward_model(method)
+            named[f"training.{method}.reward_model"] = [rater] if rater else []
         if "density_ratio" in self.strategies:
             both = self.density_ratio
             if not both.strong or not both.weak or both.strong == both.weak:
@@ -200,7 +263,8 @@ class Settings(Strict):
         if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
             raise ValueError("potential.metrics: m_ap_annotated reads annotations; a judge's are made only for rlaif")
         loaded = {key: named[key] for key in ("policies", "self_play.scorer_model")}
-        loaded |= {key: names for key, names in named.items() if key.startswith(("models.", "density_ratio."))}
+        local = ("models.", "density_ratio.", "training.")
+        loaded |= {key: names for key, names in named.items() if key.startswith(local)}
         for key, names in loaded.items():
             for name in names:
                 if self.models[name].api:

@@ -15,7 +15,7 @@ from karma.errors import InputError
 from karma.study.experiment import Experiment, View
 from karma.study.sections import Pool, SelfPlay
 from karma.study.settings import Settings
-from karma.vocabulary import START, makes_policy
+from karma.vocabulary import START, find_method, makes_policy, split_step
 
 Params = dict[str, str]
 PARAMETER_TYPES: dict[str, Callable[[str], object]] = {"seed": int, "round": int, "ratio": float}  # text else
@@ -72,7 +72,7 @@ def _list_once(s: Settings) -> Iterator[Params]:
 
 
 def _list_runs(s: Settings) -> Iterator[Params]:
-    for policy, strategy, method, seed in product(s.policies, s.strategies, s.methods, s.seeds):
+    for policy, strategy, method, seed in product(s.policies, s.strategies, s.trained_methods, s.seeds):
         if strategy in s.list_trained(method):
             yield {"policy": policy, "strategy": strategy, "method": method, "seed": str(seed)}
 
@@ -167,6 +167,20 @@ def _self_play_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
     return [("08_self_play", {**p, "round": str(int(p["round"]) - 1)})] if p["round"] != "1" else []
 
 
+def _training_inputs(s: Settings, p: Params) -> list[tuple[str, Params]]:
+    """A training waits for its pairs; a recipe's step for the one before besides."""
+    step, pairs = split_step(p["method"]), ("03_binarization", {"strategy": p["strategy"]})
+    if not step or step[1] == 1:
+        return [pairs]
+    before = s.recipes[step[0]][step[1] - 2]
+    return [pairs, ("04_alignment_training", {**p, "method": f"{step[0]}-{step[1] - 1}-{before}"})]
+
+
+def _training_models(s: Settings, p: Params) -> list[str]:
+    rater = s.find_reward_model(find_method(p["method"]))
+    return [p["policy"], *([rater] if rater else [])]
+
+
 def _self_play_models(s: Settings, p: Params) -> list[str]:
     return [p["policy"], *([s.self_play.scorer_model] if s.self_play.scorer_model else [])]
 
@@ -207,8 +221,8 @@ STAGES = {
                "pool.excluded_origin_models", *(f"pool.{k}" for k in _LEFT_OUT), "benchmarks.folder"),
               lambda s: ({"strategy": name} for name in s.strategies), _pairs_inputs),
         Stage("04_alignment_training", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
-              ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "compute"), _list_runs,
-              lambda s, p: [("03_binarization", {"strategy": p["strategy"]})], lambda s, p: [p["policy"]]),
+              ("training.json", "model/"), ("training", "pairs.held_out", "pairs.seed", "pool.instructions", "compute"),
+              _list_runs, _training_inputs, _training_models),
         Stage("05_policy_evaluation", _RUN, "runs/{policy}/{strategy}/{method}/seed{seed}",
               ("scores.json", "answers.parquet"), (*_EVALUATION, *_POLICY), _list_evaluations,
               _evaluation_inputs, lambda s, p: [p["policy"]], shares="evaluation.shares"),
@@ -235,8 +249,8 @@ STAGES = {
               _selection_inputs, lambda s, p: [p["policy"]], module="potential.evaluation",
               shares="evaluation.shares"),
         Stage("06_results", (), ".", ("tables/", "figures/", "report.html"),
-              ("name", "policies", "strategies", "methods", "trained_on", "seeds", "benchmarks", "scores", "kinship",
-               "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels",
+              ("name", "policies", "strategies", "methods", "recipes", "trained_on", "seeds", "benchmarks", "scores",
+               "kinship", "pool", "annotation", "potential", "self_play.rounds", "self_play.arms", "labels",
                "win_rates"), _list_once,
               _results_inputs, module="results.page", draws=True),
         Stage("08_self_play", ("policy", "arm", "round"), "self_play/{policy}/{arm}/round{round}",

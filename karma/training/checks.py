@@ -22,8 +22,9 @@ from karma.models.logprobs import HEAD_CHUNK, tokenize_row
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
 from karma.pairs.turns import find_fault
-from karma.study.sections import Training
+from karma.study.sections import Online, Training
 from karma.training.refilter import check_refilter
+from karma.training.rl import count_online_updates, find_long, find_unrewarded, list_instructions
 from karma.training.trainers import (
     check_method,
     choose_weights_dtype,
@@ -70,6 +71,8 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
         )
     _refuse_unusable(pairs, method)
     find_confidence(pairs, method, settings)
+    if online := find_trainer(method).samples(settings):
+        return _check_prompts(pairs, tokenizer, settings, online)
     sides = find_trainer(method).sides
     rows = [_measure(row, tokenizer, sides) for row in pairs.select(["row_id", *_TEXTS]).to_pylist()]
     limit = settings.max_length
@@ -88,6 +91,42 @@ def check_pairs(pairs: pa.Table, tokenizer: Any, method: str, settings: Training
             "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": truncated,
             "dropped_pairs": dropped,
             "warnings": list(_list_warnings(n_updates, settings, truncated, dropped, len(rows), whole))}  # fmt: skip
+
+
+def _check_prompts(pairs: pa.Table, tokenizer: Any, settings: Training, online: Online) -> dict[str, Any]:
+    """Count as `check_pairs`, for a method that samples answers to the pairs' prompts."""
+    prompts, limit = pairs["prompt"].to_pylist(), settings.max_length
+    unrewarded = set(find_unrewarded(list_instructions(pairs), online))
+    if len(unrewarded) == len(prompts):
+        raise InputError(
+            "no prompt has instructions that a program can check: name their file in pool.instructions "
+            "(`karma train --instructions`), or reward by a reward_model"
+        )
+    counts = [_measure(row, tokenizer, ())[0][0] for row in pairs.select(["row_id", "prompt"]).to_pylist()]
+    long = set(find_long(prompts, tokenizer, settings, online)) - unrewarded
+    dropped = len(long | unrewarded)
+    if dropped == len(prompts):
+        raise InputError(
+            f"no prompt leaves room for {online.max_new_tokens} new tokens within max_length={limit}: raise "
+            "training.max_length"
+        )
+    lengths = sorted(n + online.max_new_tokens for k, n in enumerate(counts) if k not in long | unrewarded)
+    per_update = settings.per_device_batch_size * count_accumulation(settings, 1)
+    accumulation = count_accumulation(settings, settings.devices if settings.accelerate else 1)
+    n_updates, left = count_online_updates(len(prompts) - dropped, settings, online, accumulation)
+    warnings = list(_list_warnings(n_updates, settings, 0, 0, len(prompts), False))
+    if unrewarded:
+        lost = f"{len(unrewarded)} of {len(prompts)} prompts are not trained on"
+        warnings.append(f"{lost}: they have no instructions that a program can check")
+    if long:
+        room = f"they leave no room for {online.max_new_tokens} new tokens within max_length={limit}"
+        warnings.append(f"{len(long)} of {len(prompts)} prompts are not trained on: {room}; raise training.max_length")
+    if left:
+        whole = f"{left} of {len(prompts) - dropped} prompts, others in each epoch"
+        warnings.append(f"{whole}, are left over: {settings.per_device_batch_size} are answered at once")
+    return {"pairs": len(pairs), "updates": n_updates, "pairs_an_update": per_update,
+            "median_tokens": lengths[len(lengths) // 2], "longest_tokens": lengths[-1], "truncated_rows": 0,
+            "dropped_pairs": dropped, "warnings": warnings}  # fmt: skip
 
 
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -120,7 +159,7 @@ def drop_unusable(pairs: PairSet, method: str, tokenizer: Any = None) -> PairSet
 def find_unusable(pairs: pa.Table, method: str) -> list[str]:
     """Return why a method cannot learn from each pair, "" where it can.
 
-    SFT looks at the chosen response alone.
+    SFT looks at the chosen response alone, a method that samples answers at the prompt.
 
     Example:
         >>> said = [[{"role": "assistant", "content": text}] for text in ("Yes.", "No.", " ")]
@@ -134,7 +173,7 @@ def find_unusable(pairs: pa.Table, method: str) -> list[str]:
 
 
 def _find_reason(row: dict[str, Any], sides: tuple[str, ...]) -> str:
-    for side in sides:
+    for side in sides or ("prompt",):
         _check_messages(row, side)
     *before, last = row["prompt"]
     if not (last["content"] or "").strip():
@@ -158,10 +197,13 @@ def _refuse_unusable(pairs: pa.Table, method: str) -> None:
         )
 
 
+_ANSWER = [{"role": "assistant", "content": "."}]  # stands in where answers are yet to be sampled
+
+
 def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> list[tuple[int, int]]:
     """Return (tokens of the prompt, tokens in all) of each of a pair's rows."""
     try:
-        tokens = tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides], 10**9).sides
+        tokens = tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides] or [_ANSWER], 10**9).sides
     except InputError as error:
         raise InputError(f"pair {row['row_id']}: {error}: leave such pairs out with `karma train --drop-unusable`, or "
                          "train another policy") from None  # fmt: skip
@@ -170,14 +212,14 @@ def _measure(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> lis
 
 def _find_refusal(row: dict[str, Any], tokenizer: Any, sides: tuple[str, ...]) -> str:
     try:
-        tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides], 10**9)
+        tokenize_row(tokenizer, row["prompt"], [row[side] for side in sides] or [_ANSWER], 10**9)
     except InputError:
         return "refused_by_template"
     return ""
 
 
 def _check_messages(row: dict[str, Any], side: str) -> None:
-    for name, role in (("prompt", "user"), (side, "assistant")):
+    for name, role in [("prompt", "user"), (side, "assistant")][: 1 if side == "prompt" else 2]:
         if fault := find_fault(row[name], role, only=name != "prompt"):
             raise InputError(f"pair {row['row_id']}: {name} {fault}, as stage 03 writes")
 
@@ -216,7 +258,8 @@ def estimate_memory(config: Any, n_parameters: int, settings: Training, dtype: s
         settings.devices if is_sharded(settings.accelerate) else 1
     )  # float32 gradient and two moments
     trainer = find_trainer(method)
-    rows = settings.per_device_batch_size * len(trainer.sides)
+    online = trainer.samples(settings)
+    rows = settings.per_device_batch_size * (online.generations if online else len(trainer.sides))
     tokens, layers = rows * min(longest, settings.max_length), config.num_hidden_layers
     a_layer = tokens * (16 * config.hidden_size + 6 * config.intermediate_size) * _BYTES[dtype] / 2
     kept = layers * tokens * config.hidden_size * _BYTES[dtype] + a_layer
@@ -224,6 +267,11 @@ def estimate_memory(config: Any, n_parameters: int, settings: Training, dtype: s
     scored = min(tokens, HEAD_CHUNK) if trainer.scores_in_chunks else tokens
     scored *= trainer.makes == "policy"  # a reward model has no vocabulary head
     activations += 10.0 * config.vocab_size * scored  # logits in float32 with their gradient
+    if online:
+        states += 0 if settings.lora or not online.beta else n_parameters * 4  # the policy before training
+        answers = rows * (settings.gradient_accumulation if online.iterations > 1 else 1)
+        cached = 2 * layers * _count_keys(config) * min(longest, settings.max_length) * _BYTES[dtype]
+        activations = max(activations, answers * (cached + 10.0 * config.vocab_size))  # sampled, or learnt from
     parts = {"states_bytes": states, "activations_bytes": activations, "total_bytes": states + activations}
     return {name: int(value) for name, value in parts.items()}
 
@@ -231,9 +279,15 @@ def estimate_memory(config: Any, n_parameters: int, settings: Training, dtype: s
 def _sum_widths(config: Any) -> int:
     """Return a layer's summed widths, in and out, over its seven matrices (a LoRA of rank r has r times as many)."""
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or hidden // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * head
+    head, keys = getattr(config, "head_dim", None) or hidden // heads, _count_keys(config)
     return 4 * hidden + 2 * heads * head + 2 * keys + 3 * (hidden + inner)
+
+
+def _count_keys(config: Any) -> int:
+    """Return the width of a layer's keys (and of its values)."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return (getattr(config, "num_key_value_heads", None) or heads) * head
 
 
 def find_memory(device: str) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from karma.training.hacking import find_hacking
+
 LEAST_LOSS = 1e-4  # nats
 EARLY_SHARE, EARLY_PAIRS = 0.25, 32  # of the updates, and pairs seen
 LEAST_MARGIN = 0.005  # nats, beta included
@@ -24,7 +26,7 @@ N_ANSWERS = 10
 
 def find_alarms(
     history: list[dict[str, Any]], n_updates: int, pairs_an_update: int, beta: float, per_token: bool = False,
-    makes: str = "policy",
+    makes: str = "policy", method: str = "",
 ) -> list[str]:  # fmt: skip
     """Return what is wrong with a training so far, each alarm a sentence with advice.
 
@@ -33,11 +35,15 @@ def find_alarms(
         n_updates: of the whole training. pairs_an_update: pairs. beta: of the rewards.
         per_token: rewards are of mean log-probabilities (SimPO).
         makes: "policy", or "reward_model", whose rewards are no log-probabilities.
+        method: whose settings the advice names.
 
     Example:
         >>> find_alarms([{"step": 1, "loss": float("nan")}], n_updates=9, pairs_an_update=4, beta=0.1)
         ['update 1: the loss is nan: lower training.learning_rate, or set compute.dtype to float32']
     """
+    if history and "reward" in history[0]:  # rewarded for its own answers: its loss starts at 0, and has no pairs
+        own = [alarm_not_a_number(history), *find_hacking(history, n_updates, method)]
+        return [alarm for alarm in own if alarm]
     rules = (alarm_not_a_number, _alarm_no_loss_left, _alarm_early_accuracy)
     alarms = [rule(history, n_updates, pairs_an_update) for rule in rules]
     if history and len(history) >= max(n_updates, 8):  # the whole training, long enough to have quarters

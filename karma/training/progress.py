@@ -13,6 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from karma.training.hacking import KL, LENGTH
 from karma.training.health import find_alarms
 
 PLOT_EVERY_S = 5.0
@@ -107,8 +108,10 @@ class LiveView:
             return
         last = self.history[-1]
         shown = {"loss": f"{last['loss']:.3f}"}
-        names = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
-        shown |= {short: f"{last[key]:.2f}" for key, short in names.items() if key in last}
+        names = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "reward": "reward", KL: "KL"}
+        shown |= {short: f"{last[key]:.2f}" for key, short in names.items() if last.get(key) is not None}
+        if LENGTH in last:
+            shown["length"] = f"{last[LENGTH]:.0f}"
         if speed := self._measure_speed(last):
             shown["tokens/s"] = f"{speed:.0f}"
         self.bar.set_postfix(shown, refresh=False)

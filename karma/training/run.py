@@ -63,7 +63,8 @@ class Run:
     def rewards(self) -> dict[str, Any]:
         """What the trainer's rewards are: beta, per_token (of mean log-probabilities, not of sums), what it makes."""
         trainer = find_trainer(self.method)
-        return {"beta": trainer.find_beta(self.settings), "per_token": trainer.per_token, "makes": trainer.makes}
+        return {"beta": trainer.find_beta(self.settings), "per_token": trainer.per_token, "makes": trainer.makes,
+                "method": self.method}  # fmt: skip
 
     @property
     def makes_reward_model(self) -> bool:
@@ -123,7 +124,9 @@ def describe_run(
     besides = [column for column in columns if column is not None]
     data = compute_digest([texts, *besides]) if besides else texts
     how = {key: value for key, value in settings.of(method).items() if key != "smooth_by_confidence"}  # it is in `data`
-    identity = compute_digest([data, how, seed, code, method, weights, dtype, device, compute.threads])
+    online = find_trainer(method).samples(settings)
+    judge = [compute_weights_digest(models, online.reward_model)] if online and online.reward_model else []
+    identity = compute_digest([data, how, *judge, seed, code, method, weights, dtype, device, compute.threads])
     start = compute_digest([weights, dtype, device, compute.threads, code])
     kept_in = choose_weights_dtype(settings, dtype)
     reference = compute_digest([texts, weights, dtype, kept_in, device, settings.max_length, code])

@@ -3,7 +3,8 @@
 `TRAINERS` holds all that differs by method; a new one is an entry there, its function, and a row of
 `karma.vocabulary.METHODS`.
 SFT and DPO are TRL's stable trainers with cheaper forward passes (`karma.training.forward`); SimPO, ORPO and KTO are
-losses of ours on DPO's (`karma.training.pairwise`), since what TRL has of them is experimental or not for pairs.
+losses of ours on DPO's (`karma.training.pairwise`), since what TRL has of them is experimental or not for pairs; GRPO
+and RLOO are TRL's as they are (`karma.training.rl`).
 Decision: full fine-tuning in bfloat16 keeps float32 weights and computes in bfloat16 (autocast), because at usual
 learning rates an update is smaller than bfloat16's rounding of the weight it changes.
 
@@ -12,7 +13,7 @@ Paper: section 3.3 and Appendix A; the others' are in `karma.vocabulary.METHODS`
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +22,8 @@ import pyarrow as pa
 
 from karma.errors import InputError
 from karma.pairs.pairs import CONFIDENCE
-from karma.study.sections import Lora, Training
+from karma.study.sections import Lora, Online, Training
+from karma.training.rl import INSTRUCTIONS, build_online, check_online, list_instructions
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -30,16 +32,18 @@ DPO_LOSSES = get_args(Training.model_fields["loss_type"].annotation)
 
 @dataclass(frozen=True)
 class Reference:
-    """The untrained policy, for a method that compares with it.
+    """The untrained policy, for a method that compares with it; what rewards answers, for one that samples them.
 
     Attributes:
         model: a second model, where the policy itself cannot serve (FSDP, full fine-tuning).
         file: where its log-probabilities are kept. scratch: a folder that all processes see, for its pass.
+        rewards: functions with their weights (`karma.training.rl.build_rewards`).
     """
 
     model: Any = None
     file: Path | None = None
     scratch: Path | None = None
+    rewards: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Trainer:
 
     Attributes:
         build: (model, settings, TRL's shared configuration, its other options, reference) -> TRL's trainer.
-        sides: the responses of a pair that it is trained on.
+        sides: the responses of a pair that it is trained on; none: it samples answers to the prompts itself.
         find_beta: settings -> beta of the reward margins that it logs.
         check: raises an InputError where the settings do not fit the method.
         per_token: rewards are of mean log-probabilities, not of their sums.
@@ -57,6 +61,7 @@ class Trainer:
         smooths: settings -> whether labels are smoothed by each pair's confidence.
         least_pairs: that it can be trained on.
         makes: as in `karma.vocabulary.METHODS`; a reward model is trained on whole texts alone.
+        samples: settings -> how it samples answers, where it does.
     """
 
     build: Callable[[Any, Training, dict[str, Any], dict[str, Any], Reference], Any]
@@ -69,6 +74,7 @@ class Trainer:
     smooths: Callable[[Training], bool] = lambda settings: False
     least_pairs: int = 1
     makes: Literal["policy", "reward_model"] = "policy"
+    samples: Callable[[Training], Online | None] = lambda settings: None
 
 
 def find_trainer(method: str) -> Trainer:
@@ -91,11 +97,14 @@ def build_dataset(pairs: pa.Table, method: str):
 
     Args:
         pairs: with prompt, chosen and rejected as lists of role/content messages.
-        method: one that learns from chosen responses gets prompt and completion, others prompt, chosen and rejected.
+        method: one that learns from chosen responses gets prompt and completion, one that learns from prompts these
+            with their instructions, others prompt, chosen and rejected.
     """
     from datasets import Dataset
 
     sides = find_trainer(method).sides
+    if not sides:
+        return Dataset.from_dict({"prompt": pairs["prompt"].to_pylist(), INSTRUCTIONS: list_instructions(pairs)})
     names = {"chosen": "completion"} if sides == ("chosen",) else {side: side for side in sides}
     renamed = {"prompt": "prompt", **{name: side for side, name in names.items()}}
     return Dataset.from_dict({name: pairs[column].to_pylist() for name, column in renamed.items()})
@@ -293,6 +302,14 @@ def _build_lora(model: Any, lora: Lora):
                       layers_to_transform=last, task_type="CAUSAL_LM")  # fmt: skip
 
 
+def _build_grpo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], beside: Reference):
+    return build_online("grpo", model, settings, shared, options, beside.rewards)
+
+
+def _build_rloo(model: Any, settings: Training, shared: dict[str, Any], options: dict[str, Any], beside: Reference):
+    return build_online("rloo", model, settings, shared, options, beside.rewards)
+
+
 TRAINERS = {
     "sft": Trainer(_build_sft, ("chosen",), lambda settings: settings.beta),
     "dpo": Trainer(_build_dpo, ("chosen", "rejected"), lambda settings: settings.beta, _check_dpo, has_reference=True,
@@ -308,4 +325,8 @@ TRAINERS = {
                    scores_in_chunks=True, least_pairs=2),
     "reward_model": Trainer(_build_reward_model, ("chosen", "rejected"), lambda settings: 1.0, _check_reward_model,
                             makes="reward_model"),
+    "grpo": Trainer(_build_grpo, (), lambda settings: settings.grpo.beta,
+                    lambda settings: check_online(settings, "grpo"), samples=lambda settings: settings.grpo),
+    "rloo": Trainer(_build_rloo, (), lambda settings: settings.rloo.beta,
+                    lambda settings: check_online(settings, "rloo"), samples=lambda settings: settings.rloo),
 }  # fmt: skip

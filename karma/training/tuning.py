@@ -23,8 +23,9 @@ from karma.models.rewards import build_reward_model
 from karma.training.health import alarm_not_a_number
 from karma.training.progress import ProgressFile
 from karma.training.refilter import FILE, Filter, attach_filter, summarise_epochs
+from karma.training.rl import build_rewards
 from karma.training.run import Run
-from karma.training.trainers import Reference, build_trainer, choose_weights_dtype
+from karma.training.trainers import Reference, build_trainer, choose_weights_dtype, find_trainer
 
 
 def load_start(run: Run, device: str = "cpu") -> Any:
@@ -51,7 +52,7 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
     trainer = build_trainer(
         model, tokenizer, pairs, run.method, run.seed, settings, device=run.device, dtype=run.dtype,
         n_processes=n_processes, output=checkpoints,
-        reference=Reference(reference_model, Path(run.reference_file), folder / "reference"),
+        reference=Reference(reference_model, Path(run.reference_file), folder / "reference", _load_rewards(run)),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
@@ -69,6 +70,12 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
     if alarm := alarm_not_a_number(_list_updates(trainer.state.log_history)):
         raise KarmaError(alarm)
     return trainer
+
+
+def _load_rewards(run: Run) -> list[Any]:
+    """Return what rewards answers, for a method that samples them."""
+    online = find_trainer(run.method).samples(run.settings)
+    return build_rewards(online, run.models, run.dtype, run.device) if online else []
 
 
 def prepare_checkpoints(run: Run) -> None:
