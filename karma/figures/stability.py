@@ -7,11 +7,11 @@ import pandas as pd
 from karma.figures.style import PAGE_WIDTH_IN, row_style
 from karma.vocabulary import METHODS, title_of
 
-_PANELS = {  # column -> axis label with unit
-    "accuracy_spread": "spread of held-out accuracy\n(standard deviation, share)",
-    "spikes": "updates whose loss spikes\n(share)",
-    "kl": "KL to the untrained policy\n(nats a response, k2)",
-    "drift": "answers longer by\n(tokens)",
+_PANELS = {  # column -> axis label with unit, what is said where it is known of no training
+    "accuracy_spread": ("spread of held-out accuracy\n(standard deviation, share)", "one seed: cannot be told"),
+    "spikes": ("updates whose loss spikes\n(share)", "too few updates to tell"),
+    "kl": ("KL to the untrained policy\n(nats a response, k2)", "no pair was held out"),
+    "drift": ("answers longer by\n(tokens)", "no answer was sampled"),
 }
 
 
@@ -22,13 +22,13 @@ def plot_stability(found: pd.DataFrame) -> np.ndarray:
         found: from `karma.results.stability.compute_stability`, with titles for strategies.
 
     Returns:
-        The axes. A panel that cannot be told (one seed) says so; a point without a line has no interval.
+        The axes. A panel of which nothing is known (one seed) says so; a point without a line has no interval.
     """
     names = list(dict.fromkeys(found["strategy"]))
     methods = [method for method in METHODS if method in set(found["method"])]
     height = 1.2 + 0.16 * len(names) * max(len(methods), 2)
     figure, grid = plt.subplots(2, 2, figsize=(PAGE_WIDTH_IN, 2 * height), sharey=True)
-    for ax, (column, label) in zip(grid.flat, _PANELS.items(), strict=True):
+    for ax, (column, (label, unknown)) in zip(grid.flat, _PANELS.items(), strict=True):
         for place, method in enumerate(methods):
             rows = found[(found["method"] == method) & found[column].notna()]
             y = [names.index(name) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods) for name in rows["strategy"]]
@@ -38,7 +38,7 @@ def plot_stability(found: pd.DataFrame) -> np.ndarray:
                         color=style["color"], marker=style["marker"], ms=4, lw=1, capsize=2,
                         label=title_of(method))  # fmt: skip
         if not found[column].notna().any():
-            ax.text(0.5, 0.5, "one seed: cannot be told", transform=ax.transAxes, ha="center", va="center", fontsize=8)
+            ax.text(0.5, 0.5, unknown, transform=ax.transAxes, ha="center", va="bottom", fontsize=8)
             ax.set_xticks([])
         ax.set_xlabel(label)
         ax.set_yticks(range(len(names)), names)

@@ -75,7 +75,9 @@ def plot_refilter(epochs: pd.DataFrame) -> Axes:
     axis.bar(x, -epochs["n_left"], color="0.75", width=0.6, label="left")
     axis.plot(x, epochs["n_of_first"], color="black", marker="o", ms=3, lw=1, label="of the first")
     axis.axhline(0, color="black", lw=1)
+    axis.margins(y=0.1)
     axis.set(xlabel="epoch", ylabel="pairs")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # type: ignore[union-attr]
     return axis

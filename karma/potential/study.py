@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.potential.margins import POOLS, RANKED_AS, Candidates, compute_z, select
+from karma.potential.margins import DECIMALS, POOLS, RANKED_AS, Candidates, compute_z, select
 from karma.potential.objectives import Objectives, combine_margins, compute_fronts
 from karma.potential.outcomes import (
     CELL,
@@ -231,6 +231,7 @@ def compare_objectives(pool: Candidates, weights: Mapping[str, float], k: int, s
     raw = np.stack([pool.objectives[name] for name in names], 1)
     z = np.full(raw.shape, np.nan)
     z[fit] = np.stack([compute_z(raw[fit, s], f"margin of {name}") for s, name in enumerate(names)], 1)
+    z = z.round(DECIMALS)
     kept: dict[str, np.ndarray] = {}
     for name, own, combine in _list_ways(names, weights):
         explicit = np.full(len(raw), np.nan)
@@ -239,7 +240,7 @@ def compare_objectives(pool: Candidates, weights: Mapping[str, float], k: int, s
         kept[name] = select(ranked, "m_ap", k=k, seed=seed)
     kept["random"] = select(pool, "random", k=k, seed=seed)
     means = {name: [compute_mean(z[places, s]) for s in range(len(names))] for name, places in kept.items()}
-    first = compute_fronts([[one["value"] for one in row] for row in means.values()]) == 1
+    first = compute_fronts(np.round([[one["value"] for one in row] for row in means.values()], DECIMALS)) == 1
     return pd.DataFrame([
         {"selection": name, "source": source, **{key: means[name][s][key] for key in ("value", "low", "high")},
          "margin": float(raw[kept[name], s].mean()), "on_front": bool(on_front)}

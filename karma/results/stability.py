@@ -52,6 +52,7 @@ NOTES = (
     "KL: Schulman's k2 on both held-out responses, nats a response: a distance on texts that neither policy wrote, no "
     "unbiased KL",
     "length: tokens of ten answers after training less before, cut off at training.sample_tokens",
+    "no interval beside a spread of 0: seeds that changed nothing tell none",
 )
 ONE_SEED = "n/a in an interval or a spread: no policy was trained with two seeds, so what seeds change cannot be told"
 
@@ -152,7 +153,7 @@ def summarise_seeds(runs: pd.DataFrame, name: str) -> dict[str, float]:
 
     Returns:
         "" (the mean over policies of each policy's mean), _low, _high (Student's t), _spread (pooled over policies),
-        _spread_low, _spread_high (chi-square's).
+        _spread_low, _spread_high (chi-square's); NaN where no policy has two seeds, intervals also where all are alike.
 
     Example:
         >>> runs = pd.DataFrame({"policy": ["p", "p", "q", "q"], "seed": [0, 1, 0, 1], "kl": [1.0, 3.0, 5.0, 5.0]})
@@ -164,13 +165,17 @@ def summarise_seeds(runs: pd.DataFrame, name: str) -> dict[str, float]:
     policies = known.groupby("policy")[name]
     sizes, df = policies.size().to_numpy(float), len(known) - policies.ngroups
     value = float(policies.mean().mean()) if len(known) else math.nan
+    least_value = 0.0 if name == "kl" else -math.inf  # k2 is no less
     lost = dict.fromkeys(("_low", "_high", "_spread", "_spread_low", "_spread_high"), math.nan)
     if df < 1:
         return {"": value, **lost}
     spread = math.sqrt(float(((known[name] - policies.transform("mean")) ** 2).sum()) / df)
+    if not spread:  # all alike: nothing to reckon an interval from
+        return {"": value, **lost, "_spread": 0.0}
     error = spread * math.sqrt(float((1 / sizes).sum())) / len(sizes)
     low, high = compute_interval(value, error, df)
     least, most = compute_spread_interval(spread, df)
+    low = max(low, least_value)
     return {"": value, "_low": low, "_high": high, "_spread": spread, "_spread_low": least, "_spread_high": most}
 
 
