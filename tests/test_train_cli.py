@@ -116,3 +116,36 @@ def test_bad_input_is_named_in_one_line(pair_folder, policy, tmp_path, arguments
     result = call(*words, *extra, ok=False)
     assert isinstance(result.exception, InputError) and message in str(result.exception)
     assert "\n" not in str(result.exception) and not (tmp_path / "run").exists()
+
+
+def test_answers_are_rewarded_by_their_prompts_instructions_and_a_run_is_gone_on_from(policy, tmp_path):
+    """RLOO by command, then GRPO from the folder of that run; without instructions or a reward, one line."""
+    from karma.evaluation.prompts import load_prompts
+
+    asked = [
+        {"topic": f"Count to {k}.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]} for k in range(8)
+    ]
+    file = write_rows(tmp_path / "prompts.jsonl", asked)
+    rows = [
+        {**row, "prompt": prompt.text} for row, prompt in zip(public_rows(8), load_prompts(file, True), strict=True)
+    ]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
+    own = ["generations=2", "max_new_tokens=4", "reward={instructions: 1.0}"]
+    last = policy
+    for method in ("rloo", "grpo"):
+        settings = [part for setting in own for part in ("-p", f"{method}.{setting}")]
+        how = ("--pairs", pairs, "--policy", last, "--method", method, "--held-out", 0.25, *settings)
+        out = tmp_path / method
+        assert "instructions" in str(call(*how, "--out", out, ok=False).exception)
+        shown = call(*how, "--instructions", file, "--out", out).output
+        record = load_json(out / "training.json")
+        assert record["method"] == method and record["n_updates"] == len(record["history"]) >= 1
+        assert (
+            "rewards/instructions/mean" in record["history"][0]
+            and f"on {record['n_held_out_pairs']} held-out pairs" in shown
+        )
+        assert "nothing to do" in call(*how, "--instructions", file, "--out", out).output
+        last = out
+    assert record["policy"] != load_json(tmp_path / "rloo" / "training.json")["policy"]
+    bare = call("--pairs", pairs, "--policy", policy, "--method", "grpo", "--out", tmp_path / "no", ok=False)
+    assert "grpo has no reward: set training.grpo.reward" in str(bare.exception)

@@ -45,7 +45,7 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
         yield "scores.table", lambda: _check_table(s.scores.table, root)
         if s.pool.source != "generate":
             yield "pool.source", lambda: _check_source(s.pool.source, root)
-    if s.pool.instructions and (s.pool.source == "generate" or s.labels.audit):
+    if s.pool.instructions and (s.pool.source == "generate" or s.labels.audit or s.rewards_instructions):
         file = s.pool.instructions
         yield "pool.instructions", lambda: _check_instructions(root / file, s.pool.n_prompts)
     if s.pool.decontaminate.benchmarks:

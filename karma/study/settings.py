@@ -176,6 +176,12 @@ class Settings(Strict):
             if online := [name for name in methods if METHODS[name].learns_from == "prompts"]:
                 raise ValueError(f"{key}: {online[0]} learns from prompts, not from pairs: choose a method that does")
 
+    @property
+    def rewards_instructions(self) -> bool:
+        """Tell whether answers are rewarded for the instructions that they follow."""
+        sections = [getattr(self.training, method, None) for method in self.list_steps()]
+        return any(isinstance(one, Online) and "instructions" in one.reward for one in sections)
+
     def find_reward_model(self, method: str) -> str | None:
         """Return the name of the model that rewards a method's answers, if one does."""
         online = getattr(self.training, method, None)
