@@ -991,7 +991,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("train", "--instructions", "instructions", {"--method": "rloo"}),
     ("train", "--device", "device", {}), ("train", "--dtype", "dtype", {}), ("train", "--threads", "threads", {}),
     ("export", "--pairs", "pair folder", {}), ("export", "--pairs", "pairs", {}), ("export", "--pairs", "pairs as parquet", {}),
-    ("export", "--format", "word", {}), ("export", "--out", "out", {}),
+    ("export", "--format", "word", {}), ("export", "--out", "out", {}), ("export", "--held-out", "held out", {}),
     ("kinship", "--scores", "score table", {}), ("kinship", "--columns", "column map", {"--scores": "@other.csv"}),
     ("kinship", "--tau", "cosine", {}), ("kinship", "--cut", "weight", {}), ("kinship", "--distance", "word", {}),
     ("kinship", "--linkage", "word", {}), ("kinship", "--seed", "seed", {}), ("kinship", "--out", "out", {}),

@@ -19,7 +19,7 @@ from karma.cli import app
 from karma.errors import InputError
 from karma.pairs.export import FORMATS, export_pairs
 from karma.pairs.folder import save_pairs
-from karma.pairs.pairs import load_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
 from tests.test_turns import LONG, PROMPTS, make_set, say, tokenizer
 
@@ -123,7 +123,7 @@ def test_trl_takes_the_folder_as_its_data_set(folder, tmp_path):
     assert rows["chosen"] == make_set().table["chosen"].to_pylist()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "trl_sft"])
 def test_what_goes_out_comes_back(folder, tmp_path, form):
     call("--pairs", folder, "--format", form, "--out", tmp_path / "out")
     again, pairs = load_binarized(tmp_path / "out" / "pairs.jsonl"), load_pairs(folder)
@@ -137,6 +137,21 @@ def test_what_goes_out_comes_back(folder, tmp_path, form):
     rows = [[json.loads(line)["chosen"] for line in (tmp_path / name / "pairs.jsonl").read_text().splitlines()]
             for name in ("out", "third")]  # fmt: skip
     assert rows[0] == rows[1]
+
+
+def test_sft_gets_the_chosen_response_alone(folder, tmp_path):
+    assert call("--pairs", folder, "--format", "trl_sft", "--out", tmp_path / "out").exit_code == 0
+    rows = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["completion"] == make_set().table["chosen"].to_pylist() and rows["prompt"][0] == LONG
+    assert not {"chosen", "rejected"} & set(rows.column_names)
+
+
+def test_what_a_training_holds_out_is_left_out(tmp_path):
+    pairs = make_set([say("u", f"Question {k}?") for k in range(60)])
+    folder, kept = save_pairs(pairs, tmp_path / "pairs"), split_pairs(pairs, 0.3, 0)[0].table
+    result = call("--pairs", folder, "--format", "trl", "--out", tmp_path / "out", "--held-out", 0.3)
+    assert f"{len(kept)} pairs ({60 - len(kept)} held out) for TRL" in result.output and 0 < len(kept) < 60
+    assert load_binarized(tmp_path / "out" / "pairs.jsonl").table["prompt"].to_pylist() == kept["prompt"].to_pylist()
 
 
 def test_the_card_goes_along_and_names_the_file(folder, tmp_path):

@@ -98,7 +98,7 @@ def test_two_processes_train_as_one(tmp_path, method):
         assert torch.allclose(value, second[name], atol=1e-4), name
     assert any((first[name] - start[name]).abs().max() > 1e-3 for name in first)
     assert records[0]["held_out"]["margin_mean"] == pytest.approx(records[1]["held_out"]["margin_mean"], abs=1e-3)
-    assert sorted(p.name for p in folders[1].iterdir()) == ["held_out.parquet", "model", "training.json"]
+    assert sorted(p.name for p in folders[1].iterdir()) == ["held_out.parquet", "model", "training.json", "trl.yaml"]
 
 
 def test_a_failed_process_shows_its_last_lines(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -236,8 +237,9 @@ def test_a_template_without_a_system_role_is_found_before_a_model_loads(command,
 
     from karma.cli import app
 
-    for module in ("karma.models.load", "karma.training.train", "karma.potential.logps"):
-        monkeypatch.setattr(f"{module}.load_model", lambda *_: pytest.fail("a model was loaded"))
+    modules = [import_module(f"karma.{name}") for name in ("models.load", "training.train", "potential.logps")]
+    for module in modules:  # all are imported before the first is changed
+        monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("a model was loaded"))
     own = retold(GEMMA)
     model = tmp_path / "model"
     model.mkdir()

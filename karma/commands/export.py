@@ -10,29 +10,33 @@ from karma.commands.options import Out, check_out, leave_nothing
 from karma.errors import InputError
 from karma.files import read_text
 from karma.pairs.export import FORMATS, export_pairs
-from karma.pairs.pairs import load_pairs
+from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
+from karma.study.experiment import load_base
 
 
 def export(
     pairs: Annotated[Path, typer.Option(help="A pair folder, or a public binarised .jsonl or .parquet file.")],
     form: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")],
     out: Out,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the prompts left out: those that a training with this share keeps out.")
+    ] = 0.0,
 ) -> None:
     """Write pairs for another trainer: `karma export --pairs DIR --format llama_factory --out DIR`.
 
     The folder loads as it is: LLaMA-Factory (`dataset_dir`), Axolotl (`axolotl.yaml`), TRL (`trl dpo --dataset_name`).
     """
     with leave_nothing(out):
-        for line in run_export(pairs, form, out):
+        for line in run_export(pairs, form, out, held_out):
             typer.echo(line)
 
 
-def run_export(pairs: Path, form: str, out: Path) -> Iterator[str]:
+def run_export(pairs: Path, form: str, out: Path, held_out: float) -> Iterator[str]:
     """Write the folder, and yield what to tell the user.
 
     Args:
-        pairs, form, out: the options of `karma export`.
+        pairs, form, out, held_out: the options of `karma export`.
 
     Raises:
         InputError: an option that cannot be used, or pairs that the trainer does not take; nothing is written then.
@@ -43,6 +47,8 @@ def run_export(pairs: Path, form: str, out: Path) -> Iterator[str]:
     if pairs.is_file() and pairs.resolve().parent == out.resolve():
         raise InputError(f"--out {out} holds {pairs}, which is read: give another folder")
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    kept = split_pairs(source, held_out, load_base().pairs.seed)[0]
     card = pairs / "README.md"
-    files = export_pairs(source, form, out, read_text(card) if card.is_file() else "")
-    yield f"{len(source):,} pairs for {FORMATS[form].title} in {out}: {', '.join(files)}"
+    files = export_pairs(kept, form, out, read_text(card) if card.is_file() else "")
+    left = f" ({len(source) - len(kept):,} held out)" if held_out else ""
+    yield f"{len(kept):,} pairs{left} for {FORMATS[form].title} in {out}: {', '.join(files)}"

@@ -23,6 +23,7 @@ from karma.models.logprobs import (
     Messages,
     SharedRow,
     TokenizedResponse,
+    apply_template,
     can_share_prompts,
     choose_pass_tokens,
     get_causal,
@@ -70,7 +71,7 @@ def score_responses(
 
 def tokenize_whole(tokenizer: Any, prompt: Messages, response: Messages) -> list[int]:
     """Return the tokens of a prompt and its response, as TRL tokenises them for a reward model."""
-    return tokenizer.apply_chat_template([*prompt, *response], tokenize=True, return_dict=False)
+    return apply_template(tokenizer, [*prompt, *response])
 
 
 def build_reward_row(texts: Sequence[list[int]], pad: int | None) -> SharedRow:

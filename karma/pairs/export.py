@@ -1,11 +1,12 @@
 """Pairs for other trainers: a folder that LLaMA-Factory, Axolotl or TRL loads as it is, conversations included.
 
-    trl            pairs.jsonl with prompt, chosen, rejected (messages): `trl dpo --dataset_name FOLDER`
+    trl            pairs.jsonl with prompt, chosen, rejected (messages): `trl dpo --dataset_name FOLDER`, kto, reward
+    trl_sft        pairs.jsonl with prompt and completion, the chosen response: `trl sft --dataset_name FOLDER`
     llama_factory  pairs.jsonl with messages (the prompt's), chosen, rejected, and dataset_info.json that says so
     axolotl        the same pairs.jsonl, and axolotl.yaml with the `datasets` section of a DPO configuration
 
 Scores, label confidence and the models that wrote the responses stand beside the texts in columns that no trainer
-reads; README.md is the pairs' card, whose licences hold wherever they go. Every folder reads back with
+reads; README.md is the pairs' card, whose licences hold wherever they go. Every folder of pairs reads back with
 `karma.pairs.public_shape.load_binarized`. Decision: what a trainer would skip or fail on (LLaMA-Factory: turns that do
 not alternate) is refused here, with the number of such pairs, and nothing is written.
 
@@ -16,7 +17,7 @@ Sources: LLaMA-Factory's data/README.md (ShareGPT format, preference dataset), A
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Format:
         takes: which conversations, in words. fits: prompt -> whether it is one.
         prompt: the column of the prompt's messages. single: whether a response is a message, or a list of one.
         describe: name of the set -> files besides the pairs, by name.
+        sides: column -> which of a pair's responses.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Format:
     prompt: str
     single: bool
     describe: Callable[[str], dict[str, str]]
+    sides: dict[str, str] = field(default_factory=lambda: {"chosen": "chosen", "rejected": "rejected"})
 
 
 def _alternates(prompt: Messages) -> bool:
@@ -76,6 +79,8 @@ def _describe_axolotl(name: str) -> dict[str, str]:
 
 FORMATS = {
     "trl": Format("TRL", "any conversation", lambda prompt: True, "prompt", False, lambda name: {}),
+    "trl_sft": Format("TRL's SFT", "any conversation", lambda prompt: True, "prompt", False, lambda name: {},
+                      {"completion": "chosen"}),
     "llama_factory": Format(
         "LLaMA-Factory", "a system message or none, then user and assistant by turns", _alternates, "messages", True,
         _describe_llama_factory),
@@ -143,7 +148,7 @@ def _build_rows(pairs: PairSet, form: Format) -> Iterator[dict[str, Any]]:
     beside = {name: column for name, column in _BESIDE.items() if column in pairs.table.column_names}
     for batch in pairs.table.to_batches(4096):
         for row in batch.to_pylist():
-            sides = {side: row[side][0] if form.single else row[side] for side in ("chosen", "rejected")}
+            sides = {name: row[side][0] if form.single else row[side] for name, side in form.sides.items()}
             yield {
                 form.prompt: row["prompt"],
                 **sides,

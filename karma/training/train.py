@@ -36,6 +36,7 @@ from karma.training.progress import ShowProgress
 from karma.training.refilter import FILE
 from karma.training.rewards import measure_rewards, summarise_rewards
 from karma.training.run import Run, compute_text_digest
+from karma.training.trl_config import FILE as TRL_FILE
 from karma.training.tuning import clean_up, load_start, prepare_checkpoints, save_outcome, tune
 
 
@@ -82,8 +83,8 @@ def train(run: Run, train_pairs: pa.Table, held_out: pa.Table, siblings: Sequenc
     with open_own_lock(f"training-{run.identity}"):  # a twin side by side waits
         twin = _find_twin(siblings, run.identity)
         prepare_checkpoints(run)
-        if not settings.refilter:
-            (folder / FILE).unlink(missing_ok=True)  # another training's
+        for name in [TRL_FILE] + [FILE] * (not settings.refilter):
+            (folder / name).unlink(missing_ok=True)  # another training's
         if twin:
             outcome = _take_over(twin, folder)
         elif settings.accelerate:  # no model is loaded here while the processes have the devices
@@ -191,8 +192,8 @@ def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
     done = load_json(twin / "training.json")
     with atomic_path(folder / "model") as temporary:
         shutil.copytree(twin / "model", temporary)
-    if done["refilter"]:
-        shutil.copy(twin / FILE, folder / FILE)
+    for name in [FILE] * bool(done["refilter"]) + [TRL_FILE] * (twin / TRL_FILE).is_file():
+        shutil.copy(twin / name, folder / name)
     taken = ("n_updates", "tokens", "train_seconds", "resumed_at", "processes", "history", "refilter")
     kept = {key: done[key] for key in taken}
     return {**kept, "same_data_as": os.path.relpath(twin, folder)}

@@ -26,6 +26,7 @@ from karma.training.refilter import FILE, Filter, attach_filter, summarise_epoch
 from karma.training.rl import build_rewards
 from karma.training.run import Run
 from karma.training.trainers import Reference, build_trainer, choose_weights_dtype, find_trainer
+from karma.training.trl_config import save_trl_config
 
 
 def load_start(run: Run, device: str = "cpu") -> Any:
@@ -54,6 +55,8 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
         n_processes=n_processes, output=checkpoints,
         reference=Reference(reference_model, Path(run.reference_file), folder / "reference", _load_rewards(run)),
     )  # fmt: skip
+    if trainer.is_world_process_zero():
+        save_trl_config(run, trainer)
     trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
     for callback in (ProgressFile(folder / "progress.jsonl"), *callbacks):
         trainer.add_callback(callback)
