@@ -438,6 +438,7 @@ PLOTS: dict[str, Callable] = {
     "plot_model_truth: six models": lambda s: draw_model_truth(6),
     **{f"plot_training: {method}": lambda s, method=method: draw_training(method) for method in METHODS},
     "plot_stability: one seed": lambda s: draw_stability(["k_sim"], ["dpo"], several=False),
+    "plot_stability: a recipe": lambda s: draw_stability(["k_sim", "rlaif"], ["dpo", "distil-1-sft", "distil-2-dpo"]),
     "plot_stability: all": lambda s: draw_stability(list(STRATEGIES), list(METHODS)),
     "plot_refilter: three epochs": lambda s: draw_refilter(3),
     "plot_refilter: thirty": lambda s: draw_refilter(30),

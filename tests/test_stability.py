@@ -84,6 +84,12 @@ def test_kl_is_exact_to_second_order():
     assert estimate_kl(pd.DataFrame(frame)) == pytest.approx(exact, rel=0.05)
 
 
+def test_a_reward_model_has_no_kl():
+    """It keeps rewards of held-out pairs, not log-probabilities."""
+    rewards = {"row_id": ["a"], "chosen_reward": [1.0], "rejected_reward": [0.0], "margin": [1.0]}
+    assert np.isnan(estimate_kl(pd.DataFrame(rewards))) and np.isnan(estimate_kl(pd.DataFrame()))
+
+
 def test_means_and_spreads_over_seeds_are_scipy_s():
     values = np.array([0.5, 0.6, 0.7, 0.55])
     runs = pd.DataFrame({"policy": "p", "seed": range(4), "kl": values})

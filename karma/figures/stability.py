@@ -25,7 +25,9 @@ def plot_stability(found: pd.DataFrame) -> np.ndarray:
         The axes. A panel of which nothing is known (one seed) says so; a point without a line has no interval.
     """
     names = list(dict.fromkeys(found["strategy"]))
-    methods = [method for method in METHODS if method in set(found["method"])]
+    methods = list(dict.fromkeys(found["method"]))  # recipes' steps among them
+    places = {method: list(METHODS).index(method) if method in METHODS else len(METHODS) + methods.index(method)
+              for method in methods}  # fmt: skip
     height = 1.2 + 0.16 * len(names) * max(len(methods), 2)
     figure, grid = plt.subplots(2, 2, figsize=(PAGE_WIDTH_IN, 2 * height), sharey=True)
     for ax, (column, (label, unknown)) in zip(grid.flat, _PANELS.items(), strict=True):
@@ -33,7 +35,7 @@ def plot_stability(found: pd.DataFrame) -> np.ndarray:
             rows = found[(found["method"] == method) & found[column].notna()]
             y = [names.index(name) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods) for name in rows["strategy"]]
             low, high = (rows[f"{column}_{end}"].fillna(rows[column]) for end in ("low", "high"))
-            style = row_style(list(METHODS).index(method))
+            style = row_style(places[method])
             ax.errorbar(rows[column], y, xerr=[(rows[column] - low).clip(0), (high - rows[column]).clip(0)], ls="",
                         color=style["color"], marker=style["marker"], ms=4, lw=1, capsize=2,
                         label=title_of(method))  # fmt: skip
@@ -44,6 +46,6 @@ def plot_stability(found: pd.DataFrame) -> np.ndarray:
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
     grid[1, 1].axvline(0, color="black", lw=1, ls=":")
-    lines, labels = grid[1, 1].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    lines = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return np.array(list(grid.flat))

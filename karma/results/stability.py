@@ -78,7 +78,7 @@ def count_spikes(losses: Any) -> tuple[int, int]:
 
 
 def estimate_kl(margins: pd.DataFrame) -> float:
-    """Return k2 over both held-out responses, in nats a response; NaN without pairs.
+    """Return k2 over both held-out responses, in nats a response; NaN without pairs, and of a reward model.
 
     Args:
         margins: of held_out.parquet: chosen_logps_before, chosen_logps_after, and the same of rejected.
@@ -89,6 +89,8 @@ def estimate_kl(margins: pd.DataFrame) -> float:
         >>> estimate_kl(pd.DataFrame(moved))  # (2^2 + 4^2) / 2 / 2
         5.0
     """
+    if "chosen_logps_after" not in margins:  # a reward model keeps rewards
+        return math.nan
     moved = [margins[f"{side}_logps_after"] - margins[f"{side}_logps_before"] for side in ("chosen", "rejected")]
     values = np.concatenate(moved)
     return float((values**2).mean() / 2) if len(values) else math.nan
