@@ -56,7 +56,7 @@ def select_by_hand(pairs, models, name, k):
     return select(pool, "m_ap", k=k).tolist()
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft", "simpo"])
+@pytest.mark.parametrize("method", ["dpo", "sft", "simpo", "kto"])
 def test_each_epoch_trains_on_what_its_policy_ranks_highest(tmp_path, method, monkeypatch):
     """The first by the untrained policy, the second by the one that an epoch trained: the checkpoint after it says so."""
     seen = []
