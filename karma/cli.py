@@ -30,7 +30,7 @@ COMMANDS = {  # command -> its file in karma/commands
     "density_ratio": "study", "cross_evaluation": "study", "reward_evaluation": "study",
     "selection_evaluation": "study", "pairwise_evaluation": "study", "shard": "study", "models": "study",
     "read-scores": "read_scores", "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train",
-    "export": "export", "kinship": "kinship",
+    "export": "export", "push": "push", "kinship": "kinship",
     "audit-labels": "audit_labels", "win-rate": "win_rate", "report": "report",
 }  # fmt: skip
 

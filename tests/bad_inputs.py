@@ -122,6 +122,7 @@ def write_good(folder: Path) -> None:
     )
     write_model(folder / "model")
     write_tables(folder)
+    shutil.copytree(folder / "pairs", folder / "study" / "pairs" / "k_sim")
 
 
 def write_tables(folder: Path) -> None:
@@ -899,7 +900,26 @@ WIN = {
 }
 RESPONSES = {k: v for k, v in WIN.items() if k not in ("empty",)}
 
+
+def study_folder(make: Make) -> Make:
+    """A study's folder whose only pairs are another class's bad ones."""
+
+    def put(folder: Path, good: Path) -> str:
+        path = make(folder, good)
+        (folder / "bad-study" / "pairs").mkdir(parents=True)
+        Path(path).replace(folder / "bad-study" / "pairs" / "k_sim")
+        return str(folder / "bad-study")
+
+    return put
+
+
+STUDIES: dict[str, Make] = {
+    **PATHS, "an empty folder": _folder,
+    **{f"pairs: {name}": study_folder(make) for name, make in PAIRS.items()
+       if name not in PATHS and name not in ("an empty folder", "no pairs.parquet", "pairs.parquet is a FIFO")},
+}  # fmt: skip
 KINDS: dict[str, dict[str, Make]] = {
+    "study folder": STUDIES,
     "pool": POOL, "score table": CSV, "column map": COLUMN_MAPS,
     "any score table": {k + "?" * (k in ("another first column", "marked-up unknown column")): v for k, v in CSV.items()},
     "variable": {k: v for k, v in WORDS.items() if k != "K_SIM"},
@@ -927,6 +947,7 @@ LINES: dict[str, dict[str, Any]] = {
     "train": {"--pairs": "@pairs", "--policy": "@model", "--method": "sft", "-p": ["warmup_steps=0", "sample_tokens=2",
               "per_device_batch_size=2", "gradient_accumulation=1", "devices=1"], "--device": "cpu", "--dtype": "float32", "--out": "out"},
     "export": {"--pairs": "@pairs", "--format": "llama_factory", "--out": "out"},
+    "push": {"--study": "@study", "--repo": "me/pairs", "--dry-run": True},
     "kinship": {"--scores": "@scores.csv", "--out": "out"},
     "audit-labels": {"--judgments": "@votes.jsonl", "--scores": "@scores.csv", "--tau": "-1", "--out": "out"},
     "win-rate": {"A": "@one.jsonl", "B": "@two.jsonl", "--judge": "@model", "--device": "cpu", "--dtype": "float32", "--out": "out"},
@@ -992,6 +1013,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("train", "--device", "device", {}), ("train", "--dtype", "dtype", {}), ("train", "--threads", "threads", {}),
     ("export", "--pairs", "pair folder", {}), ("export", "--pairs", "pairs", {}), ("export", "--pairs", "pairs as parquet", {}),
     ("export", "--format", "word", {}), ("export", "--out", "out", {}), ("export", "--held-out", "held out", {}),
+    ("push", "--study", "study folder", {}), ("push", "--repo", "repository", {}),
     ("kinship", "--scores", "score table", {}), ("kinship", "--columns", "column map", {"--scores": "@other.csv"}),
     ("kinship", "--tau", "cosine", {}), ("kinship", "--cut", "weight", {}), ("kinship", "--distance", "word", {}),
     ("kinship", "--linkage", "word", {}), ("kinship", "--seed", "seed", {}), ("kinship", "--out", "out", {}),

@@ -117,7 +117,7 @@ def test_remedies_name_commands_options_and_settings_that_exist():
     commands = {name: _build(name, getattr(import_module(f"karma.commands.{file}"), name.replace("-", "_")))
                 for name, file in COMMANDS.items()}  # fmt: skip
     options = {option for command in commands.values() for param in command.params for option in param.opts}
-    options |= {"--debug", "--help", "--no-deps", "--head"}  # the last two are pip's and Ray's
+    options |= {"--debug", "--help", "--no-deps", "--head", "--config"}  # the last three are pip's, Ray's and TRL's
     settings = load_base().as_dict()
     n_named = 0
     for module, text in read_sentences():

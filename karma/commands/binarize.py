@@ -30,8 +30,9 @@ from karma.pairs.accounting import DROPPED, UNUSED, Accounting
 from karma.pairs.build import save_pair_sets
 from karma.pairs.calibration import load_calibration
 from karma.pairs.card import LICENCE_GROUPS
+from karma.pairs.hub import check_repository
 from karma.pairs.parallel import count_cores
-from karma.pairs.public_shape import check_repository, push_pairs, save_binarized, save_dataset
+from karma.pairs.public_shape import push_pairs, save_binarized, save_dataset
 from karma.pool.annotations import AnnotationTable, load_annotations
 from karma.pool.benchmarks import load_benchmark_texts, load_instructions
 from karma.pool.decontamination import Items

@@ -76,15 +76,15 @@ def build_card(accounting: Accounting, facts: CardFacts, lengths: Lengths, comma
         "Made with the KARMA kit (method: arXiv 2502.18744).",
         _build_selection(s),
         _build_overlaps(accounting),
-        "## Made from\n\n" + _table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
+        "## Made from\n\n" + build_table(("what", "value"), [(k.replace("_", " "), v) for k, v in s.items()]),
         f"Command: {quote_code(command)}" if command else "",
-        "## Counts\n\n" + _table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
+        "## Counts\n\n" + build_table(("what", "n"), [(name, f"{n:,}") for name, n in accounting.as_counts().items()]),
         f"## Length\n\n{describe_length_bias(lengths)} Where this is far from a half, a policy learns length beside "
         "what the pairs are meant to teach; `karma binarize --max-length-ratio` pairs responses of like length.",
         _build_turns(facts),
         "## Pairs by origin model\n\n"
-        + _table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
-        "## Licences\n\n" + _build_licences(facts.by_models),
+        + build_table(("chosen", "rejected", "pairs"), [(*k, f"{n:,}") for k, n in _by_count(facts.by_models)]),
+        "## Licences\n\n" + build_licences(facts.by_models),
         "## Example rows\n\n" + "\n\n".join(_build_example(e) for e in facts.examples),
         "## Columns\n\n`prompt`, `chosen`, `rejected` are lists of role/content messages, "
         "as TRL's DPOTrainer takes them; for SFT "
@@ -163,7 +163,8 @@ def _build_metadata(accounting: Accounting) -> dict[str, Any]:
     }
 
 
-def _build_licences(by_models: Counter[tuple[str, str]]) -> str:
+def build_licences(by_models: Counter[tuple[str, str]]) -> str:
+    """Return the table of licence notes with the pairs that each concerns, by the models of chosen and rejected."""
     total, rows = by_models.total(), Counter[str]()
     for models, n in by_models.items():
         rows.update(
@@ -174,7 +175,7 @@ def _build_licences(by_models: Counter[tuple[str, str]]) -> str:
         "The responses stay under the terms of the models that wrote them. "
         "`karma binarize --exclude-model NAME` leaves one out, `--exclude-licence` a group."
     )
-    return f"{intro}\n\n" + _table(("note", "pairs concerned", "share"), notes)
+    return f"{intro}\n\n" + build_table(("note", "pairs concerned", "share"), notes)
 
 
 def _build_example(row: dict[str, Any]) -> str:
@@ -194,6 +195,7 @@ def _by_count(counter: Counter[_Key]) -> list[tuple[_Key, int]]:
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+def build_table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    """Return a Markdown table, its cells escaped."""
     lines = [header, ("---",) * len(header), *(map(escape_markdown, row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from karma.errors import InputError, KarmaError, quote
 from karma.files import atomic_path, compute_file_digest, read_parquet
 from karma.pairs.accounting import Accounting
+from karma.pairs.hub import describe_error
 from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, ROLES, PairSet
 from karma.pairs.turns import find_fault, is_messages, write_key
 from karma.pool.responses import compute_response_id, compute_row_id
@@ -168,17 +169,6 @@ def save_dataset(folder: str | Path) -> Path:
     return target
 
 
-def check_repository(name: str) -> None:
-    """Raise an InputError where a name cannot be a repository's on the Hub, before anything is written for it."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise InputError(f"--push-to-hub {name}: no name of a repository, expected USER/NAME or NAME") from None
-
-
 def push_pairs(folder: str | Path, repository: str, private: bool = True, api: "HfApi | None" = None) -> str:
     """Upload a pair folder, card included, to a data-set repository on the Hub.
 
@@ -204,7 +194,5 @@ def push_pairs(folder: str | Path, repository: str, private: bool = True, api: "
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=repository, repo_type="dataset", allow_patterns=list(FILES))
     except Exception as error:  # the Hub client raises many kinds; each becomes one line
-        raise KarmaError(
-            f"{repository} on the Hub: {' '.join(str(error).split())[:200]}; check login and name"
-        ) from error
+        raise KarmaError(f"{repository} on the Hub: {describe_error(error)}; check login and name") from None
     return repository
