@@ -152,8 +152,9 @@ def _cost(counts: dict[str, float | None], who: str) -> str:
 
 
 def _methods(names: Sequence[str]) -> str:
-    """Name methods, and recipes once."""
-    return ", ".join(dict.fromkeys(step[0] if (step := split_step(m)) else m.upper() for m in names))
+    """Name methods, and recipes once; more than four are counted."""
+    found = list(dict.fromkeys(step[0] if (step := split_step(m)) else m.upper() for m in names))
+    return ", ".join(found) if len(found) <= 4 else f"{len(found)} methods"
 
 
 def _policies(n: int) -> str:
