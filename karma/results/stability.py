@@ -45,7 +45,7 @@ By data set and method: the spread of the held-out accuracy over seeds, the shar
 (spikes), the KL to the untrained policy on held-out texts, and how much longer answers became, with 95 % intervals
 over seeds.
 Lower is more stable, except that a policy that learnt nothing is most stable of all: read it beside the accuracy."""
-CAPTION = "Stability of trainings: means and spreads (standard deviations) over seeds, with 95 % intervals."
+CAPTION = "Stability of trainings: means and spreads (standard deviations) over seeds, [95 % intervals]."
 NOTES = (
     "spikes: updates whose loss is 7 standard deviations or more above the mean of up to 1,000 before it, of those "
     "with 10 before it",
@@ -198,20 +198,16 @@ def _summarise_spikes(runs: pd.DataFrame) -> dict[str, float]:
 
 def build_stability(study: Study, found: pd.DataFrame) -> Table:
     """Return the table of stability, from `compute_stability`."""
+    spikes = [f"{a} of {b}" for a, b in zip(found["n_spikes"], found["n_judged"], strict=True)]
     rows = {
         "trainings": found["n"],
         "accuracy": found["accuracy"],
-        "its spread": found["accuracy_spread"],
-        "95 %": _join(found, "accuracy_spread", 3),
+        "its spread": _join(found, "accuracy_spread", 3),
         "score": found["score"],
-        "spread of the score": found["score_spread"],
-        "95 % of that": _join(found, "score_spread", 3),
-        "spikes": [f"{a} of {b}" for a, b in zip(found["n_spikes"], found["n_judged"], strict=True)],
-        "95 % of their share": _join(found, "spikes", 3),
-        "KL": found["kl"],
-        "95 % of KL": _join(found, "kl", 2),
-        "length": found["drift"],
-        "95 % of length": _join(found, "drift", 1),
+        "score's spread": _join(found, "score_spread", 3),
+        "spikes": [f"{n}{interval}" for n, interval in zip(spikes, _list_intervals(found, "spikes", 3), strict=True)],
+        "KL": _join(found, "kl", 2),
+        "length": _join(found, "drift", 1),
     }
     frame = pd.DataFrame(rows).set_index(pd.MultiIndex.from_frame(found[CELL].assign(
         strategy=found["strategy"].map(study.title))))  # fmt: skip
@@ -220,8 +216,14 @@ def build_stability(study: Study, found: pd.DataFrame) -> Table:
 
 
 def _join(found: pd.DataFrame, name: str, decimals: int) -> list[str]:
+    """Write a value with its interval, where it has one, in one cell."""
+    values = ["n/a" if math.isnan(value) else f"{value:.{decimals}f}" for value in found[name]]
+    return [value + own for value, own in zip(values, _list_intervals(found, name, decimals), strict=True)]
+
+
+def _list_intervals(found: pd.DataFrame, name: str, decimals: int) -> list[str]:
     both = zip(found[f"{name}_low"], found[f"{name}_high"], strict=True)
-    return ["n/a" if math.isnan(a) else f"{a:.{decimals}f} to {b:.{decimals}f}" for a, b in both]
+    return ["" if math.isnan(a) else f" [{a:.{decimals}f}, {b:.{decimals}f}]" for a, b in both]
 
 
 def show_stability(experiment: Experiment, written: Path, figures: Path) -> list[Any]:
@@ -240,6 +242,7 @@ def show_stability(experiment: Experiment, written: Path, figures: Path) -> list
     found = compute_stability(trainings)
     table = build_stability(study, found)
     table.save(written)
+    build_plain("stability_values", CAPTION, found.set_index(CELL), decimals=4).save(written)  # each number a column
     axes = plot_stability(found.assign(strategy=found["strategy"].map(study.title)))
     save_figure(axes[0], figures / "stability")
     plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
