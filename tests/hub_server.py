@@ -20,7 +20,7 @@ class HubServer(ThreadingHTTPServer):
     """Keeps what it is sent.
 
     Attributes:
-        repositories: "kind/name" -> private. commits: (kind/name, files by path), in order.
+        repositories: "kind/name" -> "private" or "public". commits: (kind/name, files by path), in order.
         refused: repositories whose commits are refused. asked: methods and paths, in order.
     """
 
@@ -39,8 +39,18 @@ class HubServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
+    def read_body(self):
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []  # a stream, in chunks that each say how long they are
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def do_POST(self):
-        server, body = self.server, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        server, body = self.server, self.read_body()
         path = self.path.partition("?")[0].lstrip("/")
         server.asked.append(path)
         given = self.headers.get("Authorization")
@@ -51,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{asked.get('type', 'model')}/{asked.get('organization') or 'me'}/{asked['name']}"
             if name in server.repositories:
                 return self.reply(409, {"error": "You already created this repo", "url": self.write_address(name)})
-            server.repositories[name] = asked["private"]
+            server.repositories[name] = asked.get("visibility", "private" if asked.get("private") else "public")
             return self.reply(200, {"url": self.write_address(name)})
         if path == "api/validate-yaml":
             return self.reply(200, {"errors": [], "warnings": []})
@@ -70,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(404, {"error": f"no route {path}"})
 
     def do_PUT(self):
-        content = self.rfile.read(int(self.headers["Content-Length"]))
+        content = self.read_body()
         oid = self.path.rpartition("/")[2]
         if hashlib.sha256(content).hexdigest() != oid:
             return self.reply(400, {"error": "another content"})
@@ -82,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(403, {"error": f"refused, {self.headers['Authorization']}"})
         assert lines[0]["key"] == "header" and name in self.server.repositories
         files = {}
-        for line in (line for line in lines[1:]):
+        for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])

@@ -61,7 +61,7 @@ def test_every_strategy_is_a_configuration_of_one_data_set(hub, study, tmp_path)
     done = call(hub, tmp_path, "--study", study, "--repo", "me/mine", "--models")
     assert done.returncode == 0, done.stderr
     model = "me/mine-tiny-k_sim-sft-seed0"
-    assert hub.repositories == {"dataset/me/mine": True, f"model/{model}": True}, "private, and no others"
+    assert hub.repositories == {"dataset/me/mine": "private", f"model/{model}": "private"}, "and no others"
     (name, files), (own, weights) = hub.commits
     assert (name, own) == ("dataset/me/mine", f"model/{model}"), "one commit a repository"
     assert done.stdout.splitlines() == [f"dataset me/mine: {len(files)} files", f"model {model}: {len(weights)} files"]
@@ -83,7 +83,8 @@ def test_pushed_again_the_data_set_stays_one(hub, study, tmp_path):
     for _ in range(2):
         assert call(hub, tmp_path, "--study", study, "--repo", "me/mine", "--public").returncode == 0
     assert (
-        hub.repositories == {"dataset/me/mine": False} and [name for name, _ in hub.commits] == ["dataset/me/mine"] * 2
+        hub.repositories == {"dataset/me/mine": "public"}
+        and [name for name, _ in hub.commits] == ["dataset/me/mine"] * 2
     )
 
 
