@@ -27,7 +27,7 @@ from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.fingerprint import compute_stage_code, find_changed_code
 from karma.study.progress import console
-from karma.study.sections import PLACEMENT
+from karma.study.sections import PLACEMENT, REPORTS
 from karma.study.stages import STAGES, Job, list_jobs
 
 Seen = list[int]  # size in bytes and time in nanoseconds; a folder's files one after the other
@@ -81,8 +81,9 @@ def fingerprint_settings(job: Job) -> dict[str, Any]:
 
 def _read_settings(job: Job) -> dict[str, Any]:
     values = job.settings.as_dict()
-    for key in PLACEMENT:
-        values.get("compute", {}).pop(key, None)
+    for section, keys in (("compute", PLACEMENT), ("training", REPORTS)):
+        for key in keys:
+            values.get(section, {}).pop(key, None)
     return {"settings": values, "models": job.models}
 
 

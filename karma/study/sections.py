@@ -105,6 +105,7 @@ class Resources(Strict):
 
 
 PLACEMENT = ("resources", "shards", "engine", "address")  # of compute: where work is done, not what; reruns nothing
+REPORTS = ("report_to",)  # of training: who is told how it goes; reruns nothing
 
 
 class Compute(Strict):
@@ -323,6 +324,7 @@ class Training(Strict):
     sample_tokens: int = Field(ge=0, le=10**6)
     refilter: Refilter | None
     accelerate: str | None
+    report_to: Literal["none", "trackio", "wandb", "mlflow", "comet_ml", "swanlab"]
 
     def of(self, method: str) -> dict[str, Any]:
         """Return the settings that a method is trained with: those of other methods' sections are left out.

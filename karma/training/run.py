@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
-from karma.study.sections import Compute, Training
+from karma.study.sections import REPORTS, Compute, Training
 from karma.training.progress import LiveView
 from karma.training.refilter import describe_pool
 from karma.training.trainers import (
@@ -123,7 +123,8 @@ def describe_run(
     columns = (stages, find_confidence(pairs, method, settings), describe_pool(pairs, settings))
     besides = [column for column in columns if column is not None]
     data = compute_digest([texts, *besides]) if besides else texts
-    how = {key: value for key, value in settings.of(method).items() if key != "smooth_by_confidence"}  # it is in `data`
+    left_out = ("smooth_by_confidence", *REPORTS)  # the first is in `data`, the others decide no number
+    how = {key: value for key, value in settings.of(method).items() if key not in left_out}
     online = find_trainer(method).samples(settings)
     judge = [compute_weights_digest(models, online.reward_model)] if online and online.reward_model else []
     identity = compute_digest([data, how, *judge, seed, code, method, weights, dtype, device, compute.threads])

@@ -15,6 +15,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -142,6 +143,9 @@ def check_method(method: str, settings: Training) -> None:
         raise InputError("training.merge_adapter needs training.lora: there is no adapter to merge")
     if settings.smooth_by_confidence and not find_trainer(method).smooths(settings):
         raise InputError(f"training.smooth_by_confidence means nothing to {method}: train by dpo, or set it to false")
+    if settings.report_to != "none" and find_spec(settings.report_to) is None:
+        raise InputError(f"training.report_to: {settings.report_to} is not installed: run `pip install "
+                         f"{settings.report_to}`, or set it to none")  # fmt: skip
 
 
 def choose_weights_dtype(settings: Training, dtype: str) -> str:
@@ -171,7 +175,7 @@ def build_trainer(
         output: folder of checkpoints. reference: the untrained policy, of a method that has one.
     """
     shared: dict[str, Any] = {
-        "output_dir": str(output or "unused"), "report_to": "none", "seed": seed, "logging_steps": 1,
+        "output_dir": str(output or "unused"), "report_to": settings.report_to, "seed": seed, "logging_steps": 1,
         "save_strategy": "steps" if output and settings.checkpoint_steps else "no", "save_total_limit": 2,
         "save_steps": settings.checkpoint_steps or 500, "disable_tqdm": True, "logging_nan_inf_filter": False,
         "num_train_epochs": settings.epochs, "per_device_train_batch_size": settings.per_device_batch_size,

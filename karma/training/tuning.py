@@ -55,6 +55,7 @@ def tune(run: Run, model: Any, tokenizer: Any, pairs: pa.Table, callbacks: list[
         n_processes=n_processes, output=checkpoints,
         reference=Reference(reference_model, Path(run.reference_file), folder / "reference", _load_rewards(run)),
     )  # fmt: skip
+    trainer.args.project, trainer.args.run_name = "karma", name_report(run)
     if trainer.is_world_process_zero():
         save_trl_config(run, trainer)
     trainer.remove_callback(PrinterCallback)  # the progress file has its own reader
@@ -79,6 +80,11 @@ def _load_rewards(run: Run) -> list[Any]:
     """Return what rewards answers, for a method that samples them."""
     online = find_trainer(run.method).samples(run.settings)
     return build_rewards(online, run.models, run.dtype, run.device) if online else []
+
+
+def name_report(run: Run) -> str:
+    """Name a run for who is told how it goes (`training.report_to`): no path, and the same for the same training."""
+    return f"{run.policy}-{run.method}-seed{run.seed}-{run.identity[:8]}"
 
 
 def prepare_checkpoints(run: Run) -> None:
