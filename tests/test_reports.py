@@ -14,6 +14,7 @@ from karma.files import load_json
 from karma.models.load import compute_weights_digest
 from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment
+from karma.study.sections import ModelSpec
 from karma.study.stages import find_job
 from karma.training.checks import check_pairs
 from tests.conftest import CALL_LIMIT
@@ -30,7 +31,7 @@ import json, os
 from contextvars import ContextVar
 from types import SimpleNamespace
 from pathlib import Path
-context_vars = SimpleNamespace(current_space_id=ContextVar("space", default=None))
+context_vars = SimpleNamespace(current_space_id=ContextVar("space", default=None), current_run=ContextVar("run", default=None))
 class _Config(dict):
     def update(self, values, allow_val_change=False):
         super().update(values)
@@ -85,7 +86,8 @@ def test_a_tracker_is_told_each_update_and_the_run_is_the_same(pair_folder, poli
     other = load_json(tmp_path / "plain" / "training.json")
     assert (other["identity"], other["history"]) == (record["identity"], record["history"])
     weights = [
-        compute_weights_digest({"m": {"path": str(tmp_path / name / "model")}}, "m") for name in ("run", "plain")
+        compute_weights_digest({"m": ModelSpec(path=str(tmp_path / name / "model")).model_dump()}, "m")
+        for name in ("run", "plain")
     ]
     assert weights[0] == weights[1]
     again = run(pair_folder, policy, tmp_path / "run", tmp_path)
