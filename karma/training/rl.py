@@ -121,8 +121,8 @@ def count_online_updates(n_prompts: int, settings: Training, online: Online, acc
     Example:
         >>> from karma.study.experiment import load_base
         >>> how = load_base().training
-        >>> count_online_updates(100, how, how.grpo, 16)  # 16 micro-batches of 6 prompts, and one more update
-        (2, 4)
+        >>> count_online_updates(100, how, how.grpo, 16)  # one update of 16 micro-batches of 6 prompts
+        (1, 4)
     """
     at_once = settings.per_device_batch_size * (settings.devices if settings.accelerate else 1)
     at_once *= accumulation if online.iterations > 1 else 1
