@@ -1013,6 +1013,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("train", "--device", "device", {}), ("train", "--dtype", "dtype", {}), ("train", "--threads", "threads", {}),
     ("export", "--pairs", "pair folder", {}), ("export", "--pairs", "pairs", {}), ("export", "--pairs", "pairs as parquet", {}),
     ("export", "--format", "word", {}), ("export", "--out", "out", {}), ("export", "--held-out", "held out", {}),
+    ("export", "--instructions", "instructions", {"--format": "trl"}),
     ("push", "--study", "study folder", {}), ("push", "--repo", "repository", {}),
     ("kinship", "--scores", "score table", {}), ("kinship", "--columns", "column map", {"--scores": "@other.csv"}),
     ("kinship", "--tau", "cosine", {}), ("kinship", "--cut", "weight", {}), ("kinship", "--distance", "word", {}),

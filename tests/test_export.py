@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
+from karma.evaluation.prompts import build_prompt
 from karma.pairs.export import FORMATS, export_pairs
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import load_pairs, split_pairs
@@ -152,6 +153,21 @@ def test_what_a_training_holds_out_is_left_out(tmp_path):
     result = call("--pairs", folder, "--format", "trl", "--out", tmp_path / "out", "--held-out", 0.3)
     assert f"{len(kept)} pairs ({60 - len(kept)} held out) for TRL" in result.output and 0 < len(kept) < 60
     assert load_binarized(tmp_path / "out" / "pairs.jsonl").table["prompt"].to_pylist() == kept["prompt"].to_pylist()
+
+
+def test_instructions_go_along_where_trl_answers_the_prompts(folder, tmp_path):
+    asked = {"topic": "Say cat.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    prompt = build_prompt(asked["topic"], asked["instruction_id_list"], "[{}]").text
+    save_pairs(make_set([*PROMPTS, say("su", "Rhyme.", prompt)]), tmp_path / "asked")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(asked) + "\n")
+    options = ("--instructions", tmp_path / "prompts.jsonl", "--out", tmp_path / "out")
+    assert call("--pairs", tmp_path / "asked", "--format", "trl", *options).exit_code == 0
+    rows = [json.loads(line)["instructions"] for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
+    assert rows[:4] == [None] * 4 and json.loads(rows[4])["instruction_id_list"] == ["punctuation:no_comma"]
+    refused = call("--pairs", folder, "--format", "axolotl", *options)
+    assert isinstance(refused.exception, InputError) and "--instructions means nothing without" in str(
+        refused.exception
+    )
 
 
 def test_the_card_goes_along_and_names_the_file(folder, tmp_path):

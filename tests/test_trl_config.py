@@ -89,18 +89,25 @@ def test_the_adapter_that_trl_makes_of_it_is_ours(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "method"), [(GRPOConfig, "grpo"), (RLOOConfig, "rloo")]
 )  # whose trainers sample: what their configuration says, not how they train
-def test_configurations_of_methods_that_sample(tmp_path, kind, method, monkeypatch):
-    own = settings()
+def test_configurations_of_methods_that_sample(tmp_path, kind, method):
+    rated = {"reward": {"instructions": 0.5, "reward_model": 1.0}, "reward_model": "rater"}
+    own = settings(**{method: {**getattr(settings(), method).as_dict(), **rated, "beta": 0.07}})
+    models = {**MODELS, "rater": {"path": "models/rater"}}
     args = kind(output_dir="x", use_cpu=True, bf16=False, beta=0.04, num_generations=4, temperature=0.9, seed=3,
                 per_device_train_batch_size=8, max_completion_length=64, learning_rate=1e-6, report_to="none",
                 reward_weights=[1.0, 0.0])  # fmt: skip
-    monkeypatch.setitem(TRAINERS, method, TRAINERS.get(method, TRAINERS["sft"]))
     run = SimpleNamespace(
-        method=method, settings=own, models=MODELS, policy="tiny", dtype="float32", folder=str(tmp_path)
+        method=method, settings=own, models=models, policy="tiny", dtype="float32", folder=str(tmp_path)
     )
     save_trl_config(run, SimpleNamespace(args=args))
     assert find_config(method) is kind
-    compare(parse(tmp_path / FILE, method)[1], args)
+    script, found, _, _ = parse(tmp_path / FILE, method)
+    compare(found, args, {"beta", "reward_weights"})
+    assert found.beta == 0.07, "the setting's, not what the kit tells TRL's trainer"
+    assert (script.reward_model_name_or_path, found.reward_weights) == ("models/rater", [1.0, 0.5]), "in TRL's order"
+    module, _, name = script.reward_funcs[0].rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert "--instructions FILE" in (tmp_path / FILE).read_text()
 
 
 def test_what_trl_cannot_say_has_no_file(tmp_path):

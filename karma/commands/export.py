@@ -1,6 +1,7 @@
 """What `karma export` does: a pair folder in the shape of another trainer, by `karma.pairs.export`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,21 +23,24 @@ def export(
     held_out: Annotated[
         float, typer.Option(help="Share of the prompts left out: those that a training with this share keeps out.")
     ] = 0.0,
+    instructions: Annotated[
+        Path | None, typer.Option(help="trl: the prompts' instructions, for what rewards answers (JSON lines).")
+    ] = None,
 ) -> None:
     """Write pairs for another trainer: `karma export --pairs DIR --format llama_factory --out DIR`.
 
     The folder loads as it is: LLaMA-Factory (`dataset_dir`), Axolotl (`axolotl.yaml`), TRL (`trl dpo --dataset_name`).
     """
     with leave_nothing(out):
-        for line in run_export(pairs, form, out, held_out):
+        for line in run_export(pairs, form, out, held_out, instructions):
             typer.echo(line)
 
 
-def run_export(pairs: Path, form: str, out: Path, held_out: float) -> Iterator[str]:
+def run_export(pairs: Path, form: str, out: Path, held_out: float, instructions: Path | None) -> Iterator[str]:
     """Write the folder, and yield what to tell the user.
 
     Args:
-        pairs, form, out, held_out: the options of `karma export`.
+        pairs, form, out, held_out, instructions: the options of `karma export`.
 
     Raises:
         InputError: an option that cannot be used, or pairs that the trainer does not take; nothing is written then.
@@ -46,7 +50,17 @@ def run_export(pairs: Path, form: str, out: Path, held_out: float) -> Iterator[s
         raise InputError(f"--format {form}: choose from {', '.join(FORMATS)}")
     if pairs.is_file() and pairs.resolve().parent == out.resolve():
         raise InputError(f"--out {out} holds {pairs}, which is read: give another folder")
+    if instructions is not None and form != "trl":
+        raise InputError(
+            "--instructions means nothing without --format trl: they are of prompts that TRL's policy answers"
+        )
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    if instructions is not None:
+        from karma.evaluation.prompts import load_prompts
+        from karma.training.rl import add_instructions
+
+        known = [prompt for prompt in load_prompts(instructions, False) if prompt.instruction_ids]
+        source = replace(source, table=add_instructions(source.table, known))
     kept = split_pairs(source, held_out, load_base().pairs.seed)[0]
     card = pairs / "README.md"
     files = export_pairs(kept, form, out, read_text(card) if card.is_file() else "")

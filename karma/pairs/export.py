@@ -31,7 +31,7 @@ from karma.pairs.turns import Messages
 
 ROWS = "pairs.jsonl"
 _BESIDE = {"score_chosen": "chosen_score", "score_rejected": "rejected_score", CONFIDENCE: CONFIDENCE,
-           "chosen_model": "chosen_model", "rejected_model": "rejected_model"}  # fmt: skip
+           **{name: name for name in ("chosen_model", "rejected_model", "instructions")}}  # fmt: skip
 
 
 @dataclass(frozen=True)

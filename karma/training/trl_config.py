@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from karma.files import atomic_path
+from karma.study.sections import Online
 from karma.training.run import Run
 from karma.training.trainers import choose_weights_dtype, find_trainer
 
@@ -36,8 +37,9 @@ def save_trl_config(run: Run, trainer: Any) -> None:
         return
     command = COMMANDS[run.method]
     shape = "trl_sft" if command == "sft" else "trl"
+    checked = " --instructions FILE" if find_trainer(run.method).samples(run.settings) else ""
     lines = [f"# trl {command} --config {FILE}, in this folder. Its data set: the pairs that this run trained on, by",
-             f"# karma export --pairs DIR --format {shape} --held-out SHARE --out pairs"]  # fmt: skip
+             f"# karma export --pairs DIR --format {shape} --held-out SHARE{checked} --out pairs"]  # fmt: skip
     if not (run.models[run.policy].get("hub") or run.models[run.policy].get("path")):
         lines.append(f"# {run.policy} is no folder: save it as {config['model_name_or_path']} before")
     with atomic_path(file) as temporary:
@@ -62,8 +64,22 @@ def build_trl_config(run: Run, trainer: Any) -> dict[str, Any] | None:
         values = {name: value for name, value in values.items() if name not in _DPO_ONLY} | {
             "per_device_train_batch_size": 2 * settings.per_device_batch_size, "beta": own.beta,
             "desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}  # fmt: skip
+    if online := find_trainer(run.method).samples(settings):
+        values |= _describe_rewards(run, online)
     return {**source, **revision, "dtype": choose_weights_dtype(settings, run.dtype), "dataset_name": "pairs",
             "output_dir": "trl", **values, **_describe_lora(run, trainer, command)}  # fmt: skip
+
+
+def _describe_rewards(run: Run, online: Online) -> dict[str, Any]:
+    """Return what rewards answers, in TRL's order: the reward model, then functions; and the KL's weight.
+
+    The kit's trainer holds the policy before training itself, so that its own configuration may say that there is none.
+    """
+    model = run.models[online.reward_model] if online.reward_model else {}
+    rater = {"reward_model_name_or_path": model.get("hub") or model.get("path") or "rewards"} if model else {}
+    weights = [online.reward["reward_model"]] if model else []
+    return {**rater, "reward_funcs": ["karma.training.rl.reward_instructions"], "beta": online.beta,
+            "reward_weights": [*weights, online.reward.get("instructions", 0.0)]}  # fmt: skip
 
 
 _DPO_ONLY = ("loss_type", "label_smoothing", "precompute_ref_log_probs")
