@@ -65,7 +65,7 @@ def compute_best_of_n(answers: Sequence[tuple[ArrayLike, ArrayLike]]) -> pd.Data
         if len(own) < 2:
             break
         best = np.array([expect_best(rewards, truths, n) for rewards, truths in own])
-        one = np.array([np.mean(np.asarray(truths, float)) for _, truths in own])
+        one = np.array([expect_best(rewards, truths, 1) for rewards, truths in own])
         level, gain = compute_mean(best), compute_mean(best - one)
         perfect = float(np.mean([expect_best(truths, truths, n) for _, truths in own]))
         rows.append({"n": n, "n_prompts": len(own), "truth": level["value"], "low": level["low"], "high": level["high"],
