@@ -164,6 +164,12 @@ def test_instructions_go_along_where_trl_answers_the_prompts(folder, tmp_path):
     assert call("--pairs", tmp_path / "asked", "--format", "trl", *options).exit_code == 0
     rows = [json.loads(line)["instructions"] for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
     assert rows[:4] == [None] * 4 and json.loads(rows[4])["instruction_id_list"] == ["punctuation:no_comma"]
+    for text in ("", json.dumps({**asked, "topic": "Say dog."})):
+        (tmp_path / "none.jsonl").write_text(text)
+        found = call(
+            "--pairs", folder, "--format", "trl", "--out", tmp_path / "no", "--instructions", tmp_path / "none.jsonl"
+        )
+        assert isinstance(found.exception, InputError) and "for none of the 4 prompts" in str(found.exception)
     refused = call("--pairs", folder, "--format", "axolotl", *options)
     assert isinstance(refused.exception, InputError) and "--instructions means nothing without" in str(
         refused.exception
@@ -210,6 +216,12 @@ def test_a_file_is_not_written_over_while_it_is_read(folder, tmp_path):
     call("--pairs", folder, "--format", "trl", "--out", tmp_path / "out")
     result = call("--pairs", tmp_path / "out" / "pairs.jsonl", "--format", "axolotl", "--out", tmp_path / "out")
     assert isinstance(result.exception, InputError) and "which is read" in str(result.exception)
+
+
+def test_responses_without_text_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"chosen or rejected is blank \(so of 4 of 4 pairs\)"):
+        export_pairs(make_set(rejected=" "), "trl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_that_are_no_numbers_are_null(tmp_path):

@@ -61,6 +61,10 @@ def run_export(pairs: Path, form: str, out: Path, held_out: float, instructions:
 
         known = [prompt for prompt in load_prompts(instructions, False) if prompt.instruction_ids]
         source = replace(source, table=add_instructions(source.table, known))
+        if not any(source.table["instructions"].to_pylist()):
+            raise InputError(
+                f"--instructions {instructions}: it has instructions for none of the {len(source)} prompts"
+            )
     kept = split_pairs(source, held_out, load_base().pairs.seed)[0]
     card = pairs / "README.md"
     files = export_pairs(kept, form, out, read_text(card) if card.is_file() else "")

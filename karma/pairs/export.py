@@ -104,7 +104,8 @@ def export_pairs(pairs: PairSet, form: str, folder: Path, card: str = "") -> lis
         The names of the files.
 
     Raises:
-        InputError: an unknown format, no pairs, a prompt that the trainer does not take, or a folder with other files.
+        InputError: an unknown format, no pairs, a prompt that the trainer does not take, a response without text, or a
+            folder with other files.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -128,6 +129,11 @@ def export_pairs(pairs: PairSet, form: str, folder: Path, card: str = "") -> lis
         name = pairs.table["row_id"][odd[0]].as_py()
         raise InputError(f"pair {name}: its prompt is ({roles}), and {own.title} takes {own.takes} (so of {len(odd)} "
                          f"of {len(pairs)} pairs): take --format trl")  # fmt: skip
+    if blank := find_blank(pairs):
+        name = pairs.table["row_id"][blank[0]].as_py()
+        raise InputError(
+            f"pair {name}: chosen or rejected is blank (so of {len(blank)} of {len(pairs)} pairs): repair them"
+        )
     others = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.is_dir() else []
     if others:
         raise InputError(f"{folder} holds {sorted(others)[0]}, which is no export's: give a new folder")
@@ -142,6 +148,12 @@ def export_pairs(pairs: PairSet, form: str, folder: Path, card: str = "") -> lis
         for name, text in files.items():
             (temporary / name).write_text(text, "utf-8")
     return [ROWS, *files]
+
+
+def find_blank(pairs: PairSet) -> list[int]:
+    """Return the places of pairs with a response without text, which other trainers would train on."""
+    sides = zip(*(pairs.table[side].to_pylist() for side in ("chosen", "rejected")), strict=True)
+    return [k for k, both in enumerate(sides) if not all((side[-1]["content"] or "").strip() for side in both)]
 
 
 def _build_rows(pairs: PairSet, form: Format) -> Iterator[dict[str, Any]]:
