@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from karma.cli import app
 from karma.errors import InputError
 from karma.pairs.folder import save_pairs
-from karma.pairs.hub import plan_uploads
+from karma.pairs.hub import describe_error, plan_uploads
 from tests.conftest import CALL_LIMIT
 from tests.hub_server import TOKEN, HubServer
 from tests.test_training import make_pairs, settings, train_tiny
@@ -94,6 +94,12 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(hub, study, tmp_path
     assert done.returncode == 1 and "(sent before: me/mine); check login and name" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and TOKEN not in done.stderr + done.stdout
     assert [name for name, _ in hub.commits] == ["dataset/me/mine"]
+
+
+def test_a_token_that_a_server_repeats_is_not_told(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert describe_error(OSError(f"403\n refused: Bearer {TOKEN}")) == "403 refused: Bearer (token)"
+    assert TOKEN[:8] not in describe_error(OSError("x" * 190 + TOKEN)), "it is taken out before the line is cut"
 
 
 def test_a_wrong_token_sends_nothing(hub, study, tmp_path):
