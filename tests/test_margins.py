@@ -13,10 +13,10 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from karma.errors import InputError
+from karma.models.chat import TokenizedResponse
 from karma.models.load import load_model, load_tokenizer
 from karma.models.logprobs import (
     SharedRow,
-    TokenizedResponse,
     build_options_row,
     build_row_batch,
     can_share_prompts,

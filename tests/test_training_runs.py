@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from karma.errors import InputError, KarmaError
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_shape, load_tokenizer
-from karma.study.sections import Lora, ModelSpec
+from karma.study.sections import ModelSpec
+from karma.study.training_settings import Lora
 from karma.training.checks import check_folder, check_memory, check_pairs, estimate_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
 from karma.training.progress import LiveView

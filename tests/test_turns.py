@@ -19,8 +19,9 @@ from karma.files import load_json
 from karma.labels.compared import load_prompts, load_responses, show_prompt
 from karma.labels.policies import collect_prompts
 from karma.models.ask import sample_responses
+from karma.models.chat import tokenize_response
 from karma.models.load import load_model, load_tokenizer
-from karma.models.logprobs import compute_pair_logps, tokenize_response, tokenize_row
+from karma.models.logprobs import compute_pair_logps, tokenize_row
 from karma.pairs.accounting import Accounting
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import PAIR_SCHEMA, PairSet, load_pairs, split_pairs

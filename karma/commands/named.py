@@ -149,7 +149,7 @@ def _check_writers(s: Settings, names: list[str | None]) -> None:
 
 
 def _check_model(name: str, spec: ModelSpec, installed: bool) -> None:
-    from karma.models.load import check_parts
+    from karma.models.folder import check_parts
     from karma.models.made import PACKAGED, find_pieces, is_prepared
 
     if spec.path is not None:

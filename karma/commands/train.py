@@ -12,7 +12,7 @@ from karma.errors import InputError, quote
 from karma.files import parse_yaml, save_json
 from karma.models.describe import build_spec, find_trained
 from karma.study.experiment import load_base
-from karma.study.sections import Online, Training
+from karma.study.training_settings import Online, Training
 from karma.vocabulary import METHODS
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from karma.models.chat import write_conversation
 from karma.models.load import (
     PLAIN_TEMPLATE,
     Specs,
@@ -18,7 +19,6 @@ from karma.models.load import (
     load_model,
     load_tokenizer,
 )
-from karma.models.logprobs import write_conversation
 from karma.models.placement import choose_place
 from karma.study.sections import Compute
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from karma.models.chat import TokenizedResponse
 from karma.models.logprobs import (
     SharedRow,
-    TokenizedResponse,
     build_options_row,
     can_share_prompts,
     choose_pass_tokens,

@@ -18,12 +18,11 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, show_line
-from karma.models.load import Specs, check_whole, find_model, load_model, read_header
+from karma.models.chat import Messages, TokenizedResponse, apply_template
+from karma.models.folder import check_whole, read_header
+from karma.models.load import Specs, find_model, load_model
 from karma.models.logprobs import (
-    Messages,
     SharedRow,
-    TokenizedResponse,
-    apply_template,
     can_share_prompts,
     choose_pass_tokens,
     get_causal,

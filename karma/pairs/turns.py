@@ -2,7 +2,7 @@
 
 A prompt is a list of role/content messages that ends with the user's; each response is one message of the assistant.
 What may come before the end (a system message, two of the user's in a row) is for the policy's chat template to say:
-what it refuses is refused (`karma.models.logprobs.apply_template`), and nothing is merged or left out for its sake.
+what it refuses is refused (`karma.models.chat.apply_template`), and nothing is merged or left out for its sake.
 """
 
 import json

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from karma.errors import InputError
 from karma.files import compute_digest
+from karma.models.chat import TokenizedResponse
 from karma.models.load import Specs, compute_weights_digest, load_model, load_tokenizer
-from karma.models.logprobs import SharedRow, TokenizedResponse, compute_row_logps, count_tokens, tokenize_pair
+from karma.models.logprobs import SharedRow, compute_row_logps, count_tokens, tokenize_pair
 from karma.models.placement import answer, choose_place
 from karma.models.shards import Advance, Piece, Recipe
 from karma.models.store import Record, open_store

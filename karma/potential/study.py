@@ -30,7 +30,8 @@ from karma.potential.outcomes import (
 from karma.potential.selection import gather_candidates
 from karma.statistics.intervals import compute_mean, compute_spearman
 from karma.study.fields import is_anew
-from karma.study.sections import Potential, Refilter, Training
+from karma.study.sections import Potential
+from karma.study.training_settings import Refilter, Training
 from karma.vocabulary import METRICS
 
 N_PERMUTATIONS = 400  # behind an overlap by chance

@@ -42,7 +42,8 @@ from karma.self_play.selection import (
 )
 from karma.statistics.intervals import compute_mean, compute_wilson
 from karma.study.fingerprint import compute_code
-from karma.study.sections import Compute, SelfPlay, Training
+from karma.study.sections import Compute, SelfPlay
+from karma.study.training_settings import Training
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.fingerprint import compute_stage_code, find_changed_code
 from karma.study.progress import console
-from karma.study.sections import PLACEMENT, REPORTS
+from karma.study.sections import PLACEMENT
 from karma.study.stages import STAGES, Job, list_jobs
+from karma.study.training_settings import REPORTS
 
 Seen = list[int]  # size in bytes and time in nanoseconds; a folder's files one after the other
 

@@ -15,16 +15,14 @@ from karma.study.sections import (
     Kinship,
     Labels,
     ModelSpec,
-    Online,
     Pairs,
     Pool,
     Potential,
-    Refilter,
     Scores,
     SelfPlay,
-    Training,
     WinRates,
 )
+from karma.study.training_settings import Online, Refilter, Training
 from karma.vocabulary import BENCHMARKS, METHODS, START, find_method, makes_policy, split_step
 
 
@@ -209,8 +207,8 @@ class Settings(Strict):
                 raise ValueError(f"recipes: '{name}' is the name of a method: give the recipe another one")
             if len(steps) < 2:
                 raise ValueError(f"recipes.{name}: a recipe has two steps or more; write one method under methods")
-            if "reward_model" in steps:
-                raise ValueError(f"recipes.{name}: reward_model makes no policy that a step could start from: train it "
+            if raters := [step for step in steps if not makes_policy(step)]:
+                raise ValueError(f"recipes.{name}: {raters[0]} makes no policy that a step could start from: train it "
                                  "apart, and name its folder in training.grpo.reward_model")  # fmt: skip
         if unknown := [name for name in self.methods if name not in METHODS and name not in self.recipes]:
             known = ", ".join([*METHODS, *self.recipes])

@@ -22,7 +22,7 @@ from karma.models.logprobs import HEAD_CHUNK, tokenize_row
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
 from karma.pairs.turns import find_fault
-from karma.study.sections import Online, Training
+from karma.study.training_settings import Online, Training
 from karma.training.refilter import check_refilter
 from karma.training.rl import count_online_updates, find_long, find_unrewarded, list_instructions
 from karma.training.trainers import (

@@ -38,10 +38,10 @@ from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from karma.files import atomic_path
+from karma.models.chat import TokenizedResponse
 from karma.models.frozen import count_frozen, keep_frozen, keeps_frozen
 from karma.models.logprobs import (
     SharedRow,
-    TokenizedResponse,
     can_share_prompts,
     choose_pass_tokens,
     compute_token_logps,
@@ -165,12 +165,9 @@ class SharedPromptDPOTrainer(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Draw the pairs of each update at random (or take them in order), then sort them by length."""
-        dataset, args = train_dataset if train_dataset is not None else self.train_dataset, self.args
-        per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if any(name.startswith("aot") for name in self.loss_types):
-            per_update = 1  # these losses depend on which pairs share a micro-batch: leave it to chance
-        seed = None if args.train_sampling_strategy == "sequential" else args.seed
-        return UpdateSampler(_count_tokens(dataset), per_update, seed)
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        together = any(name.startswith("aot") for name in self.loss_types)  # whose loss sees who shares a micro-batch
+        return UpdateSampler.of(self.args, _count_tokens(dataset), unsorted=together)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what was computed: TRL's entropy, mean logits and token accuracy need a pass that is saved here."""
@@ -220,6 +217,13 @@ class UpdateSampler(Sampler):
 
     def __init__(self, lengths: list[int], per_update: int, seed: int | None):
         self.lengths, self.per_update, self.seed, self.epoch = lengths, per_update, seed, 0
+
+    @classmethod
+    def of(cls, args: Any, lengths: list[int], unsorted: bool = False) -> "UpdateSampler":
+        """Return the sampler that TRL's configuration asks for; `unsorted`: pairs stay in the order drawn."""
+        per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = None if args.train_sampling_strategy == "sequential" else args.seed
+        return cls(lengths, 1 if unsorted else per_update, seed)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karma.models.load import Specs, add_trained
-from karma.study.sections import Training
+from karma.study.training_settings import Training
 from karma.vocabulary import find_method, title_of
 
 

@@ -41,7 +41,7 @@ from karma.potential.margins import (
     compute_k,
     select,
 )
-from karma.study.sections import Refilter, Training
+from karma.study.training_settings import Refilter, Training
 
 FILE = "refilter.parquet"
 _SIDES = ("chosen", "rejected")

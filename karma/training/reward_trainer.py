@@ -26,7 +26,7 @@ from trl import RewardConfig, RewardTrainer
 
 from karma.models.logprobs import choose_pass_tokens, get_causal, plan_batches
 from karma.models.rewards import build_reward_row, can_share_rewards, compute_row_rewards
-from karma.study.sections import Training
+from karma.study.training_settings import Training
 from karma.training.forward import UpdateSampler
 
 
@@ -40,11 +40,8 @@ class SharedPromptRewardTrainer(RewardTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Draw the pairs of each update at random (or take them in order), then sort them by length."""
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
-        args = self.args
-        per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = None if args.train_sampling_strategy == "sequential" else args.seed
         sides = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-        return UpdateSampler([len(chosen) + len(rejected) for chosen, rejected in sides], per_update, seed)
+        return UpdateSampler.of(self.args, [len(chosen) + len(rejected) for chosen, rejected in sides])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics under DPO's names."""

@@ -30,7 +30,7 @@ import pyarrow as pa
 from karma.errors import InputError
 from karma.evaluation.prompts import Prompt, load_prompts
 from karma.models.load import Specs
-from karma.study.sections import Online, Training
+from karma.study.training_settings import Online, Training
 
 INSTRUCTIONS = "instructions"  # column: a prompt's instruction_id_list and kwargs as JSON, null where it has none
 Reward = Callable[..., list[float | None]]

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from karma.files import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
-from karma.study.sections import REPORTS, Compute, Training
+from karma.study.sections import Compute
+from karma.study.training_settings import REPORTS, Training
 from karma.training.progress import LiveView
 from karma.training.refilter import describe_pool
 from karma.training.trainers import (

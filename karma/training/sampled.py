@@ -18,10 +18,10 @@ import torch
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from karma.models.chat import TokenizedResponse
 from karma.models.frozen import count_frozen, keep_frozen
 from karma.models.logprobs import (
     SharedRow,
-    TokenizedResponse,
     choose_pass_tokens,
     compute_token_logps,
     get_causal,

@@ -1,10 +1,8 @@
-"""Tune a policy on pairs with SFT, DPO or SimPO, or make a reward model of it, through TRL.
+"""Tune a policy on pairs by one of the methods, or make a reward model of it, through TRL.
 
-SFT trains on the chosen response only (completion-only loss); DPO on chosen against rejected, with the reference
-model's log-probabilities computed once, before the first update; SimPO on their length-normalised difference. Rows
-that are held out of training are the same for every strategy, and give each run its held-out preference accuracy: how
-often the tuned policy prefers the chosen response more than the untrained one did, or how often a reward model rates
-it higher.
+What a method learns from a pair is said in `karma.vocabulary.METHODS`, how in `karma.training.trainers`. Rows that are
+held out of training are the same for every strategy, and give each run its held-out preference accuracy: how often the
+tuned policy prefers the chosen response more than the untrained one did, or how often a reward model rates it higher.
 Decision: two runs with the same data, settings and seed are one training (K_score and K_(score,sim) choose the same
 responses, so their SFT sets are the same); the second takes over the first's weights and says so.
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from karma.errors import InputError
 from karma.pairs.pairs import CONFIDENCE
-from karma.study.sections import Lora, Online, Training
+from karma.study.training_settings import Lora, Online, Training
 from karma.training.rl import INSTRUCTIONS, build_online, check_online, list_instructions
 
 warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)  # TRL 1.16 sets the old name

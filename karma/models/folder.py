@@ -1,0 +1,93 @@
+"""A model's folder before anything of it is loaded: its parts, the headers of its weights, and whether they are whole.
+
+Weights are safetensors alone: a pickle could run code, and is refused.
+"""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from karma.errors import InputError
+from karma.files import check_file, load_json, parse_json
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_LARGEST = {  # beyond which a shape is a mistake, and would take hours to build even without weights
+    "num_hidden_layers": 10_000, "hidden_size": 1_000_000, "intermediate_size": 10_000_000, "vocab_size": 100_000_000,
+    "num_attention_heads": 100_000,
+}  # fmt: skip
+
+
+def check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], here: str) -> None:
+    """Raise an InputError, which begins with `here`, where weights are missing, or one is no finite number."""
+    import torch
+
+    if missing:
+        raise InputError(f"{here}: {len(missing)} weights are missing, {min(missing)} among them")
+    for weight, values in weights:
+        if not torch.isfinite(values).all():
+            raise InputError(f"{here}: {weight} holds NaN or infinite weights")
+
+
+def check_parts(folder: Path, name: str) -> dict[str, list[int]]:
+    """Return name -> shape of a folder's weights; raise as `check_folder` where a part is missing or broken."""
+    here = f"model '{name}' ({folder})"
+    if not (folder / "config.json").exists():
+        adapter = (folder / "adapter_config.json").exists()
+        what = "it is an adapter alone, give the folder that it was trained in" if adapter else "it has no config.json"
+        raise InputError(f"{here} cannot be loaded: {what}")
+    config = load_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{here} cannot be loaded: its config.json names no model_type")
+    for key, most in _LARGEST.items():
+        if key in config and not (type(config[key]) is int and 1 <= config[key] <= most):
+            raise InputError(f"{here} cannot be loaded: {key} in its config.json is {config[key]!r:.40}")
+    if not any((folder / file).exists() for file in _TOKENIZERS):
+        raise InputError(f"{here} cannot be loaded: it has no tokenizer ({', '.join(_TOKENIZERS[:3])}, ...)")
+    for file in (*_TOKENIZERS, "tokenizer_config.json", "generation_config.json"):
+        if (folder / file).exists():
+            check_file(folder / file)
+    return list_weights(folder, here)
+
+
+def list_weights(folder: Path, here: str) -> dict[str, list[int]]:
+    """Return name -> shape of a folder's weights, from the headers of its files."""
+    return {weight: shape for file in list_files(folder, here) for weight, shape in read_header(file).items()}
+
+
+def list_files(folder: Path, here: str) -> list[Path]:
+    """Return the files that a folder's weights lie in; raise an InputError, which begins with `here`, without any."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = load_json(index)
+        shards = shards.get("weight_map") if isinstance(shards, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise InputError(f"{here} cannot be loaded: {index.name} has no weight_map of names to files")
+        files = [folder / Path(file).name for file in sorted(set(shards.values()))]
+    else:
+        files = [folder / "model.safetensors"]
+        if not files[0].exists():
+            files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
+        what = f"{pickled.name} is pickled, and could run code: save it as safetensors" if pickled else "no weights"
+        raise InputError(f"{here} cannot be loaded: {what}")
+    return files
+
+
+def read_header(file: Path) -> dict[str, list[int]]:
+    """Return name -> shape of a safetensors file; one that is none, or was cut off, is an InputError."""
+    size = check_file(file).stat().st_size
+    with file.open("rb") as stream:
+        n_bytes = int.from_bytes(stream.read(8), "little")
+        if not 2 <= n_bytes <= min(size - 8, 100_000_000):
+            raise InputError(f"{file} is no safetensors file, or was cut off: fetch it again")
+        try:
+            header = parse_json(stream.read(n_bytes).decode())
+            weights = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            end = max((tensor["data_offsets"][1] for tensor in weights.values()), default=0)
+            shapes = {name: list(tensor["shape"]) for name, tensor in weights.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise InputError(f"{file} is no safetensors file: its header cannot be read") from None
+    if size != 8 + n_bytes + end:
+        raise InputError(f"{file} was cut off: it has {size:,} of {8 + n_bytes + end:,} bytes; fetch it again")
+    return shapes
