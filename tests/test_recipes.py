@@ -17,7 +17,7 @@ from karma.training.recipe import find_start
 from karma.training.rl import load_instructions
 from karma.training.run import describe_run
 from karma.training.train import train
-from karma.vocabulary import METHODS, title_of
+from karma.vocabulary import title_of
 from tests.conftest import ROOT
 from tests.test_rl import make_prompts
 
@@ -204,8 +204,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(tmp_path, changes, message)
         load_experiment(file)
 
 
-def test_a_reward_model_is_no_step(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "reward_model", METHODS["sft"])
+def test_a_reward_model_is_no_step(tmp_path):
     with pytest.raises(InputError, match=r"recipes\.distil: reward_model makes no policy that a step could start from"):
         file = tmp_path / "steps.yaml"
         file.write_text(STUDY.replace("[sft, dpo, grpo]", "[reward_model, grpo]"))
