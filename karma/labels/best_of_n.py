@@ -30,7 +30,7 @@ def expect_best(rewards: ArrayLike, truths: ArrayLike, n: int) -> float:
         rewards, truths: (m,), of the answers. n: how many are drawn, at most m.
 
     Example:
-        >>> [expect_best([3.0, 1.0, 2.0], [0.0, 0.6, 0.9], n) for n in (1, 3)]  # the mean, and that of reward 3
+        >>> [round(expect_best([3.0, 1.0, 2.0], [0.0, 0.6, 0.9], n), 6) for n in (1, 3)]  # the mean; of reward 3
         [0.5, 0.0]
         >>> round(expect_best([3.0, 1.0, 2.0], [0.0, 0.6, 0.9], 2), 6)  # two of three draws hold reward 3, one 2 and 1
         0.3
