@@ -51,7 +51,10 @@ def test_a_fork_prints_and_ends_as_the_command_does(server, project):
 
 
 def test_a_job_and_its_kernel_are_forks_and_their_core_seconds_are_counted(server, project):
-    source = "import sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 5: pass"
+    source = (
+        "import psutil, sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 5: pass\n"
+        "assert not psutil.Process().net_connections('tcp'), 'a port that another kernel may have taken, too'"
+    )
     before = add_cell(project, "02_kinship_analysis", source)
     (project / "params" / "table.yaml").write_text(
         "name: table\nmodels: {m: {random: {hidden_size: 8, layers: 1, heads: 1}}}\npolicies: [m]\nscores: {table: paper}\n"

@@ -285,6 +285,7 @@ def test_column_map_names_an_absent_column(tmp_path):
         load_score_table(tmp_path / "my.csv", tmp_path / "map.yaml")
 
 
+@pytest.mark.heavy
 def test_notebook_on_the_whole_leaderboard(real_data, measured_job, tmp_path):
     """3,827 models through 02, headless: nearest kin in place of the square, and the title's question answered."""
     (tmp_path / "params" / "leaderboard.yaml").write_text(

@@ -56,7 +56,9 @@ def select_by_hand(pairs, models, name, k):
     return select(pool, "m_ap", k=k).tolist()
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft", "simpo", "kto"])
+@pytest.mark.parametrize(
+    "method", ["dpo", "sft", *(pytest.param(m, marks=pytest.mark.heavy) for m in ("simpo", "kto"))]
+)
 def test_each_epoch_trains_on_what_its_policy_ranks_highest(tmp_path, method, monkeypatch):
     """The first by the untrained policy, the second by the one that an epoch trained: the checkpoint after it says so."""
     seen = []
@@ -153,7 +155,7 @@ def train_killed(folder, method, hold=False):
     return train_tiny(make_pool(), make_pairs(3), method, own_settings(checkpoint_steps=3), folder, code="x")
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("sft", marks=pytest.mark.heavy)])
 def test_killed_and_resumed_goes_on_with_the_same_pairs(tmp_path, method):
     """kill -9 in the second epoch: its pairs were chosen by a policy that no checkpoint holds."""
     folder, file = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "checkpoint-6" / "trainer_state.json"

@@ -120,6 +120,7 @@ def test_an_adapter_has_its_head_and_is_merged_on_request(tmp_path, merge):
     assert len(set(table["chosen_reward"].to_pylist())) == 3, "a head that was not saved would rate all alike"
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(tmp_path):
     losses, rewards = [], []
     for name, accelerate in (("one", None), ("two", "params/accelerate/ddp.yaml")):

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, change_base
 from tests.test_training import LORA, MODELS, describe_tiny, make_pairs, settings, train_tiny, turn
 
 ONLINE = ("grpo", "rloo")
+EITHER = ["grpo", pytest.param("rloo", marks=pytest.mark.heavy)]  # where the two share their code
 OWN = {"learning_rate": 1e-3, "generations": 4, "max_new_tokens": 8, "reward": {"instructions": 1.0}}
 NO_COMMA = build_prompt("Name a tree.", ["punctuation:no_comma"], "[{}]")
 
@@ -191,7 +192,7 @@ def rater(tmp_path_factory):
     return {**MODELS, "rater": ModelSpec(path=str(folder)).model_dump()}
 
 
-@pytest.mark.parametrize("method", ONLINE)
+@pytest.mark.parametrize("method", EITHER)
 def test_a_reward_model_rewards_and_the_truth_is_watched_beside_it(rater, tmp_path, method):
     own = online(method, reward={"reward_model": 2.0}, reward_model="rater", gradient_accumulation=2)
     pairs = make_prompts()
@@ -224,7 +225,7 @@ def test_a_training_is_recorded_like_any_other(tmp_path, method, lora):
     assert method in (tmp_path / "model" / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("method", ONLINE)
+@pytest.mark.parametrize("method", EITHER)
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, method):
     """Sampling goes on with the random numbers of the checkpoint."""
     pairs, own = make_prompts(), online(method, checkpoint_steps=1)

@@ -316,8 +316,32 @@ MODELS = ("gpt-4", "bard", "llama-2-7b-chat", "alpaca-7b")
 
 @pytest.fixture
 def corner(tmp_path):
-    """A copied project whose study stops at pairs: kinship, pool and two strategies."""
-    project = copy_project(tmp_path)
+    return make_corner(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The corner after its sweep, and its pairs."""
+    project = make_corner(tmp_path_factory.mktemp("finished"))
+    assert run_karma(project, *RUN_CORNER).returncode == 0
+    return project, pair_bytes(project)
+
+
+@pytest.fixture
+def begun(finished):
+    """The corner with everything but the pairs, and with its own notebooks, whatever a test before has done to it."""
+    project, _ = finished
+    shutil.rmtree(project / "outputs/corner/pairs", ignore_errors=True)
+    yield project
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy(path, project / "notebooks")
+    for path in (*project.glob("slow*"), *project.glob("fail*")):
+        path.unlink()
+
+
+def make_corner(folder: Path) -> Path:
+    """Copy the project and give it a study that stops at pairs: kinship, pool and two strategies."""
+    project = copy_project(folder)
     rows = [{"source": "test", "instruction": f"Count to {i}.", "completions": [{"model": m, "response": f"{m} counts to {i}"} for m in MODELS]}
             for i in range(20)]  # fmt: skip
     (project / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -361,7 +385,8 @@ def planned_corner(project: Path) -> set[str]:
     return {label for label in planned(project, "params/corner.yaml") if label < "04"}
 
 
-def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(corner):
+def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeated(begun):
+    corner = begun
     flag = corner / "fail"
     flag.touch()
     source = (
@@ -370,7 +395,7 @@ def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeate
     before = add_cell(corner, "03_binarization", source)
     result = run_karma(corner, *RUN_CORNER)
     assert result.returncode == 1
-    assert "1 of 4 jobs failed" in result.stderr and "injected failure" in result.stderr
+    assert "1 of 2 jobs failed" in result.stderr and "injected failure" in result.stderr
     executed = nbformat.read(corner / "outputs/corner/notebooks/03_binarization.k_sim.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in executed.cells if c.cell_type == "code" for o in c.outputs)
     assert set(pair_bytes(corner)) == {"k_score"}
@@ -382,11 +407,9 @@ def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeate
     assert planned_corner(corner) == {"03_binarization.k_score", "03_binarization.k_sim"}
 
 
-def test_a_killed_sweep_goes_on_to_the_same_pairs(corner):
+def test_a_killed_sweep_goes_on_to_the_same_pairs(begun, finished):
     """kill -9 of `karma run` in the middle of a job; its Snakemake and kernel live on, and the next call ends them."""
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    whole = pair_bytes(corner)
-    shutil.rmtree(corner / "outputs" / "corner")
+    corner, whole = finished
     flag = corner / "slow"
     flag.touch()
     add_cell(
@@ -418,18 +441,15 @@ ENDS = {"TERM": 143, "HUP": 129, "INT": 130, "snakemake": 1}
 
 
 @pytest.mark.heavy
-def test_term_hup_ctrl_c_and_the_death_of_snakemake_end_the_whole_sweep(corner):
+def test_term_hup_ctrl_c_and_the_death_of_snakemake_end_the_whole_sweep(begun, finished):
     """Each in the middle of two jobs; nothing is at work within ten seconds, and the last run makes the same pairs."""
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    whole = pair_bytes(corner)
-    shutil.rmtree(corner / "outputs" / "corner")
-    end_sweeps(corner, *ENDS)
-    assert run_karma(corner, *RUN_CORNER).returncode == 0
-    assert pair_bytes(corner) == whole
+    end_sweeps(begun, *ENDS)
+    assert run_karma(begun, *RUN_CORNER).returncode == 0
+    assert pair_bytes(begun) == finished[1]
 
 
-def test_sigterm_ends_the_whole_sweep(corner):
-    end_sweeps(corner, "TERM")
+def test_sigterm_ends_the_whole_sweep(begun):
+    end_sweeps(begun, "TERM")
 
 
 def end_sweeps(corner: Path, *ends: str) -> None:

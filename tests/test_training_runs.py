@@ -80,7 +80,7 @@ def test_another_training_s_checkpoints_are_not_gone_on_from(tmp_path):
         check_folder(tmp_path, "yours")
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("sft", marks=pytest.mark.heavy)])
 def test_two_processes_train_as_one(tmp_path, method):
     """Two CPU processes (gloo) with half the accumulation give the losses of one process with the same global batch."""
     shared = {"per_device_batch_size": 2, "devices": 2}

@@ -22,6 +22,8 @@ from karma.study.forks import CLIENT
 from karma.study.provenance import _relative, read_clock, save_provenance
 from karma.study.stages import PARAMETER_TYPES, Job, find_job
 
+LONGEST_SOCKET_FOLDER = 80  # characters; a socket's whole path may have 103 on some systems
+
 
 def run_stage(name: str, experiment: str, params: Mapping[str, object], command: str = "") -> Job:
     """Run one job headless: its notebook, or for stages without one the module's `run`; record where it came from.
@@ -64,7 +66,7 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> float:
     check_parameters(source, values)
     job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _forked_kernels() as (options, usage):
+        with _own_kernels() as (options, usage):
             papermill.execute_notebook(
                 source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
                 progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10, **options,
@@ -81,21 +83,32 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> float:
 
 
 @contextmanager
-def _forked_kernels() -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
-    """Give papermill's options for a kernel from the sweep's fork server, if there is one, and what tells its use."""
-    if "KARMA_FORKS" not in os.environ:
-        yield {}, lambda: 0.0
-        return
+def _own_kernels() -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
+    """Give papermill's options for a kernel, from the sweep's fork server if there is one, and what tells its use.
+
+    Notebook and kernel talk through sockets in a folder of their own: of free ports, that another job finds free at the
+    same moment too, one of the two kernels dies.
+    """
     from jupyter_client.manager import AsyncKernelManager
 
-    class ForkedKernelManager(AsyncKernelManager):
+    forked = "KARMA_FORKS" in os.environ
+
+    class OwnKernelManager(AsyncKernelManager):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**place, **options)
+
         def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            if not forked:
+                return super().format_kernel_cmd(extra_arguments)
             return [*CLIENT, "kernel", "-f", self.connection_file, *(extra_arguments or [])]
 
     with TemporaryDirectory(prefix="karma-") as folder:
+        place = {"connection_file": f"{folder}/kernel.json"}
+        if os.name == "posix" and len(folder) < LONGEST_SOCKET_FOLDER:
+            place["transport"] = "ipc"
         os.environ["KARMA_USAGE"] = f"{folder}/core_seconds"
         path = Path(os.environ["KARMA_USAGE"])
-        yield {"kernel_manager_class": ForkedKernelManager}, lambda: float(path.read_text()) if path.is_file() else 0.0
+        yield {"kernel_manager_class": OwnKernelManager}, lambda: float(path.read_text()) if path.is_file() else 0.0
 
 
 def check_parameters(notebook: Path, values: Collection[str]) -> None:
