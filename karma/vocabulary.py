@@ -211,16 +211,16 @@ BENCHMARKS = _read_benchmarks()  # name -> facts as text; `karma.scores.table.lo
 
 
 def order_benchmarks(names: Collection[str], table: Literal["table2", "table4"]) -> dict[str, str]:
-    """Return benchmarks in the order of one of the paper's tables, with the titles printed there; others come last.
+    """Return benchmarks in the order of one of the paper's tables, with their titles; others come last.
 
     Example:
         >>> order_benchmarks(["hellaswag", "ifeval", "mmlu_stem"], "table2")
-        {'mmlu_stem': 'MMLU', 'ifeval': 'IFeval', 'hellaswag': 'HellaSwag'}
+        {'mmlu_stem': 'MMLU-STEM', 'ifeval': 'IFEval', 'hellaswag': 'HellaSwag'}
     """
     known = [name for name in BENCHMARKS if name in names]
     ordered = sorted(known, key=lambda name: int(BENCHMARKS[name][f"{table}_place"] or len(BENCHMARKS) + 1))
     others = {name: name for name in names if name not in BENCHMARKS}
-    return {name: BENCHMARKS[name][f"{table}_title"] for name in ordered} | others
+    return {name: BENCHMARKS[name]["title"] for name in ordered} | others
 
 
 def find_strategy(name: str) -> Strategy:

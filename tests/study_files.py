@@ -72,7 +72,7 @@ def write_pairs(folder: Path, strategy: str, dropped: dict[str, int], **settings
         {"row_id": f"{k:032x}", "source": "test", "prompt": [{"role": "user", "content": f"Count to {k}."}],
          **{side: [{"role": "assistant", "content": f"{side} {k}"}] for side in ("chosen", "rejected")},
          "chosen_model": "a", "rejected_model": "b", "chosen_score": 0.9, "rejected_score": 0.2, "kinship": 0.5,
-         "strategy": strategy, "chosen_id": f"c{k}", "rejected_id": f"r{k}"}
+         "strategy": strategy, "chosen_id": f"c{k} of {strategy}", "rejected_id": f"r{k} of {strategy}"}
         for k in range(n_pairs)
     ]  # fmt: skip
     books = Accounting(strategy, rows_in=100, pairs_out=n_pairs, dropped=Counter(dropped), responses_in=400,

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 from scipy import stats
 
 from karma.errors import InputError
@@ -25,6 +24,7 @@ from karma.results.estimates import (
     compute_policies,
     describe_chance,
 )
+from karma.results.leads import compute_leads
 from karma.results.ledger import build_ledger, compute_break_even, compute_counts
 from karma.results.published import load_published
 from karma.results.study import collect_results, find_prompt
@@ -291,18 +291,20 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
     if which == "controls":
         strategies = "rlaif, k_score, k_sim, k_score_sim, delta, random, least_kin"
         chosen = make_study(tmp_path, f"\nstrategies: [{strategies}]\n")[1]
-    panels = plot_capabilities(compute_capabilities(chosen), chosen.source)
-    assert "share" in panels[0].get_ylabel()
-    assert [ax.get_title() for ax in panels] == ["knowledge", "instruction following", "reasoning"]
-    bars = [p for ax in panels for p in ax.patches]
-    assert len(bars) == 3 * len(chosen.strategies)
-    assert len({p.get_hatch() for p in bars}) == len(chosen.strategies), "in grey the strategies look alike"
-    assert {round(p.get_height(), 9) for p in bars} == set(compute_capabilities(chosen)["value"].round(9))
-    assert panels[0].get_ylim()[1] >= max(p.get_height() for p in bars), "a bar is cut"
-    red, *blues = [to_rgb(p.get_facecolor()) for p in panels[0].patches[:4]]
-    assert red[0] > 2 * max(red[1:]), "the caption's baseline is red"
-    assert len(set(blues)) == 3 and all(blue == max(tone) > 1.1 * red for tone in blues for red, _, blue in [tone])
-    check_boxes(panels[0].figure)
+    means, leads = compute_capabilities(chosen), compute_leads(chosen)
+    panels = plot_capabilities(means, leads)
+    assert [ax.get_title().partition("\n")[0] for ax in panels[0]] == [
+        "knowledge",
+        "instruction following",
+        "reasoning",
+    ]
+    assert all("n = " in ax.get_title() for ax in panels[0]) and "share" in panels[0, 0].get_xlabel()
+    for row, values, scale in ((panels[0], means, 1), (panels[1], leads, 100)):
+        dots = [line for ax in row for line in ax.lines if line.get_marker() != "None"]
+        assert {round(float(dot.get_xdata()[0]), 9) for dot in dots} == set((scale * values["value"]).round(9))
+        looks = {(dot.get_color(), dot.get_marker()) for dot in dots}
+        assert len(looks) == values["strategy"].nunique(), "strategies look alike"
+    check_boxes(panels[0, 0].figure)
     axes = plot_policies(compute_policies(chosen, "dpo"), "dpo")
     assert len(axes) == len(chosen.policies) and "share" in axes[0].get_ylabel()
     highest = max(p.get_height() for a in axes for p in a.patches)
@@ -332,8 +334,8 @@ def test_a_missing_bar_is_written_not_drawn_as_zero(tmp_path):
     experiment, _ = make_study(tmp_path)
     (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
     study = collect_results(experiment)
-    panels = plot_capabilities(compute_capabilities(study), study.source)
-    assert [t.get_text() for ax in panels for t in ax.texts] == ["n/a"] * 3
+    panels = plot_capabilities(compute_capabilities(study), compute_leads(study))
+    assert [t.get_text() for ax in panels.flat for t in ax.texts] == ["n/a"] * 6
 
 
 def test_an_empty_study_still_draws(tmp_path):
@@ -341,7 +343,7 @@ def test_an_empty_study_still_draws(tmp_path):
     study = collect_results(make_experiment(tmp_path))
     counts = compute_counts(study)
     bars = [
-        plot_capabilities(compute_capabilities(study), "s")[0],
+        plot_capabilities(compute_capabilities(study), compute_leads(study))[0, 0],
         plot_policies(compute_policies(study, "dpo"), "dpo")[0],
     ]
     for ax in [

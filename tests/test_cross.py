@@ -75,7 +75,7 @@ def test_the_square_by_hand(experiment, tmp_path):
     pd.DataFrame(truths, columns=["row_id", "response_id", "truth"]).to_csv(path, index=False)
     truth = build_square(experiment)[0].set_index("tested_on").loc["truth"]
     assert (truth["share"], truth["n_pairs"]) == (0.0, 12), "training moved twelve pairs to what the truth calls worse"
-    (table,) = show_square(experiment, tmp_path / "tables", tmp_path / "figures")
+    _, table = show_square(experiment, tmp_path / "tables", tmp_path / "figures")
     assert table.frame.loc[("DPO", "K_sim"), "truth"].startswith("0.00 [0.00,")
     assert (tmp_path / "figures" / "square.png").is_file() and (tmp_path / "tables" / "square_long.csv").is_file()
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 import karma.figures
 from karma.figures import (
+    claims,
     diagrams,
     evaluation,
     kinship,
@@ -56,13 +57,16 @@ from karma.pool.pool import load_pool
 from karma.potential.margins import build_candidates
 from karma.potential.study import choose_by_each
 from karma.potential.study import compute_overlap as compute_common
+from karma.results.claims import test_claims as judge_claims
 from karma.results.estimates import compute_capabilities, compute_policies
+from karma.results.leads import compute_leads
 from karma.results.ledger import compute_counts
 from karma.results.published import load_published
 from karma.results.study import Study, collect_results
 from karma.scores.normalise import compute_normalized
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, load_benchmarks
+from karma.statistics.verdicts import SMALLEST
 from karma.vocabulary import ARMS, BENCHMARKS, METHODS, METRICS, STRATEGIES, title_strategy
 from tests.boxes import check_boxes, find_problems
 from tests.study_files import make_experiment, write_study
@@ -85,6 +89,20 @@ def recorded(n_models: int) -> dict[str, tuple]:
     return {"plot_accuracy_surface": (audit.surface,), "plot_mislabelled": (audit.models,),
             "plot_trade_off": (audit.accuracy, audit.strategies, "recorded"),
             "plot_reliability": (audit.calibration,)}  # fmt: skip
+
+
+def draw_claims():
+    """Claims of every kind and verdict, one without an effect."""
+    names = (
+        ("RQ1", "origin models of one family score alike (total)"),
+        ("RQ2", "K_sim = K_(score,sim) here beats RLAIF"),
+        ("training", "DPO on K_sim prefers held-out chosen answers"),
+        ("RQ3", "smollm2-135m: K_score beats K_sim, DPO"),
+    )
+    rows = [{"question": q, "claim": c, "effect": e, "low": e - 0.05, "high": e + 0.05, "verdict": f"{v} (n = 40 items)"}
+            for q, c in names[:3] for e, v in zip((-0.1, 0.1, 0.0, 0.02), claims.VERDICTS, strict=True)]  # fmt: skip
+    gone = {"effect": np.nan, "low": np.nan, "high": np.nan, "verdict": "cannot tell: its runs are missing"}
+    return claims.plot_claims(pd.DataFrame([*rows, {"question": "RQ3", "claim": names[3][1], **gone}]), SMALLEST)
 
 
 def draw_vote_agreement():
@@ -227,10 +245,12 @@ def draw_choices():
 
 
 def draw_curve(metrics, ratios=(0.1, 0.2, 0.4, 1.0)):
-    """Held-out accuracy of every metric, size and method; the values by lot."""
-    dice = np.random.default_rng(0)
+    """Held-out accuracy of every metric, size and method, and what it is above random's; the values by lot."""
+    dice, gone = np.random.default_rng(0), float("nan")
     rows = [{"policy": "smollm2-135m", "strategy": "k_score_sim", "method": method, "metric": metric, "ratio": ratio,
-             "accuracy": (right := dice.uniform(0.3, 0.8)), "low": right - 0.2, "high": right + 0.2}
+             "accuracy": (right := dice.uniform(0.3, 0.8)), "low": right - 0.2, "high": right + 0.2, "n": 38,
+             "difference": (lead := gone if metric == "random" else dice.uniform(-0.2, 0.2)),
+             "difference_low": lead - 0.1, "difference_high": lead + 0.1}
             for method in METHODS for metric in metrics for ratio in ratios]  # fmt: skip
     return potential.plot_curve(pd.DataFrame(rows))
 
@@ -280,7 +300,7 @@ def draw_margins(n: int):
     return self_play_figures.plot_margins(table, table.slice(0, n // 2), self_play_figures.UNITS["judge"])
 
 
-def draw_training(method: str, n_updates: int = 60):
+def draw_training(method: str, n_updates: int = 60, alarms=None):
     step = np.arange(n_updates) + 1
     noise = np.random.default_rng(0).normal(0, 0.02, n_updates)
     curves = {"loss": np.log(2) * np.exp(-step / 80) + noise, "rewards/margins": 0.02 * step + noise,
@@ -290,7 +310,10 @@ def draw_training(method: str, n_updates: int = 60):
               "rewards/reward_model/mean": 2 + 0.012 * step + noise, "kl": 0.001 * step + abs(noise) / 9,
               "rewards/instructions/mean": 0.5 - 0.002 * step + noise,
               "completions/mean_length": 40 + 0.2 * step + 20 * noise}  # fmt: skip
-    return training_figures.plot_training(pd.DataFrame({"step": step, **curves}), method)
+    logps = {f"{side}_logps_{when}": np.random.default_rng(shift).normal(-100, 20, n_updates) for shift, (side, when) in enumerate(
+        (side, when) for side in ("chosen", "rejected") for when in ("before", "after"))}  # fmt: skip
+    history, held_out = pd.DataFrame({"step": step, **curves}), pd.DataFrame(logps)
+    return training_figures.plot_training(history, method, *((held_out, alarms) if alarms is not None else ()))
 
 
 def draw_refilter(n):
@@ -377,6 +400,9 @@ PLOTS: dict[str, Callable] = {
     "plot_prompt: choices": lambda s: diagrams.plot_prompt(PROMPT, "The answer is (A). " * 30, "mmlu_pro"),
     "plot_prompt: wide letters": lambda s: diagrams.plot_prompt("W" * 400, "W" * 400, "ifeval"),
     "plot_prompt: cut": lambda s: diagrams.plot_prompt("a line\n" * 99, None),
+    "plot_claims: every kind": lambda s: draw_claims(),
+    **{f"plot_claims: {n}": lambda s, n=n: claims.plot_claims(judge_claims(s[n]), SMALLEST)
+       for n in ("demo", "everything", "empty")},
     "plot_square: one method": lambda s: draw_square(["dpo"], ["k_sim"]),
     "plot_square: all": lambda s: draw_square(["sft", "dpo"], list(STRATEGIES)),
     "plot_reward_models: one": lambda s: draw_reward_models(["k_sim"], False),
@@ -420,7 +446,7 @@ PLOTS: dict[str, Callable] = {
     "plot_leads: one metric": lambda s: draw_leads(["m_ap"], [0.4], ["ifeval"]),
     "plot_leads: all metrics": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.4], list(BENCHMARKS)),
     "plot_leads: all sizes": lambda s: draw_leads([m for m in METRICS if m != "random"], [0.1, 0.2, 0.4], list(BENCHMARKS)),
-    **{f"plot_capabilities: {n}": lambda s, n=n: results.plot_capabilities(compute_capabilities(s[n]), s[n].source)
+    **{f"plot_capabilities: {n}": lambda s, n=n: results.plot_capabilities(compute_capabilities(s[n]), compute_leads(s[n]))
        for n in ("demo", "everything", "published", "empty")},
     **{f"plot_policies: {n}": lambda s, n=n: results.plot_policies(compute_policies(s[n], "dpo"), "dpo")
        for n in ("demo", "everything", "published", "empty")},
@@ -442,6 +468,8 @@ PLOTS: dict[str, Callable] = {
     "plot_stability: all": lambda s: draw_stability(list(STRATEGIES), list(METHODS)),
     "plot_refilter: three epochs": lambda s: draw_refilter(3),
     "plot_refilter: thirty": lambda s: draw_refilter(30),
+    "plot_training: with held-out pairs": lambda s: draw_training("dpo", alarms=[]),
+    "plot_training: with alarms": lambda s: draw_training("dpo", alarms=["the margin does not grow: " + "so it was " * 12] * 2),
     "plot_training: one update": lambda s: draw_training("dpo", 1),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ from karma.kinship.clusters import group_benchmarks
 from karma.models.ask import CachedModel
 from karma.models.load import load_model, load_tokenizer
 from karma.results.estimates import compute_capabilities, compute_chance
+from karma.results.leads import compute_leads
 from karma.results.study import collect_results
 from karma.results.tables import build_tables
 from karma.scores.measured import build_score_table
@@ -320,9 +321,9 @@ def test_results_show_values_beside_abilities(tmp_path):
     )
     levels = compute_chance(study)
     assert levels["measured"].loc[["mmlu_moral_scenarios", "truthfulqa_mc1"]].tolist() == [True, False]
-    axes = plot_capabilities(bars, "test")
-    assert [ax.get_title() for ax in axes] == ["reasoning", "ethics", "factuality"]
-    save_figure(axes[0], tmp_path / "figure5")
+    axes = plot_capabilities(bars, compute_leads(study))
+    assert [ax.get_title().partition("\n")[0] for ax in axes[0]] == ["reasoning", "ethics", "factuality"]
+    save_figure(axes[0, 0], tmp_path / "figure5")
 
 
 @WITH_WHEEL

@@ -21,7 +21,7 @@ from karma.potential.study import (
     count_contradictions,
     gather_pools,
 )
-from karma.results.selections import build_union_table, show_selections
+from karma.results.selections import build_union_table, show_held_out, show_on_benchmarks
 from karma.results.study import collect_results
 from karma.study.experiment import load_experiment
 from karma.study.fields import is_anew
@@ -193,15 +193,17 @@ def test_a_finished_study_is_collected_and_shown(tmp_path):
     found = compare_selections(*collect_selections(experiment)).set_index("metric")
     assert found.loc["m_ap", "accuracy"] == 0.75 and found.loc["m_ap", "difference"] == 0.25
     assert found.loc["m_ap", "difference_low"] > 0
-    shown = show_selections(experiment, tmp_path / "tables", tmp_path / "figures")
-    assert len(shown) == 5 and "## The selection study" in shown[0].data
+    shown = show_held_out(experiment, tmp_path / "tables", tmp_path / "figures")
+    assert [each.name for each in shown[:2]] == ["selections", "selections"] and len(shown) == 4
+    assert "random, m_ap" in shown[0].alt
     assert "supported (n = 20 pairs)" in (tmp_path / "tables" / "selection_rivals.md").read_text()
     assert "0.600" in (tmp_path / "tables" / "selection_agreement.md").read_text()
     assert all((tmp_path / "figures" / f"selections.{kind}").is_file() for kind in ("png", "svg"))
 
 
 def test_no_study_no_heading(tmp_path):
-    assert show_selections(load_experiment("paper"), tmp_path, tmp_path) == []
+    for show in (show_held_out, show_on_benchmarks):
+        assert show(load_experiment("paper"), tmp_path, tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 

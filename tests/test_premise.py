@@ -132,7 +132,7 @@ def test_the_report_shows_it_and_adds_the_truth(fan, tmp_path):
     models = average_models(gaps)
     folder = experiment.outputs / "pairs" / experiment.settings.strategies[1] / "premise"
     save_premise(tests.reset_index(), trace_gaps(gaps), models, folder)
-    (table,) = show_premise(experiment, tmp_path / "tables", tmp_path / "figures")
+    _, table = show_premise(experiment, tmp_path / "tables", tmp_path / "figures")
     assert table.frame.loc[("kinship", "length"), "verdict"] == "supported"
     assert ("kinship", "truth") not in table.frame.index
     truths = [
@@ -144,7 +144,7 @@ def test_the_report_shows_it_and_adds_the_truth(fan, tmp_path):
     assert list(measured) == [*KEYS, "truth"] and len(measured) == 4 * 45 + 36
     (experiment.outputs / "labels").mkdir(parents=True)
     responses.to_csv(experiment.outputs / "labels" / "responses.csv", index=False)
-    (table,) = show_premise(experiment, tmp_path / "tables", tmp_path / "figures")
+    _, table = show_premise(experiment, tmp_path / "tables", tmp_path / "figures")
     assert table.frame.loc[("kinship", "truth"), "verdict"] == "supported"
     assert table.frame.loc[("kinship", "length"), "p_holm"] >= tests.loc[("kinship", "length"), "p_holm"]
     curve = pd.read_csv(tmp_path / "tables" / "premise_curve.csv")

@@ -423,7 +423,7 @@ def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):
     folder, written = tmp_path / "labels" / "recorded", tmp_path / "report"
     save_recorded(audit, folder)
     audit.strategies.to_csv(folder.parent / "strategies.csv", index=False)
-    _, shown = show_labels(study, written, written)
+    *_, shown = show_labels(study, written, written)
     assert (written / "recorded_label_accuracy.png").is_file() and (written / "recorded_labels.csv").is_file()
     for part in ("six.json", "sets of 3 of 3 models on 6 prompts", BY_CONSTRUCTION):
         assert part in shown.caption
@@ -436,7 +436,7 @@ def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):
     assert f"Over all pairs {every['label_accuracy']:.2f} of the labels are right" in said
     audit.strategies.query("strategy != 'rlaif'").to_csv(folder.parent / "strategies.csv", index=False)
     (folder / "strategies.csv").unlink()
-    assert [table.name for table in show_labels(study, written, written)] == ["labels"]
+    assert [shown.name for shown in show_labels(study, written, written)] == ["label_accuracy", "labels"]
 
 
 GOOD = {"low-1": [("a", 1.2), ("b", 1.4)], "mid-2": [("a", 1.6), ("b", 1.3)]}

@@ -212,7 +212,7 @@ def test_a_study_evaluates_policies_rates_by_reward_models_and_shows_both(tmp_pa
     study = collect_results(experiment)
     assert study.methods == ("sft", "dpo") and set(study.trainings["method"]) == {"sft", "dpo"} and study.gaps.empty
     assert "reward model" not in " ".join(table.to_markdown() for table in build_tables(study)).lower()
-    (table,) = show_reward_models(experiment, tmp_path / "tables", tmp_path / "figures")
+    _, table = show_reward_models(experiment, tmp_path / "tables", tmp_path / "figures")
     assert table.frame["K_sim's pairs"].iloc[0] == "0.75 [0.53, 0.89], 20"
     assert {"truth", "truth, by length", "prefers the longer", "gain of best of 3"} <= set(table.frame.columns)
     assert (tmp_path / "figures" / "reward_models.png").is_file()

@@ -19,7 +19,7 @@ from karma.potential import evaluation
 from karma.potential.outcomes import ASKED, CELL, RUN_COLUMNS, collect_answers, compute_outcomes, compute_share
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_selections
-from karma.results.selections import show_selections
+from karma.results.selections import show_on_benchmarks
 from karma.results.study import collect_results
 from karma.statistics.intervals import compute_wilson
 from karma.study.experiment import load_experiment
@@ -167,8 +167,8 @@ def test_one_size_is_drawn_as_points_by_metric_and_several_as_curves():
 
 def test_the_report_shows_every_selection_on_every_benchmark(experiment, tmp_path):
     write_study(experiment)
-    shown = show_selections(experiment, tmp_path / "tables", tmp_path / "figures")
-    assert "## The selection study on the benchmarks" in shown[5].data
+    shown = show_on_benchmarks(experiment, tmp_path / "tables", tmp_path / "figures")
+    assert [each.name for each in shown[:2]] == ["selection_benchmarks"] * 2
     benchmarks = experiment.settings.benchmarks.policy
     long = pd.read_csv(tmp_path / "tables" / "selection_benchmark_intervals.csv")
     assert list(long["benchmark"].unique()) == benchmarks and len(long) == 2 * len(benchmarks)
@@ -188,8 +188,7 @@ def test_the_report_shows_every_selection_on_every_benchmark(experiment, tmp_pat
 def test_a_study_that_does_not_ask_shows_and_misses_nothing(tmp_path):
     study = make_experiment(tmp_path)
     write_study(study)
-    shown = show_selections(study, tmp_path / "tables", tmp_path / "figures")
-    assert not any("benchmark" in getattr(each, "name", "") for each in shown)
+    assert show_on_benchmarks(study, tmp_path / "tables", tmp_path / "figures") == []
     assert not list((tmp_path / "tables").glob("selection_benchmark*"))
     assert collect_results(study).gaps.empty and collect_answers(study)[0].empty
     with pytest.raises(InputError, match="no job of this stage there"):
@@ -205,11 +204,11 @@ def test_a_missing_evaluation_is_a_named_gap_and_its_cell_is_not_compared(experi
     assert gap["file"] == "selections/smollm2-135m/k_score_sim+random-0.4/dpo/seed0/scores.json"
     assert gap["made_by"] == ("karma selection_evaluation asked.yaml -p policy=smollm2-135m -p strategy=k_score_sim "
                               "-p metric=random -p ratio=0.4 -p method=dpo -p seed=0")  # fmt: skip
-    show_selections(experiment, tmp_path / "tables", tmp_path / "figures")
+    show_on_benchmarks(experiment, tmp_path / "tables", tmp_path / "figures")
     long = pd.read_csv(tmp_path / "tables" / "selection_benchmark_intervals.csv")
     assert set(long["metric"]) == {"m_ap"} and long["difference"].isna().all() and long["change"].notna().all()
     table = (tmp_path / "tables" / "selection_benchmarks.md").read_text()
-    assert "1 of 2 evaluations are missing: the gaps above name them" in table
+    assert "1 of 2 evaluations are missing: the gaps name them" in table
     assert not (tmp_path / "figures" / "selection_benchmarks.png").exists()
 
 

@@ -134,7 +134,7 @@ def test_the_report_shows_and_keeps_it(study_of, tmp_path):
         seed = int(folder.name[-1])
         write_run(folder, 0.5 + 0.1 * seed, [0.6, 0.8] * 10, moved=1.0 + seed, tokens=(10, 12 + seed))
     shown = show_stability(experiment, tmp_path / "tables", tmp_path / "figures")
-    assert "read it beside the accuracy" in shown[0].data and shown[2].name == "stability"
+    assert "read it beside the accuracy" in shown[0].reading and shown[1].name == "stability"
     assert all((tmp_path / "tables" / f"stability.{suffix}").is_file() for suffix in ("csv", "md", "tex"))
     assert (tmp_path / "figures" / "stability.png").is_file()
     table = pd.read_csv(tmp_path / "tables" / "stability.csv").set_index("strategy")
@@ -146,12 +146,12 @@ def test_the_report_shows_and_keeps_it(study_of, tmp_path):
     values = pd.read_csv(tmp_path / "tables" / "stability_values.csv").set_index("strategy").loc["k_sim"]
     assert values["kl"] == pytest.approx(kl.mean(), abs=1e-3) and values["accuracy_spread"] == pytest.approx(0.1)
     assert values["kl_low"] < values["kl"] < values["kl_high"]
-    assert ONE_SEED not in shown[2].notes
+    assert ONE_SEED not in shown[1].notes
 
 
 def test_one_seed_says_what_cannot_be_told(study_of, tmp_path):
     experiment = study_of([0])
-    table = show_stability(experiment, tmp_path / "tables", tmp_path / "figures")[2]
+    table = show_stability(experiment, tmp_path / "tables", tmp_path / "figures")[1]
     assert table.notes[0] == ONE_SEED and table.frame["its spread"].eq("n/a").all()
     assert "what seeds change cannot be told" in (tmp_path / "tables" / "stability.md").read_text()
 

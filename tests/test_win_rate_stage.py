@@ -61,7 +61,7 @@ def test_the_stage_judges_each_training_and_the_report_shows_it(experiment, tmp_
     assert rates["win_rate"].between(0, 1).all() and rates["win_rate"].nunique() > 1
     verdicts = pd.read_parquet(job.folder / "verdicts.parquet")
     assert verdicts["prompt_id"].nunique() <= 5
-    (table,) = show_win_rates(experiment, tmp_path / "tables", tmp_path / "figures")
+    _, table = show_win_rates(experiment, tmp_path / "tables", tmp_path / "figures")
     row = table.frame.loc[(POLICY, "DPO on K_sim, seed 0", "RLAIF (weak judge)")]
     assert row["win rate"] == pytest.approx(rates["win_rate"].iloc[2], abs=1e-3)
     assert (tmp_path / "figures" / "win_rates.png").is_file()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
@@ -26,14 +27,22 @@ FIGURE8_LINES, FIGURE8_WIDTH = 26, 96  # lines and characters of a prompt that f
 
 
 def plot_labelling(counts: dict[str, float | None]) -> Axes:
-    """Draw Figure 1: three ways to label a pool, who reads what, and what it costs.
+    """Draw Figure 1: three ways to label a pool, who reads what; below, tokens over the size of the pool.
 
     Args:
-        counts: as of `compute_counts`.
+        counts: as of `compute_counts`; without tokens of both ways there is no plot below.
 
-    Paper: Figure 1.
+    Returns:
+        The diagram's axes.
+
+    Paper: Figure 1, which has no costs.
     """
-    ax = _canvas(3.5)
+    known = all(counts[key] for key in ("rlaif_calls", "rlaif_tokens", "kinship_tokens"))
+    figure, axes = plt.subplots(
+        1 + known, 1, figsize=(PAGE_WIDTH_IN, 6.2 if known else 3.5), squeeze=False,
+        height_ratios=[3.5, 2.4] if known else None,
+    )  # fmt: skip
+    ax = _clear(axes[0, 0], 3.5)
     pool = f"{_number(counts['prompts'], 'prompts')}\n{_number(counts['responses'], 'responses')}"
     judge = "a judge model rates\nevery response"
     judged = _number(counts["responses"], "judgements")
@@ -49,12 +58,31 @@ def plot_labelling(counts: dict[str, float | None]) -> Axes:
         reads = "the pool is not read" if name == "Kinship" else pool
         texts = [reads, who, cost, "chosen and rejected\nfor each prompt"]
         for x, text in zip((0.95, 2.75, 4.55, 6.35), texts, strict=True):
-            _box(ax, x, y, 1.5, 0.8, text, color)
-        for x in (2.45, 4.25, 6.05):
-            _arrow(ax, (x, y + 0.4), (x + 0.3, y + 0.4))
+            _box(ax, x - 0.06, y, 1.62, 0.8, text, color)
+        for x in (2.51, 4.31, 6.11):
+            _arrow(ax, (x, y + 0.4), (x + 0.18, y + 0.4))
     for x, title in zip((1.7, 3.5, 5.3, 7.1), ("what is read", "who labels", "cost of labels", "result"), strict=True):
         ax.text(x, 3.3, title, ha="center", va="bottom", style="italic")
+    if known:
+        _draw_cost(axes[1, 0], counts)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return ax
+
+
+def _draw_cost(ax: Axes, counts: dict[str, Any]) -> None:
+    """Draw tokens over responses: the judge's line rises, kinship's is flat, and they cross at the break-even."""
+    each = counts["rlaif_tokens"] / counts["rlaif_calls"]
+    even, here = counts["kinship_tokens"] / each, counts["responses"]
+    sizes = np.array([0.0, 2 * max(even, here or 0)])
+    unit, word = (1e6, "millions") if counts["kinship_tokens"] >= 1e6 else (1e3, "thousands")
+    ax.plot(sizes, sizes * each / unit, color=strategy_style("rlaif")["color"], label="RLAIF: the judge")
+    ax.plot(sizes, [counts["kinship_tokens"] / unit] * 2, color=strategy_style("k_sim")["color"], ls="--",
+            label="kinship: the benchmarks")  # fmt: skip
+    ax.plot([even], [counts["kinship_tokens"] / unit], "o", color="black", ms=5,
+            label=f"break-even: {even:,.0f} responses")  # fmt: skip
+    if here:
+        ax.axvline(here, color="0.4", lw=1, ls=":", label=f"this pool: {here:,.0f}")
+    ax.set(xlabel="responses in the pool", ylabel=f"tokens ({word})", xlim=(0, sizes[1]), ylim=(0, None))
 
 
 def plot_framework(study: "Study", counts: dict[str, float | None]) -> Axes:
@@ -121,7 +149,10 @@ def plot_prompt(prompt: str, answer: str | None = None, source: str = "") -> Axe
 
 
 def _canvas(height: float) -> Axes:
-    _, ax = plt.subplots(figsize=(PAGE_WIDTH_IN, height))
+    return _clear(plt.subplots(figsize=(PAGE_WIDTH_IN, height))[1], height)
+
+
+def _clear(ax: Axes, height: float) -> Axes:
     ax.set_xlim(0, 8)
     ax.set_ylim(0, height)
     ax.set_axis_off()

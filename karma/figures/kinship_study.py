@@ -46,25 +46,20 @@ def save_study_figures(study: "KinshipStudy", folder: Path) -> list[Path]:
     return written
 
 
-def save_kinship_figures(table: ScoreTable | None, kinship: Any, folder: Path) -> list[Axes]:
-    """Draw and save Figures 3, 4, 7 and 9 of a score table, as stage 2 draws them.
+def draw_kinship_figures(table: ScoreTable | None, kinship: Any) -> dict[int, Axes]:
+    """Draw Figures 3, 4, 7 and 9 of a score table, as stage 2 draws them.
 
     Args:
         table: origin models x benchmarks; None (stage 2 has not run) draws nothing.
         kinship: the experiment's kinship settings (tau, distance, linkage, cut).
-        folder: figure3.png, figure3.svg and so on go there.
 
     Returns:
-        The first axes of each figure.
+        The first axes of each figure, by its number.
     """
     if table is None:
-        return []
+        return {}
     tau = kinship.tau
     three, nine = (plot(table, find_worked_set(table, tau, dropped), tau)[0] for plot, dropped in WORKED.values())
-    drawn = {3: three}
-    drawn[4] = plot_pca(compute_pca(compute_normalized(table)), table)[0]
-    drawn[7] = plot_dendrograms(compute_trees(table, kinship.distance, kinship.linkage), kinship.cut, table)[0]
-    drawn[9] = nine
-    for number, ax in drawn.items():
-        save_figure(ax, folder / f"figure{number}")
-    return list(drawn.values())
+    trees = compute_trees(table, kinship.distance, kinship.linkage)
+    four = plot_pca(compute_pca(compute_normalized(table)), table)[0]
+    return {3: three, 9: nine, 4: four, 7: plot_dendrograms(trees, kinship.cut, table)[0]}

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from karma.kinship.study import KinshipStudy
 
 MAX_ROWS = 40
-MAX_FLIPS = 12
 
 
 def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
-    """Draw S_pref with 95 % intervals, and the preferences most likely to flip.
+    """Draw S_pref with 95 % intervals, and the triangle of how likely each preference is to flip.
 
     Args:
         study: with intervals (the number of items is known); the 40 strongest models are drawn, with a dagger
@@ -35,41 +34,40 @@ def plot_uncertainty(study: "KinshipStudy") -> list[Axes]:
     """
     shown = study.s_pref.sort_values("s_pref").tail(MAX_ROWS)
     assert study.pairs is not None
-    n_flips = min(int((study.pairs["p_flip"] > 0).sum()), MAX_FLIPS)
-    height = 1.1 + max(0.19 * len(shown), 0.33 * n_flips)
-    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1.5, 1))
+    height = 1.4 + max(0.19 * len(shown), 1.6)
+    _, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH_IN, height), width_ratios=(1, 1.25), sharey=True)
     place = np.arange(len(shown))
     left.hlines(place, shown["low"], shown["high"], color=PALETTE[0], linewidth=5)
     left.plot(shown["s_pref"], place, "|", color="black", markersize=8, markeredgewidth=1)
     left.set_yticks(place, mark_names(study.table)[shown.index])
-    left.set_xlabel("S_pref, with its 95 % interval")
+    left.set_xlabel("S_pref (share, 95 % interval)")
     left.set_title("a  Who is preferred", loc="left", fontweight="bold")
     left.grid(False, axis="y")
-    _draw_flips(right, study.pairs)
+    _draw_flips(right, study.pairs, list(shown.index))
     return [left, right]
 
 
-def _draw_flips(axes: Axes, pairs: pd.DataFrame) -> None:
-    """Draw the likeliest flips as bars, coin flips in another colour and hatch."""
-    likely = pairs[pairs["p_flip"] > 0].nlargest(MAX_FLIPS, "p_flip").iloc[::-1]
-    place, coin = np.arange(len(likely)), likely["coin_flip"].to_numpy()
-    axes.barh(
-        place[coin],
-        likely["p_flip"][coin],
-        color=PALETTE[3],
-        hatch="//",
-        edgecolor="white",
-        label="coin flip",
-    )
-    axes.barh(place[~coin], likely["p_flip"][~coin], color="0.7")
-    axes.axvline(COIN_FLIP, color="black", linewidth=1, linestyle=":")
-    axes.set_yticks(place, [f"{a}\n> {b}" for a, b in zip(likely["chosen"], likely["rejected"], strict=True)])
-    axes.set_xlim(0, max(0.52, 1.05 * likely["p_flip"].max()) if len(likely) else 0.52)
-    axes.set_xlabel("probability of a flip")
-    axes.set_title("b  Who might flip", loc="left", fontweight="bold")
-    n_coins = f"{int(pairs['coin_flip'].sum())} of {len(pairs)} pairs\nare coin flips"
-    axes.annotate(n_coins, (0.97, 0.04), xycoords="axes fraction", ha="right", fontsize=8)
-    axes.grid(False, axis="y")
+def _draw_flips(axes: Axes, pairs: pd.DataFrame, models: list[str]) -> None:
+    """Draw the probability that each preference flips: rows are preferred, columns less preferred models."""
+    place = {model: at for at, model in enumerate(models)}
+    grid = np.full((len(models), len(models)), np.nan)
+    for row in pairs[pairs["chosen"].isin(place) & pairs["rejected"].isin(place)].itertuples():
+        grid[place[row.chosen], place[row.rejected]] = row.p_flip
+    image = axes.imshow(grid, cmap="Oranges", vmin=0, vmax=0.5, origin="lower", aspect="auto")
+    size = 8 if len(models) <= 16 else 0
+    for (row, column), value in np.ndenumerate(grid):
+        if size and value >= COIN_FLIP:
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=size,
+                      color="white" if value > 0.35 else "black")  # fmt: skip
+    axes.set_xticks(range(len(models)), models, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("less preferred")
+    n = f"{int(pairs['coin_flip'].sum())} of {len(pairs)}"
+    axes.set_title(f"b  Who might flip: {n} pairs flip\n    in {100 * COIN_FLIP:.0f} % of redraws or more", loc="left",
+                   fontweight="bold")  # fmt: skip
+    axes.grid(False)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(image, ax=axes, label="redraws that flip the pair (share)", shrink=0.7)
 
 
 def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:

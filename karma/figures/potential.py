@@ -16,6 +16,7 @@ from karma.potential.study import find_pool
 from karma.vocabulary import METRICS, title_of
 
 _ORDER = list(METRICS)
+DRAWN = ("random", "explicit_large", "implicit_small", "m_ap")  # the margins each alone, both, and neither
 
 
 def metric_style(metric: str) -> dict[str, Any]:
@@ -34,54 +35,101 @@ def plot_choices(pools: Mapping[str, Candidates], choices: Mapping[str, np.ndarr
         choices: metric -> positions kept. overlap: square table of shares.
 
     Returns:
-        The figure: one panel a metric, and a heat map.
+        The figure: a panel for each metric of DRAWN, with its cut, and a heat map of all.
     """
-    n_rows = -(-len(choices) // 4)
-    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 2.16 * n_rows + 2.88))
-    parts: Any = figure.subfigures(2, 1, height_ratios=[2.16 * n_rows, 2.88])
+    drawn = [metric for metric in DRAWN if metric in choices]
+    figure = plt.figure(figsize=(PAGE_WIDTH_IN, 2.4 + 0.9 + 0.26 * len(overlap)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.4, 0.9 + 0.26 * len(overlap)])
     above, below = parts
-    axes = list(above.subplots(n_rows, 4, squeeze=False).flat)
-    for ax, (metric, places) in zip(axes[: len(choices)], choices.items(), strict=True):
-        _plot_choice(ax, pools[find_pool(metric)], metric, places)
-    for ax in axes[len(choices) :]:
-        ax.remove()
+    axes = above.subplots(1, len(drawn), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, metric in zip(axes, drawn, strict=True):
+        _plot_choice(ax, pools[find_pool(metric)], metric, choices[metric])
     shown = below.subplots()
     sns.heatmap(overlap, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="cividis", cbar=False, ax=shown,
                 annot_kws={"size": 8})  # fmt: skip
-    shown.set_title("share of pairs kept by both")
-    shown.set_xticklabels(overlap.columns, rotation=30, ha="right")
+    shown.set_title("pairs kept by both (share)")
+    shown.set_xticklabels(overlap.columns, rotation=30, ha="right", rotation_mode="anchor")
     above.supxlabel("explicit margin (units of the scores)", fontsize=9)
     above.supylabel("implicit margin (nats a token)", fontsize=9)
     return figure
 
 
 def _plot_choice(ax: Axes, pool: Candidates, metric: str, places: np.ndarray) -> None:
+    """Draw all candidates, those kept filled, and the cut between them where the metric has one."""
     kept = np.zeros(len(pool.reasons), bool)
     kept[places] = True
     style, rest = metric_style(metric), pool.fit & ~kept
     ax.scatter(pool.explicit[rest], pool.implicit[rest], s=8, facecolors="none", edgecolors="0.6", lw=0.6)
     ax.scatter(pool.explicit[kept], pool.implicit[kept], s=10, color=style["color"], marker=style["marker"], lw=0)
-    ax.set_title(f"{metric}\n{kept.sum()} of {pool.fit.sum()}", fontsize=8)
+    _draw_cut(ax, pool, metric, kept)
+    ax.set_title(f"{metric}\n{kept.sum()} of {pool.fit.sum()} kept", fontsize=8)
     ax.locator_params(nbins=3)
 
 
+def _draw_cut(ax: Axes, pool: Candidates, metric: str, kept: np.ndarray) -> None:
+    """Draw where the last pair was kept: upright, level, or aslant where the potential is the same."""
+    line: Any = {"color": "black", "lw": 1, "ls": "--"}
+    if metric == "explicit_large":
+        ax.axvline(pool.explicit[kept].min(), **line)
+    elif metric == "implicit_small":
+        ax.axhline(pool.implicit[kept].max(), **line)
+    elif metric == "m_ap" and pool.weight:
+        spread = [part[pool.fit].std() or 1.0 for part in (pool.explicit, pool.implicit)]
+        last = int(np.flatnonzero(kept)[np.argmin(pool.potential[kept])])
+        slope = spread[1] / (pool.weight * spread[0])
+        low, high = ax.get_xlim(), ax.get_ylim()
+        ax.axline((pool.explicit[last], pool.implicit[last]), slope=slope, **line)
+        ax.set(xlim=low, ylim=high)
+
+
 def plot_curve(compared: pd.DataFrame) -> np.ndarray:
-    """Draw the data-size curve: held-out preference accuracy over the share of pairs kept, one line a metric.
+    """Draw held-out preference accuracy by metric, and beside it the paired difference from `random`.
 
     Args:
-        compared: from `karma.potential.study.compare_selections`.
+        compared: from `karma.potential.study.compare_selections`; of one share of pairs kept, dots; of several, lines
+            over the share.
 
     Returns:
-        Axes, one a (policy, strategy, method).
+        Axes (panels, 2), a row a (policy, strategy, method).
     """
     panels = list(compared.groupby(["policy", "strategy", "method"], sort=False))
-    axes = _lay_out(len(panels), "held-out accuracy (share)")
-    for ax, ((policy, strategy, method), part) in zip(axes, panels, strict=True):
-        _plot_sizes(ax, part, ["accuracy", "low", "high"])
-        ax.axhline(0.5, color="black", lw=1, ls=":")
-        ax.set(title=f"{policy}, {strategy}, {title_of(method)}", ylim=(-0.02, 1.02))
-    _add_legend(axes)
+    several, metrics = compared["ratio"].nunique() > 1, _list_metrics(compared)
+    height = 2.5 if several else 0.9 + 0.24 * len(metrics)
+    _, axes = plt.subplots(
+        len(panels), 2, figsize=(PAGE_WIDTH_IN, height * len(panels) + 0.4), squeeze=False, sharex="col",
+        sharey=False if several else "row",
+    )  # fmt: skip
+    columns = (["accuracy", "low", "high"], ["difference", "difference_low", "difference_high"])
+    labels = ("held-out accuracy (share)", "less random (share, paired)")
+    for row, ((policy, strategy, method), part) in zip(axes, panels, strict=True):
+        for ax, names, level, label in zip(row, columns, (0.5, 0.0), labels, strict=True):
+            known = part[part[names[0]].notna()]
+            if several:
+                _plot_sizes(ax, known, names)
+                ax.axhline(level, color="black", lw=1, ls=":")
+                ax.set_ylabel(label)
+            else:
+                _plot_dots(ax, known, names, metrics)
+                ax.axvline(level, color="black", lw=1, ls=":")
+                ax.set_xlabel(label)
+        n = f", n = {part['n'].max():,.0f}" if "n" in part and part["n"].notna().any() else ""
+        share = "" if several else f", {100 * part['ratio'].iloc[0]:g} % kept"
+        row[0].set_title(f"{policy}, {title_of(strategy)}, {title_of(method)}{share}{n}", loc="left", fontsize=9)
+    if several:
+        _add_legend(axes.ravel())
     return axes
+
+
+def _plot_dots(ax: Axes, rows: pd.DataFrame, columns: list[str], metrics: list[str]) -> None:
+    """Draw a row a metric: its value as a dot with its interval."""
+    value, low, high = columns
+    for row in rows.to_dict("records"):
+        style, place = metric_style(row["metric"]), metrics.index(row["metric"])
+        ax.hlines(place, row[low], row[high], color=style["color"], lw=2)
+        ax.plot(row[value], place, style["marker"], color=style["color"], ms=6, mec="0.2", mew=0.5)
+    ax.set_yticks(range(len(metrics)), metrics)
+    ax.set_ylim(len(metrics) - 0.5, -0.5)
+    ax.grid(False, axis="y")
 
 
 def plot_leads(compared: pd.DataFrame, titles: Mapping[str, str]) -> np.ndarray:

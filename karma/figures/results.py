@@ -6,7 +6,6 @@ intervals hold the items' noise, not the training's.
 """
 
 import textwrap
-from collections.abc import Callable
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -16,50 +15,53 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from karma.figures.style import COLUMN_WIDTH_IN, PAGE_WIDTH_IN, strategy_style
-from karma.vocabulary import START, STRATEGIES, title_of
+from karma.vocabulary import START, title_of
 
 
-def plot_capabilities(bars: pd.DataFrame, source: str) -> np.ndarray:
-    """Draw Figure 5: a panel a capability, the baseline beside the kinship strategies, 95 % intervals.
-
-    Colours are the caption's: the baseline red, kinship in tones of blue; what the paper does not have is grey.
+def plot_capabilities(bars: pd.DataFrame, leads: pd.DataFrame) -> np.ndarray:
+    """Draw Figure 5: a column a capability, above each data set's mean, below its paired difference from the baseline.
 
     Args:
-        bars: from `karma.results.estimates.compute_capabilities`. source: whose numbers they are, for the title.
+        bars: from `karma.results.estimates.compute_capabilities`. leads: from `karma.results.leads.compute_leads`.
 
     Returns:
-        The panels' Axes.
+        Axes (2, capabilities), or (1, capabilities) where there is nothing to compare with.
 
     Paper: Figure 5.
     """
     groups, strategies = (list(dict.fromkeys(bars[key])) for key in ("capability", "strategy"))
-    size = (PAGE_WIDTH_IN * max(0.7, 0.24 * len(groups)), 2.9 + 0.15 * (len(strategies) // 4))
-    figure, axes = plt.subplots(1, max(len(groups), 1), figsize=size, sharey=True, squeeze=False)
-    for ax, group in zip(axes[0], groups, strict=False):
-        rows = bars[bars["capability"] == group]
-        _draw_bars(ax, rows.assign(group=rows["capability"]), [group], strategies, caption_style)
-        ax.set_xticks([])
-        ax.set_title(group)
-    axes[0, 0].set(ylabel="mean accuracy (share)", ylim=(0, _compute_top(bars)))
-    figure.suptitle(f"{source}: all policies, common methods", fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower center", frameon=False)
-    return np.array(axes[0])
+    others = list(dict.fromkeys(leads["strategy"]))
+    rows = [len(strategies), *([len(others)] if others else [])]
+    size = (PAGE_WIDTH_IN, sum(0.24 * n + 0.85 for n in rows))
+    _, axes = plt.subplots(
+        len(rows), max(len(groups), 1), figsize=size, sharex="row", sharey="row", squeeze=False, height_ratios=rows
+    )
+    for column, group in enumerate(groups):
+        own = bars[bars["capability"] == group]
+        _draw_dots(axes[0, column], own, strategies, 1)
+        n = own["n"].max()
+        axes[0, column].set(title=f"{group}\n(n = {n:,.0f})" if n else group, xlabel="accuracy (share)")
+        if others:
+            _draw_dots(axes[1, column], leads[leads["capability"] == group], others, 100)
+            axes[1, column].axvline(0, color="black", lw=1)
+            axes[1, column].set_xlabel("less RLAIF (points)")
+    axes[0, 0].set_xlim(0, _compute_top(bars))
+    return axes
 
 
-def caption_style(strategy: str) -> dict[str, str]:
-    """Return a strategy's look in Figure 5: the baseline red, kinship blue, lighter from one to the next; others grey.
-
-    Example:
-        >>> [caption_style(name)["color"] for name in ("rlaif", "k_score")]
-        ['#C62828', '#0D47A1']
-    """
-    tones = {"baseline": ["#C62828"], "kinship": ["#0D47A1", "#1E88E5", "#90CAF9"]}
-    groups = {name: row.role if row.role in tones else "other" for name, row in STRATEGIES.items()}
-    own = groups.get(strategy, "other")
-    colours = tones.get(own, ["#616161", "#9E9E9E", "#BDBDBD"])
-    alike = [name for name, group in groups.items() if group == own]
-    place = alike.index(strategy) if strategy in alike else len(alike)
-    return strategy_style(strategy) | {"color": colours[place % len(colours)]}
+def _draw_dots(ax: Axes, rows: pd.DataFrame, strategies: list[str], scale: float) -> None:
+    """Draw a row a strategy: its value, times `scale`, as a dot with its interval; "n/a" where it is missing."""
+    titles = rows.set_index("strategy")["strategy_title"].to_dict()
+    for place, row in zip(rows["strategy"].map(strategies.index), rows.itertuples(), strict=True):
+        look = strategy_style(row.strategy)
+        if np.isnan(row.value):
+            ax.text(0.03, place, "n/a", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color="0.25")
+            continue
+        ax.hlines(place, scale * row.low, scale * row.high, color=look["color"], lw=2)
+        ax.plot(scale * row.value, place, look["marker"], color=look["color"], ms=6, mec="0.2", mew=0.5)
+    ax.set_yticks(range(len(strategies)), [titles[name] for name in strategies])
+    ax.set_ylim(len(strategies) - 0.5, -0.5)
+    ax.grid(False, axis="y")
 
 
 def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
@@ -102,17 +104,11 @@ def plot_policies(bars: pd.DataFrame, method: str) -> np.ndarray:
     return np.array(list(axes.flat)[:count])
 
 
-def _draw_bars(
-    ax: Axes,
-    bars: pd.DataFrame,
-    groups: list[str],
-    strategies: list[str],
-    look: Callable[[str], dict[str, str]] = strategy_style,
-) -> None:
+def _draw_bars(ax: Axes, bars: pd.DataFrame, groups: list[str], strategies: list[str]) -> None:
     """Draw grouped bars with intervals; `bars` has group, strategy, value, low, high."""
     width, titles = 0.8 / len(strategies), bars.set_index("strategy")["strategy_title"].to_dict()
     for k, strategy in enumerate(strategies):
-        style = look(strategy)
+        style = strategy_style(strategy)
         rows = bars[bars["strategy"] == strategy].set_index("group").reindex(groups)
         x = np.arange(len(groups)) + (k - (len(strategies) - 1) / 2) * width
         ax.bar(

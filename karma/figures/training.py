@@ -1,6 +1,8 @@
 """Figures of stage 04: how a training went."""
 
 import math
+import textwrap
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,38 +27,59 @@ _PANELS = {  # history key -> (axis label with unit, reference line)
 _PARTS = {"rewards/instructions/mean": "instructions", "rewards/reward_model/mean": "reward model"}  # or the truth
 
 
-def plot_training(history: pd.DataFrame, method: str) -> np.ndarray:
-    """Plot a training's curves over its updates.
+def plot_training(
+    history: pd.DataFrame, method: str, held_out: pd.DataFrame | None = None, alarms: Sequence[str] | None = None
+) -> np.ndarray:
+    """Plot a training's curves over its updates, what it changed on held-out pairs, and its alarms.
 
     Args:
         history: one row a logged update, as in training.json.
         method: of `karma.vocabulary.METHODS`, or a recipe's step; it decides which curves there are.
+        held_out: held_out.parquet's rows, with log-probabilities before and after; None, or rewards: no panel.
+        alarms: of training.json, written above; None while it runs.
 
     Returns:
-        The axes, one a curve.
+        The axes, one a curve; dots are updates, a line their running mean over a tenth of them.
     """
     row = METHODS[find_method(method)]
     own = {"chosen": ["mean_token_accuracy"], "pairs": ["rewards/margins", "rewards/accuracies", "logps/chosen"],
            "prompts": ["reward", "kl", "completions/mean_length"]}  # fmt: skip
     keys = [key for key in ("loss", *own[row.learns_from], "learning_rate") if key in history]
-    n_rows = -(-len(keys) // 3)
-    figure, grid = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH_IN, 2.2 * n_rows), layout="constrained", squeeze=False)
+    compared = held_out is not None and "chosen_logps_before" in held_out and len(held_out) > 0
+    n_rows = -(-(len(keys) + compared) // 3)
+    figure, grid = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH_IN, 2.3 * n_rows), layout="constrained", squeeze=False)
     axes = grid.flatten()
-    for axis in axes[len(keys) :]:
+    for axis in axes[len(keys) + compared :]:
         figure.delaxes(axis)
-    axes = axes[: len(keys)]
-    for axis, key in zip(axes, keys, strict=True):
+    axes = axes[: len(keys) + compared]
+    for axis, key in zip(axes, keys, strict=False):
         _plot_curve(axis, history, key)
         if key == "reward":
             _plot_parts(axis, history)
         if key == "logps/chosen":
-            axis.plot(history["step"], history["logps/rejected"], color=PALETTE[1], marker="s", ms=3, ls="--")
-            axis.legend(["chosen", "rejected"])
+            _plot_points(axis, history["step"], history["logps/rejected"], 1)
+            _name_lines(axis, ["chosen", "rejected"])
     if start := row.start_loss:
         axes[0].axhline(start, color="black", lw=1, ls=":")
-        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes[0].annotate("ln 2" if start == math.log(2) else f"{start:.2f}", (0.98, start), fontsize=8, **where)
+        axes[0].set_title(f"dotted: {'ln 2' if start == math.log(2) else f'{start:.2f}'}, nothing learnt", fontsize=8)
+    if compared:
+        _plot_held_out(axes[len(keys)], held_out)
+    if alarms is not None:
+        lines = [line for alarm in alarms for line in textwrap.wrap(f"alarm: {alarm}", 105)] or ["alarms: none"]
+        figure.suptitle("\n".join(lines), fontsize=8, x=0.01, ha="left", color=PALETTE[3] if alarms else "0.3")
     return axes
+
+
+def _plot_held_out(axis: Axes, held_out: pd.DataFrame | None) -> None:
+    """Draw each held-out pair's log-ratio before and after: above the diagonal it moved to its chosen answer."""
+    assert held_out is not None
+    before, after = (held_out[f"chosen_logps_{at}"] - held_out[f"rejected_logps_{at}"] for at in ("before", "after"))
+    moved = int((after > before).sum())
+    low, high = min(before.min(), after.min()), max(before.max(), after.max())
+    axis.plot([low, high], [low, high], color="black", lw=1, ls=":")
+    axis.scatter(before, after, s=12, color=PALETTE[0], alpha=0.6, lw=0)
+    axis.set_title(f"held out: {moved} of {len(before)} moved up", fontsize=8)
+    axis.set(xlabel="log-ratio before (nats)", ylabel="log-ratio after (nats)")
 
 
 def plot_refilter(epochs: pd.DataFrame) -> Axes:
@@ -88,14 +111,29 @@ def _plot_parts(axis: Axes, history: pd.DataFrame) -> None:
     parts = [key for key in _PARTS if key in history and history[key].notna().any()]
     if len(parts) > 1 or (parts and not np.allclose(history[parts[0]], history["reward"])):
         for place, key in enumerate(parts, 1):
-            axis.plot(history["step"], history[key], color=PALETTE[place], marker=MARKERS[place], ms=3, ls="--")
-        axis.legend(["reward", *(_PARTS[key] for key in parts)])
+            _plot_points(axis, history["step"], history[key], place)
+        _name_lines(axis, ["reward", *(_PARTS[key] for key in parts)])
 
 
 def _plot_curve(axis: Axes, history: pd.DataFrame, key: str) -> None:
     label, reference = _PANELS[key]
-    axis.plot(history["step"], history[key], color=PALETTE[0], marker="o", ms=3)
+    _plot_points(axis, history["step"], history[key], 0)
     if reference is not None:
         axis.axhline(reference, color="black", lw=1, ls=":")
     axis.set(xlabel="update", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _plot_points(axis: Axes, steps: pd.Series, values: pd.Series, place: int) -> None:
+    """Draw updates as pale dots and their running mean, over a tenth of them, as a line."""
+    mean = values.rolling(max(len(values) // 10, 1), min_periods=1, center=True).mean()
+    axis.plot(steps, values, MARKERS[place], color=PALETTE[place], ms=3, mew=0, alpha=0.35)
+    axis.plot(steps, mean, color=PALETTE[place], lw=1.5, ls=("-", "--", "-.")[place],
+              marker=MARKERS[place] if len(values) == 1 else None)  # fmt: skip
+
+
+def _name_lines(axis: Axes, names: Sequence[str]) -> None:
+    """Name a panel's lines above it, where no data lie."""
+    lines = [line for line in axis.lines if line.get_linestyle() != "None"]
+    axis.legend(lines, names, loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=len(names), frameon=False, fontsize=8,
+                handlelength=1.4, columnspacing=0.8, borderpad=0)  # fmt: skip

@@ -18,7 +18,7 @@ from karma.kinship.mantel import compute_mantel_table
 from karma.kinship.similarity import compute_choices, compute_cosine, list_pairs
 from karma.results.estimates import Estimate, compute_difference
 from karma.results.noise_floor import Row, audit_noise, build_row
-from karma.results.published import load_printed, load_published
+from karma.results.published import load_printed, load_published, normalise_benchmark
 from karma.results.study import Study
 from karma.results.tables import TOTAL, Table, build_plain, build_table2
 from karma.results.wording import audit_wording, load_quote
@@ -63,10 +63,10 @@ def compare_table2(study: Study) -> pd.DataFrame:
         Columns benchmark, strategy, printed (text), recomputed, agrees.
     """
     printed, means = load_printed("table2").set_index("benchmark"), build_table2(study).frame
-    records = []
+    titles, records = study.title_benchmarks("table2"), []
     for spelling, row in printed.iterrows():
         for strategy, text in row.items():
-            label = next(b for b in means.index if b.casefold() == str(spelling).casefold())
+            label = titles.get(normalise_benchmark(str(spelling)), TOTAL)
             value = float(means.loc[label, title_of(str(strategy))])
             record = {"benchmark": label, "strategy": str(strategy), "printed": text, "recomputed": value}
             records.append({**record, "agrees": agrees(text, value)})

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from karma.figures.claims import VERDICTS, find_verdict
 from karma.kinship.clusters import compute_distance, group_benchmarks
 from karma.kinship.mantel import compute_mantel
 from karma.results.estimates import (
@@ -59,7 +60,7 @@ def test_claims(study: Study) -> pd.DataFrame:
         tested = [row for row in found if row["p"] is not None]
         for row, p in zip(tested, adjust_holm(np.array([row["p"] for row in tested])), strict=True):
             row["p_holm"] = p
-            if row["standard_error"]:
+            if row["standard_error"] and np.isfinite(row["standard_error"]):
                 row["needed_n"] = compute_needed_n(row["n"], row["standard_error"], row["smallest"], len(tested))
             row["verdict"] = row["verdict"] or _judge(row, len(tested))
         rows += [{"question": question, **row} for row in found]
@@ -67,6 +68,17 @@ def test_claims(study: Study) -> pd.DataFrame:
 
 
 test_claims.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def describe_claims(claims: pd.DataFrame) -> dict[str, object]:
+    """Return what the words beside the forest plot leave open: how many claims, of which verdicts, and SMALLEST.
+
+    Args:
+        claims: from `test_claims`.
+    """
+    found = claims["verdict"].map(find_verdict)
+    counts = ", ".join(f"{name} {n}" for name in VERDICTS if (n := int((found == name).sum())))
+    return {"n": len(claims), "counts": counts, "smallest": SMALLEST}
 
 
 def _judge(row: dict, n_tests: int) -> str:
@@ -81,10 +93,10 @@ def _record(claim: str, found: Estimate | None) -> dict:
     if found is None:
         return _unknown(claim, "cannot tell: its runs are missing")
     low, high = found.interval
-    same = "no difference at all: as right on every item" if not found.standard_error and not found.value else ""
-    basis = found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
+    exact = "as right on every item: exact; " if found.unchanged else ""
+    basis = exact + found.basis + ("" if found.n_seeds > 1 else "; one seed: without training noise")
     return {"claim": claim, "effect": found.value, "low": low, "high": high, "p": found.p_value, "n": found.n,
-            "needed_n": None, "verdict": same, "basis": basis, "smallest": SMALLEST, "unit": "items",
+            "needed_n": None, "verdict": "", "basis": basis, "smallest": SMALLEST, "unit": "items",
             "standard_error": found.standard_error, "bounds": found.compute_interval}  # fmt: skip
 
 
@@ -108,9 +120,13 @@ def _test_strategies(study: Study) -> Iterator[dict]:
 def _test_sizes(study: Study) -> Iterator[dict]:
     """Ask whether small policies gain more from K_score over K_sim than large ones (DPO)."""
     sizes = {p: compute_size(p) for p in study.policies}
+    first, second = (study.same.get(name, name) for name in ("k_score", "k_sim"))
     for policy in study.policies:
         claim = f"{policy}: K_score beats K_sim, DPO"
-        yield _record(claim, compute_difference(study, "k_score", "k_sim", policy=policy, method="dpo"))
+        if first == second:
+            yield _unknown(claim, "cannot tell: the two pair sets are the same here")
+            continue
+        yield _record(claim, compute_difference(study, first, second, policy=policy, method="dpo"))
     known = sorted({s for s in sizes.values() if s})
     claim = "K_score's lead over K_sim is larger for smaller policies, DPO"
     if len(known) < 2:
@@ -118,10 +134,10 @@ def _test_sizes(study: Study) -> Iterator[dict]:
         yield _unknown(claim, f"cannot tell: needs policies of two sizes or more, has {seen}")
         return
     cut = float(np.median(known))
-    rows = study.results[(study.results["method"] == "dpo") & study.results["strategy"].isin(["k_score", "k_sim"])]
+    rows = study.results[(study.results["method"] == "dpo") & study.results["strategy"].isin([first, second])]
     rows = rows[rows["policy"].map(sizes).notna()]  # a policy of unknown size is neither small nor large
     small = rows["policy"].map(sizes).lt(cut + 1e-9 if cut not in known else cut)
-    sign = np.where(small, 1.0, -1.0) * np.where(rows["strategy"] == "k_score", 1.0, -1.0)
+    sign = np.where(small, 1.0, -1.0) * np.where(rows["strategy"] == first, 1.0, -1.0)
     groups = rows.groupby([small, rows["strategy"]])["value"].transform("size")
     complete = rows.groupby([small, rows["strategy"]]).ngroups == 4
     yield _record(claim, compute_weighted(study, pd.Series(sign / groups, index=rows.index)) if complete else None)

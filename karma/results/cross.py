@@ -12,15 +12,16 @@ Paper: none; ours.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from karma.figures.results import plot_square
-from karma.figures.style import save_figure
 from karma.labels.audit import CEILING
 from karma.pairs.pairs import load_pairs, split_pairs
-from karma.results.tables import Table, build_plain
+from karma.results.pictures import show_picture
+from karma.results.tables import build_plain
 from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
@@ -153,8 +154,8 @@ def find_decided(responses: pd.DataFrame, named: set[tuple[str, str]]) -> pd.Dat
     return frame.sort_values(["row_id", "preferred", "other"], ignore_index=True)
 
 
-def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
-    """Save the square as a table and a figure among the report's, and yield the table; nothing where none was measured.
+def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterator[Any]:
+    """Save the square as a table and a figure among the report's, and yield both; nothing where none was measured.
 
     Args:
         experiment: whose. written, figures: folders of the report's tables and figures.
@@ -165,7 +166,7 @@ def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterato
     source = experiment.settings.annotation.source
     titles = {name: title_strategy(name, source) for name in experiment.settings.strategies} | {CEILING: CEILING}
     build_plain("square_long", CAPTION, long.set_index(COLUMNS[:3]), decimals=4).save(written)
-    save_figure(plot_square(long, titles)[0], figures / "square")
+    yield show_picture(plot_square(long, titles), figures / "square")
     cells = [f"{row.share:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in long.itertuples()]
     wide = long.assign(cell=cells, method=long["method"].map(title_of), trained_on=long["trained_on"].map(titles))
     order = [titles[name] for name in dict.fromkeys(long["tested_on"])]

@@ -17,9 +17,11 @@ import pandas as pd
 from karma.errors import InputError
 from karma.results.study import Study
 from karma.scores.table import load_benchmarks
+from karma.statistics.exact import compute_unchanged
 from karma.statistics.intervals import combine_variances, compute_interval, compute_p_value, split_variance
 from karma.vocabulary import START
 
+PAIRED = "paired over items"
 CELL = ["policy", "strategy", "method", "benchmark"]
 
 
@@ -32,6 +34,7 @@ class Estimate:
         df: degrees of freedom, from items and seeds.
         n: items behind it. n_seeds: trainings per cell.
         basis: how the standard error was found, in words.
+        unchanged: where no item differed from another: weight and items of each benchmark, for an exact interval.
     """
 
     value: float
@@ -40,6 +43,7 @@ class Estimate:
     n: int
     n_seeds: int
     basis: str
+    unchanged: tuple[tuple[float, int], ...] = ()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -47,7 +51,10 @@ class Estimate:
         return self.compute_interval()
 
     def compute_interval(self, n_tests: int = 1) -> tuple[float, float]:
-        """Return the interval at a level that holds for so many at once (Bonferroni)."""
+        """Return the interval at a level that holds for so many at once (Bonferroni), exact where no item differed."""
+        if self.unchanged:
+            half = compute_unchanged(*zip(*self.unchanged, strict=True), n_tests=n_tests)
+            return self.value - half, self.value + half
         return compute_interval(self.value, self.standard_error, self.df, n_tests)
 
     @property
@@ -101,12 +108,15 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
     value = round(float((rows["weight"] * rows["value"]).sum()), 12)  # a run less itself is 0, not 1e-17
     trained = rows[rows["strategy"] != START]
     seeds = sorted(trained["seed"].unique())
-    parts, twice, bases, n = [], [], set(), 0  # parts: (variance, degrees of freedom); twice: in items and in seeds
+    parts, twice, unchanged = [], [], []  # (variance, degrees of freedom); in items and in seeds; `Estimate.unchanged`
+    bases, n = set(), 0
     for benchmark, part in rows.groupby("benchmark"):
         found, items, basis = _compute_item_variance(study, str(benchmark), part, seeds)
         parts.append((found[0], max(items - 1, 1)))
         twice += [(-found[1], max(items - 1, 1) * (len(seeds) - 1))] if found[1] else []
         n += int(part["n"].fillna(0).max())
+        most = max(part["weight"].clip(lower=0).sum(), -part["weight"].clip(upper=0).sum())  # that one item can change
+        unchanged += [(float(most), items)] if found[0] == 0 and most and basis == PAIRED else []
         bases.add(basis)
     of_items = sum(v for v, _ in parts)
     if len(seeds) > 1:
@@ -116,7 +126,8 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         parts += [] if between is None else [(between, len(seeds) - 1), *twice]
     variance, df = combine_variances(parts, of_items)
     error = round(float(np.sqrt(variance)), 12)
-    return Estimate(value, error, df, n, max(len(seeds), 1), ", ".join(sorted(bases, reverse=True)))
+    exact = tuple(unchanged) if not error and len(unchanged) == len(parts) else ()
+    return Estimate(value, error, df, n, max(len(seeds), 1), ", ".join(sorted(bases, reverse=True)), exact)
 
 
 def _compute_item_variance(
@@ -131,11 +142,11 @@ def _compute_item_variance(
         whole, n = residual.sum(axis=1), len(residual)
         variance = float((whole**2).sum()) * n / max(n - 1, 1)
         if len(seeds) < 2 or n < 2:
-            return (variance, 0.0), n, "paired over items"
+            return (variance, 0.0), n, PAIRED
         of_seed = np.stack(
             [residual[:, ((rows["seed"] == s) & (rows["strategy"] != START)).to_numpy()].sum(axis=1) for s in seeds]
         )
-        return (variance, -split_variance(of_seed * len(seeds), units.to_numpy(float))[2][0]), n, "paired over items"
+        return (variance, -split_variance(of_seed * len(seeds), units.to_numpy(float))[2][0]), n, PAIRED
     if rows["n"].isna().any():
         return (np.nan, 0.0), 1, "items unknown: no interval"
     n = int(rows["n"].min())

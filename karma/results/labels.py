@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from karma.figures.labels import plot_label_accuracy, title_labels
-from karma.figures.style import save_figure
 from karma.files import load_json
 from karma.labels.recorded import BY_CONSTRUCTION
-from karma.results.tables import Table, build_plain
+from karma.results.pictures import show_picture
+from karma.results.tables import build_plain
 from karma.study.experiment import Experiment
 
 CAPTION = (
@@ -25,8 +26,8 @@ RECORDED = (
 )
 
 
-def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
-    """Save the audit's table and figure among the report's, and yield the table; nothing where labels are not audited.
+def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterator[Any]:
+    """Save the audit's table and figure among the report's, and yield both; nothing where labels are not audited.
 
     Args:
         experiment: whose. written, figures: folders of the report's tables and figures.
@@ -35,7 +36,7 @@ def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterato
     if not experiment.settings.labels.audit or not path.is_file():
         return
     audit, source = pd.read_csv(path), experiment.settings.annotation.source
-    save_figure(plot_label_accuracy(audit, source), figures / "label_accuracy")
+    yield show_picture(plot_label_accuracy(audit, source), figures / "label_accuracy")
     names = audit["strategy"].map(lambda name: title_labels(name, source))
     table = build_plain("labels", CAPTION, audit.assign(strategy=names).set_index("strategy"))
     table.save(written)
@@ -43,12 +44,13 @@ def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterato
     yield from _show_recorded(path.parent / "recorded", written, figures)
 
 
-def _show_recorded(folder: Path, written: Path, figures: Path) -> Iterator[Table]:
+def _show_recorded(folder: Path, written: Path, figures: Path) -> Iterator[Any]:
     """Save and yield what recorded judgments say of each strategy's labels, where the study names a source."""
     if not (folder / "strategies.csv").is_file():
         return
     strategies, books = pd.read_csv(folder / "strategies.csv"), load_json(folder / "accounting.json")
-    save_figure(plot_label_accuracy(strategies, "recorded", "the judge"), figures / "recorded_label_accuracy")
+    axes = plot_label_accuracy(strategies, "recorded", "the judge")
+    yield show_picture(axes, figures / "recorded_label_accuracy")
     names = strategies["strategy"].map(lambda name: title_labels(name, "recorded"))
     caption = RECORDED.format(**books) + (f" Note: {BY_CONSTRUCTION}." if books.get("rlaif_by_construction") else "")
     table = build_plain("recorded_labels", caption, strategies.assign(strategy=names).set_index("strategy"))

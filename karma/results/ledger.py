@@ -12,6 +12,7 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.results.study import Study
+from karma.results.tables import Table, build_plain
 
 COLUMNS = ["what", "jobs", "calls", "prompt_tokens", "new_tokens", "seconds", "device"]
 
@@ -34,8 +35,8 @@ def build_ledger(study: Study, price_per_million_tokens: float | None = None) ->
     rows = [
         {"what": "labels, rlaif: annotation of the pool", **_annotation(study)},
         {"what": "labels, kinship: origin evaluation", **_evaluations(study.origins, ["origin_model"])},
-        {"what": "training", **_trainings(study)},
-        {"what": "policy evaluation", **_evaluations(study.results, ["folder"])},
+        {"what": "training", **_trainings(study.costs.get("trainings", study.trainings))},
+        {"what": "policy evaluation", **_evaluations(study.costs.get("results", study.results), ["folder"])},
     ]
     ledger = pd.DataFrame(rows, columns=COLUMNS, dtype=object).astype(object)
     ledger = ledger.where(ledger.notna(), None)
@@ -51,8 +52,25 @@ def compute_break_even(study: Study) -> float | None:
     annotated, evaluated = (ledger.loc[ledger.index.str.startswith(f"labels, {w}")].iloc[0] for w in ("rlaif", "kin"))
     if not annotated["calls"] or not annotated["prompt_tokens"] or evaluated["prompt_tokens"] is None:
         return None
-    each = annotated["prompt_tokens"] / annotated["calls"]
+    each = (annotated["prompt_tokens"] + (annotated["new_tokens"] or 0)) / annotated["calls"]
     return float((evaluated["prompt_tokens"] + (evaluated["new_tokens"] or 0)) / each)
+
+
+def describe_break_even(even: float | None) -> str:
+    """Say above which pool kinship takes fewer tokens, from `compute_break_even`.
+
+    Example:
+        >>> describe_break_even(1234.5)
+        'in a pool above 1,234 responses kinship takes fewer tokens'
+    """
+    return "unknown" if even is None else f"in a pool above {even:,.0f} responses kinship takes fewer tokens"
+
+
+def build_bill(study: Study, price_per_million_tokens: float | None = None) -> Table:
+    """Return the ledger as a table, with the break-even as its note; arguments as of `build_ledger`."""
+    bill = build_ledger(study, price_per_million_tokens).set_index("what")
+    note = f"break-even: {describe_break_even(compute_break_even(study))}"
+    return build_plain("ledger", "What labels, training and evaluation cost.", bill, decimals=2, notes=(note,))
 
 
 def _annotation(study: Study) -> dict[str, object]:
@@ -71,8 +89,7 @@ def _evaluations(rows: pd.DataFrame, key: list[str]) -> dict[str, object]:
     return {"jobs": len(each), "calls": counts.pop("n_answers"), **counts, "device": _name(each["device"])}
 
 
-def _trainings(study: Study) -> dict[str, object]:
-    rows = study.trainings
+def _trainings(rows: pd.DataFrame) -> dict[str, object]:
     if rows.empty:
         return {"jobs": 0}
     own = rows[rows["same_data_as"].isna()] if "same_data_as" in rows else rows

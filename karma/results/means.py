@@ -23,7 +23,8 @@ from karma.results.tables import (
 )
 
 CAPTION = (
-    "Table 2 with 95 % intervals (share in [0, 1]): items clustered by prompt, and seeds where several were trained."
+    "Table 2's means with 95 % intervals (share in [0, 1]): items clustered by prompt, and seeds where several were "
+    "trained."
 )
 
 

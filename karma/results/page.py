@@ -19,14 +19,17 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from karma import __version__
 from karma.errors import InputError
 from karma.files import atomic_path, load_json
+from karma.results.furnish import furnish
 from karma.results.study import Study
 from karma.study.escape import escape_html
 from karma.study.stages import Job, find_job
 
 RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
 ACTIVE = "script, iframe, frame, object, embed, link, meta, base, form, applet, portal"
+NOT_SHOWN = "not-in-report"  # a cell's tag
 _PARTS = files("karma") / "data" / "report"
 
 
@@ -90,7 +93,9 @@ def show_links(study: Study, folder: Path) -> Any:
         f"<td>{escape_html(r['folder'])}</td><td>{r['records']}</td><td>{escape_html(r['stages'])}</td>" for r in rows
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="dataframe"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>')
+    caption = "<caption>Every folder and its records.</caption>"
+    head = f'<table class="dataframe" id="records">{caption}<thead><tr>{heads}</tr></thead>'
+    return HTML(f"{head}<tbody>{body}</tbody></table>")
 
 
 def _link(path: Path, text: str, folder: Path) -> str:
@@ -98,31 +103,44 @@ def _link(path: Path, text: str, folder: Path) -> str:
 
 
 def render_page(notebook: Any) -> str:
-    """Return the page of a notebook object as HTML."""
-    import jinja2
-    from bs4 import BeautifulSoup
-    from markupsafe import Markup
+    """Return the page of a notebook object with outputs as HTML; cells tagged NOT_SHOWN are left out."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     exporter.log = logging.getLogger("karma.results.page")
     exporter.log.setLevel(logging.ERROR)  # it warns of pictures without a text, which get theirs below
-    body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
+    notebook = notebook.copy()
+    notebook.cells = [cell for cell in notebook.cells if NOT_SHOWN not in cell.metadata.get("tags", [])]
+    return build_page(exporter.from_notebook_node(notebook)[0])
+
+
+def build_page(html: str) -> str:
+    """Return the whole page around a body: what is alive in it is taken out, what it lacks is added.
+
+    Args:
+        html: of headings, texts, tables and `karma.results.pictures`.
+    """
+    import jinja2
+    from bs4 import BeautifulSoup
+    from markupsafe import Markup
+
+    body = BeautifulSoup(html, "html.parser")
     for kind in body.select(f"{ACTIVE}, style[scoped], .anchor-link"):
         kind.decompose()
     for tag in body.find_all(True):
         _disarm(tag)
-    contents = _number_headings(body)
-    for table in body.select("table"):
-        _join_heads(table)
-        table.wrap(body.new_tag("div", attrs={"class": "table"}))
+    contents = furnish(body)
     title = body.h1.get_text() if body.h1 else "KARMA"
     parts = {name: (_PARTS / f"page.{name}").read_text("utf-8") for name in ("css", "js")}
-    page = jinja2.Environment(autoescape=True).from_string((_PARTS / "page.html.j2").read_text("utf-8"))
+    cite, page = (jinja2.Environment(autoescape=escape).from_string((_PARTS / f"{name}.j2").read_text("utf-8"))
+                  for name, escape in (("cite.bib", False), ("page.html", True)))  # fmt: skip
+    bibliography = cite.render(version=__version__)
     safe = {"css": parts["css"], "script": f"\n{parts['js']}\n", "body": str(body)}
     digest = b64encode(sha256(safe["script"].encode()).digest()).decode()
     marked = {name: Markup(text) for name, text in safe.items()}
-    return page.render(title=title, contents=contents, digest=digest, footer="Made by the KARMA kit.", **marked)
+    cited = f"data:text/plain;base64,{b64encode(bibliography.encode()).decode()}"
+    return page.render(title=title, contents=contents, digest=digest, footer="Made by the KARMA kit.",
+                       bibliography=bibliography, cited=cited, **marked)  # fmt: skip
 
 
 def _disarm(tag: Any) -> None:
@@ -133,34 +151,6 @@ def _disarm(tag: Any) -> None:
         runs = name in ("href", "xlink:href", "action", "formaction") and re.match(r"(javascript|data|vbscript):", text)
         if name.lower().startswith("on") or name == "srcdoc" or fetches or runs:
             del tag[name]
-
-
-def _join_heads(table: Any) -> None:
-    """Move the names of a frame's index into the row of its column heads, and drop layout attributes."""
-    for tag in [table, *table.select("tr")]:
-        for name in ("border", "style"):
-            del tag[name]
-    rows = table.select("thead tr")
-    if len(rows) == 2 and len(rows[0].select("th")) == len(rows[1].select("th")):
-        for above, below in zip(rows[0].select("th"), rows[1].select("th"), strict=True):
-            if below.get_text().strip() and not above.get_text().strip():
-                above.string = below.get_text().strip()
-        rows[1].decompose()
-
-
-def _number_headings(body: Any) -> list[tuple[str, str]]:
-    """Give every h2 an id, and every picture the heading above it as its text; return the contents."""
-    contents: list[tuple[str, str]] = []
-    heading = ""
-    for tag in body.find_all(["h1", "h2", "h3", "img"]):
-        if tag.name == "img":
-            tag["alt"] = heading
-            continue
-        heading = tag.get_text().strip()
-        if tag.name == "h2":
-            tag["id"] = f"section-{len(contents) + 1}"
-            contents.append((tag["id"], heading))
-    return contents
 
 
 def open_results(experiment: str | Path) -> Job:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from karma.figures.pairs import plot_premise
-from karma.figures.style import save_figure
 from karma.pairs.premise import PARTS, average_models, measure_truths, relate_gaps, trace_gaps
-from karma.results.tables import Table, build_plain
+from karma.results.pictures import show_picture
+from karma.results.tables import build_plain
 from karma.study.experiment import Experiment
 
 CAPTION = (
@@ -18,8 +19,8 @@ CAPTION = (
 CURVE = "Mean gap of the response pairs whose models' kinship reaches tau (95 % interval, clustered by prompt)."
 
 
-def show_premise(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
-    """Save tables and figure of the premise among the report's, and yield the tests; nothing where 03 has not run.
+def show_premise(experiment: Experiment, written: Path, figures: Path) -> Iterator[Any]:
+    """Save tables and figure of the premise among the report's, and yield both; nothing where 03 has not run.
 
     All strategies are of one pool, so that the first folder that holds the measures is as good as any.
 
@@ -39,7 +40,7 @@ def show_premise(experiment: Experiment, written: Path, figures: Path) -> Iterat
         models = models.merge(means, on=["one", "other"], how="left")
         tests, curve = relate_gaps(models), pd.concat([curve, trace_gaps(truths)], ignore_index=True)
     if len(curve):
-        save_figure(plot_premise(tests, curve, models, s.kinship.tau)[0, 0], figures / "premise")
+        yield show_picture(plot_premise(tests, curve, models, s.kinship.tau), figures / "premise")
     build_plain("premise_curve", CURVE, curve.set_index(["measure", "tau"]), decimals=4).save(written)
     table = build_plain("premise", CAPTION, tests.set_index(["relation", "measure"]))
     table.save(written)

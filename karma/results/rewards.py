@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.rewards import plot_reward_models
-from karma.figures.style import save_figure
 from karma.files import load_json
-from karma.results.tables import Table, build_plain
+from karma.results.pictures import show_picture
+from karma.results.tables import build_plain
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import title_strategy
@@ -69,8 +69,8 @@ def _list_measures(scores: dict[str, Any], key: dict[str, str], titles: dict[str
                                                 "high": last["gain_high"], "n": last["n_prompts"]}  # fmt: skip
 
 
-def show_reward_models(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
-    """Save the table and the figure of a study's reward models, and yield the table; nothing where it has none.
+def show_reward_models(experiment: Experiment, written: Path, figures: Path) -> Iterator[Any]:
+    """Save the table and the figure of a study's reward models, and yield both; nothing where it has none.
 
     Args:
         experiment: whose. written, figures: folders of the report's tables and figures.
@@ -85,7 +85,7 @@ def show_reward_models(experiment: Experiment, written: Path, figures: Path) -> 
              for frame in (long, best) if len(frame)]  # fmt: skip
     signed = shown[0]["measure"].str.startswith(("correlation", "gain"))
     figure = plot_reward_models(shown[0][~signed & shown[0]["value"].notna()], shown[1] if len(best) else best)
-    save_figure(figure[0], figures / "reward_models")
+    yield show_picture(figure, figures / "reward_models")
     cells = ["none" if pd.isna(row.value) else f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {row.n}"
              for row in long.itertuples()]  # fmt: skip
     keys = ["policy", "strategy_title", "seed"]

@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from karma.figures.potential import plot_curve, plot_leads
-from karma.figures.style import save_figure
 from karma.files import atomic_path, load_json
 from karma.potential.outcomes import collect_answers, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_metrics, compare_selections
+from karma.results.pictures import show_picture
 from karma.results.study import find_titles
 from karma.results.tables import Table, build_plain
 from karma.study.escape import escape_formula, escape_frame
@@ -27,18 +24,6 @@ from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import order_benchmarks
 
-TEXT = """## The selection study: alignment potential against the lot
-
-Held-out preference accuracy after training on a part of a pair set, over the part's size: one line a metric, 95 %
-intervals over the held-out pairs, the same for all; the dotted line is a coin. A metric earns its keep where its
-difference from `random` on the same pairs and updates lies above 0; an interval that crosses 0 cannot tell. Then M_AP
-against each rival metric, and whether a metric's lead over `random` changes with the data: all corrected (Holm)."""
-ON_BENCHMARKS = """## The selection study on the benchmarks
-
-The same policies, asked the policies' benchmarks: the score's difference from `random` by metric, 95 % intervals paired
-by item, a panel a benchmark. Above the dotted line the metric's selection made the better policy; an interval that
-crosses it cannot tell. Then every metric against `random`, M_AP against each other metric, and whether a lead over
-`random` changes with the data: all corrected (Holm)."""
 NOTES = {
     False: "one seed: the noise of training is in none of these intervals",
     True: "intervals hold held-out pairs and seeds",
@@ -46,54 +31,47 @@ NOTES = {
 NOTES_OF_ITEMS = {**NOTES, True: "intervals hold items and seeds"}
 
 
-def show_selections(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
-    """Write and return what the report shows of the selection study, in order; an empty list where there is none.
+def show_held_out(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
+    """Write and return what the report shows of selections on held-out pairs; an empty list where there is none.
 
     Args:
         experiment: the study. tables, figures: folders to write to.
     """
     runs, outcomes = collect_selections(experiment)
-    answers, untrained = collect_answers(experiment)
-    return [
-        *_show_held_out(experiment, compare_selections(runs, outcomes), outcomes, tables, figures),
-        *_show_benchmarks(experiment, compare_selections(runs, answers, untrained), answers, tables, figures),
-    ]
-
-
-def _show_held_out(
-    experiment: Experiment, compared: pd.DataFrame, outcomes: pd.DataFrame, tables: Path, figures: Path
-) -> list[Any]:
+    compared = compare_selections(runs, outcomes)
     if compared.empty:
         return []
-    from IPython.display import Markdown
-
     made = [
         build_selection_table(compared),
         *build_test_tables(outcomes),
         *filter(None, [build_agreement_table(experiment), build_union_table(outcomes)]),
     ]
     _save(made, compared, tables, "selection_intervals")
-    return [Markdown(TEXT), _save_figure(plot_curve(compared), figures / "selections"), *made]
+    metrics = ", ".join(dict.fromkeys(compared["metric"]))
+    return [show_picture(plot_curve(compared), figures / "selections", metrics=metrics), *made]
 
 
-def _show_benchmarks(
-    experiment: Experiment, compared: pd.DataFrame, answers: pd.DataFrame, tables: Path, figures: Path
-) -> list[Any]:
+def show_on_benchmarks(experiment: Experiment, tables: Path, figures: Path) -> list[Any]:
+    """Write and return what the report shows of selections on the benchmarks; an empty list where none was asked.
+
+    Args:
+        experiment: the study. tables, figures: folders to write to.
+    """
+    answers, untrained = collect_answers(experiment)
+    compared = compare_selections(collect_selections(experiment)[0], answers, untrained)
     if compared.empty:
         return []
-    from IPython.display import Markdown
-
     own = find_titles(experiment.settings)
     asked = order_benchmarks(list(compared["benchmark"].unique()), "table4")
     titles = {name: own.get(name, title) for name, title in asked.items()}
     n_jobs = sum(1 for _ in STAGES["selection_evaluation"].jobs(experiment.settings))
     missing = n_jobs - int(compared.groupby("benchmark")["n_seeds"].sum().max())
-    notes = (f"{missing} of {n_jobs} evaluations are missing: the gaps above name them",) if missing else ()
+    notes = (f"{missing} of {n_jobs} evaluations are missing: the gaps name them",) if missing else ()
     made = [build_selection_table(compared, titles, notes), *build_test_tables(answers, titles)]
     _save(made, compared, tables, "selection_benchmark_intervals")
     axes = plot_leads(compared, titles)
-    drawn = [_save_figure(axes, figures / "selection_benchmarks")] if len(axes) else []
-    return [Markdown(ON_BENCHMARKS), *drawn, *made]
+    drawn = [show_picture(axes, figures / "selection_benchmarks")] if len(axes) else []
+    return [*drawn, *made]
 
 
 def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) -> None:
@@ -101,12 +79,6 @@ def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) ->
         table.save(tables)
     with atomic_path(tables / f"{name}.csv") as temporary:
         escape_frame(compared, escape_formula).to_csv(temporary, index=False)
-
-
-def _save_figure(axes: np.ndarray, path: Path) -> Figure:
-    save_figure(axes[0], path)
-    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
-    return axes[0].figure
 
 
 def build_selection_table(

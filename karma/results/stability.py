@@ -27,8 +27,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.figures.stability import plot_stability
-from karma.figures.style import save_figure
 from karma.files import load_json
+from karma.results.equal_sets import merge_equal
+from karma.results.pictures import show_picture
 from karma.results.study import RUN_KEYS, Study, collect_results
 from karma.results.tables import Table, build_plain
 from karma.statistics.intervals import compute_interval, compute_spread_interval, compute_wilson
@@ -39,12 +40,6 @@ SPIKE_SD, WINDOW = 7.0, 1000  # OLMo 2's
 LEAST_BEFORE = 10  # updates before one that is judged; ours, trainings here being short
 CELL = ["strategy", "method"]
 MEASURES = ["accuracy", "score", "kl", "drift"]
-TEXT = """## Stability: how far trainings lie apart, jump, and move
-
-By data set and method: the spread of the held-out accuracy over seeds, the share of updates whose loss jumps
-(spikes), the KL to the untrained policy on held-out texts, and how much longer answers became, with 95 % intervals
-over seeds.
-Lower is more stable, except that a policy that learnt nothing is most stable of all: read it beside the accuracy."""
 CAPTION = "Stability of trainings: means and spreads (standard deviations) over seeds, [95 % intervals]."
 NOTES = (
     "spikes: updates whose loss is 7 standard deviations or more above the mean of up to 1,000 before it, of those "
@@ -232,10 +227,7 @@ def show_stability(experiment: Experiment, written: Path, figures: Path) -> list
     Args:
         experiment: the study. written, figures: folders to write to.
     """
-    from IPython.display import Markdown
-    from matplotlib import pyplot as plt
-
-    study = collect_results(experiment)
+    study = merge_equal(collect_results(experiment), experiment)
     trainings = measure_trainings(study)
     if trainings.empty:
         return []
@@ -244,6 +236,4 @@ def show_stability(experiment: Experiment, written: Path, figures: Path) -> list
     table.save(written)
     build_plain("stability_values", CAPTION, found.set_index(CELL), decimals=4).save(written)  # each number a column
     axes = plot_stability(found.assign(strategy=found["strategy"].map(study.title)))
-    save_figure(axes[0], figures / "stability")
-    plt.close(axes[0].figure)  # shown where it is returned to, not once more at the end of the cell
-    return [Markdown(TEXT), axes[0].figure, table]
+    return [show_picture(axes, figures / "stability"), table]

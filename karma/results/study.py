@@ -45,13 +45,14 @@ class Study:
         origins: one row a score of an origin model, with that evaluation's tokens and seconds.
         scores: the score table behind kinship (kinship/scores.csv, n from the origins), or None.
         pairs: one row a strategy: its accounting.json.
-        costs: `annotation`: annotation_cost.json, or None.
+        costs: `annotation`: annotation_cost.json, or None; where pair sets were equal, all `results` and `trainings`.
         gaps: what is missing: `what`, `file`, `made_by`.
         folder: the study's outputs, or None for the published one.
         untrained: (strategy, method) cells that the experiment leaves out (`trained_on`).
         titles: what this study calls a strategy or a benchmark whose usual title would mislead: a judge of its
             own is a weak one, and prompts of the kit's own are not IFEval's.
         distance: between origin models, as the settings' kinship.distance.
+        same: strategies whose pairs another one has -> that one, which stands for both (`karma.results.equal_sets`).
         described: benchmark -> title, capability, answer_form, chance (as declared): the kit's, then the study's tasks.
     """
 
@@ -72,6 +73,7 @@ class Study:
     untrained: frozenset[tuple[str, str]] = frozenset()
     titles: Mapping[str, str] = field(default_factory=dict)
     distance: str = "rmsd"
+    same: Mapping[str, str] = field(default_factory=dict)
     described: pd.DataFrame = field(default_factory=load_benchmarks)
 
     def title(self, name: str) -> str:

@@ -230,6 +230,18 @@ def build_plain(name: str, caption: str, frame: pd.DataFrame, *, decimals: int =
     return Table(name, caption, frame, none, none, decimals, notes)
 
 
+def build_gaps(study: Study) -> Table:
+    """Return what a study lacks, each gap with the command that fills it."""
+    caption = f"{len(study.gaps)} files or scores are missing; {len(study.results)} scores are there."
+    return build_plain("gaps", caption, study.gaps.set_index(["what", "file"]))
+
+
+def build_claims(claims: pd.DataFrame) -> Table:
+    """Return the tested claims, from `karma.results.claims.test_claims`, as a table."""
+    caption = "Claims: effects as shares (RQ1, RQ4: distances in [0, 1]) with 95 % intervals, and verdicts."
+    return build_plain("claims", caption, claims.set_index(["question", "claim"]))
+
+
 def compute_intervals(study: Study) -> pd.DataFrame:
     """Return every score with its 95 % Wilson interval, n, and chance level: the long form of Table 4.
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from karma.figures.style import save_figure
 from karma.figures.win_rates import plot_win_rates
 from karma.files import load_json
 from karma.labels.policies import BASELINE, UNTRAINED, split_names
-from karma.results.tables import Table, build_plain
+from karma.results.pictures import show_picture
+from karma.results.tables import build_plain
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import START_TITLE, title_of, title_strategy
@@ -43,8 +44,8 @@ def _list_jobs(experiment: Experiment) -> Iterator[dict[str, str]]:
     return STAGES["pairwise_evaluation"].jobs(experiment.settings)
 
 
-def show_win_rates(experiment: Experiment, written: Path, figures: Path) -> Iterator[Table]:
-    """Save the win rates as a table and a figure among the report's, and yield the table; nothing where none is asked.
+def show_win_rates(experiment: Experiment, written: Path, figures: Path) -> Iterator[Any]:
+    """Save the win rates as a table and a figure among the report's, and yield both; nothing where none is asked.
 
     Args:
         experiment: whose. written, figures: folders of the report's tables and figures.
@@ -60,7 +61,7 @@ def show_win_rates(experiment: Experiment, written: Path, figures: Path) -> Iter
         "against": [titles[rival] for rival in rates["rival"]],
     }  # fmt: skip
     shown = rates.assign(model_a=names["training"], model_b=names["against"])
-    save_figure(plot_win_rates(shown), figures / "win_rates")
+    yield show_picture(plot_win_rates(shown), figures / "win_rates")
     columns = {"n_judged": "prompts", "win_rate": "win rate", "low": "low", "high": "high",
                "length_controlled": "at equal lengths", "lc_low": "lc low", "lc_high": "lc high",
                "consistency": "consistency", "n_ties": "ties", "judge_calls": "judge calls"}  # fmt: skip

@@ -86,8 +86,9 @@ def compute_modules(source: str, where: str = "code", draws: bool = False) -> di
     """Return every `karma` module that a piece of code reaches by imports, with the digest of its file.
 
     A package counts with the files in it that are not modules of their own (task YAMLs), and the package's data with
-    every module, but for the demo's, which settings name. Without `draws`, what only shows or runs (`SHOWN`) is left
-    out; so are packages that hold nothing but a docstring, and the list of public names.
+    every module, but for the demo's, which settings name, and the report page's, which no number depends on. Without
+    `draws`, what only shows or runs (`SHOWN`) is left out; so are packages that hold nothing but a docstring, and the
+    list of public names.
 
     Example:
         >>> sorted(compute_modules("from karma.errors import InputError"))
@@ -141,7 +142,8 @@ def _digest(path: Path) -> str:
 
 
 def _digest_data() -> str:
-    files = [p for p in sorted((PACKAGE / "data").rglob("*")) if p.is_file() and "demo" not in p.parts]
+    shown = {"demo", "report"}  # the demo's files are named by settings; no number depends on the page
+    files = [p for p in sorted((PACKAGE / "data").rglob("*")) if p.is_file() and not shown & set(p.parts)]
     return compute_digest([[p.name, compute_file_digest(p)] for p in files if p.suffix not in (".py", ".pyc")])
 
 
