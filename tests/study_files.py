@@ -72,12 +72,19 @@ def write_pairs(folder: Path, strategy: str, dropped: dict[str, int], **settings
         {"row_id": f"{k:032x}", "source": "test", "prompt": [{"role": "user", "content": f"Count to {k}."}],
          **{side: [{"role": "assistant", "content": f"{side} {k}"}] for side in ("chosen", "rejected")},
          "chosen_model": "a", "rejected_model": "b", "chosen_score": 0.9, "rejected_score": 0.2, "kinship": 0.5,
-         "strategy": strategy, "chosen_id": f"c{k} of {strategy}", "rejected_id": f"r{k} of {strategy}"}
+         "strategy": strategy, "chosen_id": f"c{k}", "rejected_id": f"r{k}"}
         for k in range(n_pairs)
     ]  # fmt: skip
     books = Accounting(strategy, rows_in=100, pairs_out=n_pairs, dropped=Counter(dropped), responses_in=400,
                        responses_usable=400, settings=settings)  # fmt: skip
     save_pairs(PairSet(pa.Table.from_pylist(rows, PAIR_SCHEMA), books), folder)
+
+
+def part_pairs(experiment: Experiment) -> None:
+    """Take a pair more from each strategy's set than from the last one's: no two are the same any more."""
+    for n, name in enumerate(experiment.settings.strategies):
+        path = experiment.outputs / "pairs" / name / "pairs.parquet"
+        pq.write_table(pq.read_table(path).slice(n), path)
 
 
 def write_selection(job: Job) -> None:

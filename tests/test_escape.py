@@ -212,7 +212,9 @@ def test_a_report_holds_no_script_but_its_own_and_tells_the_browser_so(page):
     html = page.read_text()
     body = BeautifulSoup(html, "html.parser")
     (own,) = body.select("script")
-    assert find_live(html, but=str(own)[:60]) == [] and not body.select("iframe, main img[src]")
+    downloads = [link.extract() for link in body.select("a.download")]
+    assert downloads and all(re.match(r"data:text/(csv|plain);base64,", link["href"]) for link in downloads)
+    assert find_live(str(body), but=str(own)[:60]) == [] and not body.select("iframe, main img[src]")
     policy = body.select_one("meta[http-equiv=Content-Security-Policy]")["content"]
     assert (
         "default-src 'none'" in policy

@@ -261,7 +261,7 @@ def draw_leads(metrics, ratios, benchmarks):
     rows = [{"benchmark": name, "policy": "smollm2-135m", "strategy": "k_score_sim", "method": "dpo", "metric": metric,
              "ratio": ratio, "difference": (lead := dice.uniform(-0.1, 0.1)), "difference_low": lead - 0.1,
              "difference_high": lead + 0.1} for name in benchmarks for metric in metrics for ratio in ratios]  # fmt: skip
-    return potential.plot_leads(pd.DataFrame(rows), {name: BENCHMARKS[name]["table4_title"] for name in benchmarks})
+    return potential.plot_leads(pd.DataFrame(rows), {name: BENCHMARKS[name]["title"] for name in benchmarks})
 
 
 def draw_front(sources):

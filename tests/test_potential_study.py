@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t
 
 from karma.errors import InputError
-from karma.figures.potential import plot_choices
+from karma.figures.potential import DRAWN, plot_choices
 from karma.potential.margins import build_candidates
 from karma.potential.outcomes import CELL, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
@@ -77,8 +77,24 @@ def test_annotations_rank_the_same_pairs_by_their_own_margin():
 def test_every_metric_has_its_panel_and_the_overlap_its_own():
     choices = choose_by_each(pools(), 16, seed=0)
     figure = plot_choices(pools(), choices, compute_overlap(choices))
-    titles = sorted(ax.get_title() for ax in figure.axes)
-    assert titles == sorted([*(f"{metric}\n16 of 40" for metric in SHOWN), "share of pairs kept by both"])
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [*(f"{metric}\n16 of 40 kept" for metric in DRAWN), "pairs kept by both (share)"]
+    names = [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+    assert names == list(SHOWN), "the overlap is of every metric"
+
+
+def test_the_cut_parts_what_is_kept_from_what_is_not():
+    """On each side of the drawn line all are kept, or none: upright for explicit, level for implicit, aslant for M_AP."""
+    found = pools()["plain"]
+    choices = choose_by_each(pools(), 16, seed=0)
+    axes = dict(zip(DRAWN, plot_choices(pools(), choices, compute_overlap(choices)).axes, strict=False))
+    assert not axes["random"].lines
+    points = np.stack([found.explicit, found.implicit], axis=1)
+    for metric in ("explicit_large", "implicit_small", "m_ap"):
+        (line,) = axes[metric].lines
+        (x, y), slope = (line.get_xy1(), line.get_slope()) if metric == "m_ap" else (line.get_xydata()[0], 0.0)
+        side = points[:, 0] - x if metric == "explicit_large" else y + slope * (points[:, 0] - x) - points[:, 1]
+        assert sorted(np.flatnonzero(side >= -1e-9)) == sorted(choices[metric])
 
 
 def test_contradictions_by_eye():

@@ -18,13 +18,15 @@ from karma.files import find_project_root
 from karma.results.page import export_html, render_page
 from karma.study.experiment import load_experiment
 from tests.conftest import CALL_LIMIT, run_karma
-from tests.study_files import write_study
+from tests.study_files import part_pairs, write_study
 
 BEFORE = """<script>window.seen = [];
 addEventListener("error", (e) => seen.push(e.message || String(e.target.src || e.target.href)), true);
 console.error = (...all) => seen.push(all.join(" "));</script>"""
 AFTER = """<script>addEventListener("load", () => {
-const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, caption, pre, .table, nav")]
+const folded = document.querySelectorAll("main details:not([open])").length;
+for (const one of document.querySelectorAll("details")) one.open = true;
+const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, figcaption, summary, pre, nav, .facts, .answer")]
   .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline");
 const pictures = [...document.images].map((i) => [i.naturalWidth, i.clientWidth, i.clientHeight, i.alt]);
 const sorted = [];
@@ -35,11 +37,25 @@ for (const table of document.querySelectorAll("main table")) {
   const first = text(); button.click(); const up = text(); button.click(); const down = text();
   sorted.push({first, up, down});
 }
-const found = {seen, pictures, sorted, cut: cut.map((e) => e.tagName + ": " + e.textContent.slice(0, 80)),
+const field = document.querySelector(".tools input");
+const rows = field ? [...field.closest("figure").querySelectorAll("tbody tr")] : [];
+if (field) { field.value = rows[0].textContent.trim().slice(0, 12).trim(); field.dispatchEvent(new Event("input")); }
+const filtered = [rows.filter((r) => !r.hidden).length, rows.length];
+const page = () => getComputedStyle(document.body).backgroundColor;
+const light = page(); document.querySelector("#theme").click(); const dark = page();
+const prompts = () => [...document.querySelectorAll(".browser .prompt:not([hidden])")].map((p) => p.textContent);
+const one = prompts(); document.querySelectorAll(".browser .steps button")[1]?.click();
+const files = [...document.querySelectorAll("a.download")].map((a) => [a.download, a.href.slice(0, 22)]);
+const found = {folded, filtered, light, dark, files, prompts: [one, prompts()],
+  current: document.querySelectorAll("nav a[aria-current]").length,
+  small: [...document.querySelectorAll("main p, main td, figcaption")].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 12).length,
+  seen, pictures, sorted, cut: cut.map((e) => e.tagName + ": " + e.textContent.slice(0, 80)),
   links: [...document.querySelectorAll("nav a")].every((a) => document.querySelector(a.getAttribute("href"))),
   wide: document.documentElement.scrollWidth - innerWidth};
-const out = document.createElement("pre"); out.id = "check"; out.textContent = JSON.stringify(found);
-document.body.append(out); });</script>"""
+parent.postMessage(JSON.stringify(found), "*"); });</script>"""
+FRAME = """<body style="margin:0"><iframe src="looked_at.html" style="width:{width}px;height:1600px;border:0"></iframe>
+<script>addEventListener("message", (event) => {{ const out = document.createElement("pre"); out.id = "check";
+out.textContent = event.data; document.body.append(out); }});</script></body>"""
 
 
 def find_chromium() -> str:
@@ -59,9 +75,11 @@ def look_at(page: Path, folder: Path, width: int = 1280) -> dict:
     html = html.replace("<head>", "<head>" + BEFORE, 1).replace("</body>", AFTER + "</body>", 1)
     copy = folder / "looked_at.html"
     copy.write_text(html)
-    command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",
+    frame = folder / "frame.html"  # a window is never narrower than 500 pixels, a frame may be
+    frame.write_text(FRAME.format(width=width))
+    command = [find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1800",
                f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-               copy.as_uri()]  # fmt: skip
+               frame.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_LIMIT, check=True)
     check = BeautifulSoup(done.stdout, "lxml").select_one("#check")
     assert check is not None, done.stderr[-500:]
@@ -78,6 +96,15 @@ def expect_whole(found: dict, n_pictures: int) -> None:
     assert found["wide"] <= 0, "the page scrolls sideways"
     assert found["links"], "a line of the contents leads nowhere"
     assert found["sorted"], "no table can be sorted"
+    assert found["small"] == 0, "text below 12 pixels"
+    assert found["folded"] > 2 and found["current"] == 1, "settings are folded, the contents mark one section"
+    shown, n_rows = found["filtered"]
+    assert 0 < shown < n_rows, "a word leaves some rows"
+    assert found["light"] == "rgb(255, 255, 255)" != found["dark"], "the page has a dark side"
+    kinds = [(name.rpartition(".")[2], href.partition(";")[0]) for name, href in found["files"]]
+    pictures = [each for each in kinds if each[0] != "csv"]
+    assert set(pictures) == {("svg", "data:image/svg+xml"), ("bib", "data:text/plain")}
+    assert len(pictures) == len(found["pictures"]) + 1 and ("csv", "data:text/csv") in kinds
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +125,7 @@ def measured(tmp_path_factory) -> Path:
         experiment = load_experiment("params/demo.yaml")
         assert experiment.outputs == clone / "outputs" / "demo"
         write_study(experiment)
+        part_pairs(experiment)
         (experiment.outputs / "runs/smollm2-135m/k_sim/dpo/seed0/scores.json").unlink()
         return write_report("params/demo.yaml", price=2.0)
     finally:
@@ -125,8 +153,8 @@ def test_pages_fetch_nothing_and_show_no_code(published, measured):
         assert "@import" not in html and "url(" not in html and "MathJax" not in html
         body = BeautifulSoup(html, "lxml")
         assert "open_results(" not in body.get_text() and not body.select(".highlight, .input, .input_area")
-        headings = {tag.get_text().strip() for tag in body.select("h1, h2, h3")}
-        assert {image["alt"] for image in body.select("img")} <= headings
+        alts = [image["alt"] for image in body.select("img")]
+        assert all(len(alt) > 30 for alt in alts) and "{" not in "".join(alts)
 
 
 def test_a_half_finished_study_is_reported_with_its_gap(measured):
@@ -151,15 +179,48 @@ def test_a_half_finished_study_is_reported_with_its_gap(measured):
         assert {p.suffix for p in (folder / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}, name
     for link in BeautifulSoup(html, "lxml").select("main a[href]"):
         target = link["href"]
-        assert target.startswith("#") or (folder / target).exists(), target
+        assert target.startswith(("#", "data:text/")) or (folder / target).exists(), target
 
 
-def test_the_published_report_in_a_browser(published, tmp_path):
-    expect_whole(look_at(published, tmp_path), n_pictures=8)
+@pytest.mark.parametrize("width", [420, 1400])
+def test_the_published_report_in_a_browser(published, tmp_path, width):
+    expect_whole(look_at(published, tmp_path, width), n_pictures=8)
 
 
-def test_a_measured_report_in_a_browser(measured, tmp_path):
-    expect_whole(look_at(measured, tmp_path), n_pictures=9)
+@pytest.mark.parametrize("width", [420, 1400])
+def test_a_measured_report_in_a_browser(measured, tmp_path, width):
+    expect_whole(look_at(measured, tmp_path, width), n_pictures=18)
+
+
+def test_ours_and_the_papers_are_told_apart_and_everything_has_a_number(measured):
+    body = BeautifulSoup(measured.read_text(), "lxml")
+    for kind, n_least in (("picture", 18), ("table", 15)):
+        figures = body.select(f"figure.{kind}")
+        labels = [figure.select_one(".number-label").get_text() for figure in figures]
+        assert len(labels) == len(set(labels)) >= n_least, "numbers are given twice"
+        assert all(figure.select_one(".title").get_text().strip() for figure in figures)
+    own = {f["data-source"]: f for f in body.select("figure.picture[data-name=figure5]")}
+    assert own["study"].select_one(".number-label").get_text() == "Figure 5. "
+    assert own["paper"].select_one(".number-label").get_text() == "The paper's figure 5. "
+    section = own["paper"].find_previous("h2").get_text()
+    assert section == "The paper's own numbers" != own["study"].find_previous("h2").get_text()
+
+
+def test_every_table_of_a_report_says_how_it_is_read(measured, published):
+    for page in (measured, published):
+        unread = [figure["data-name"] for figure in BeautifulSoup(page.read_text(), "lxml").select("figure.table")
+                  if not figure.select_one(".reading")]  # fmt: skip
+        assert not unread
+
+
+def test_the_first_screen_says_what_was_found(measured):
+    body = BeautifulSoup(measured.read_text(), "lxml")
+    assert body.h1.get_text() == "Study demo: what did kinship change?"
+    assert {dt.get_text() for dt in body.select(".facts dt")} == {"study", "finished", "device", "commit", "whole"}
+    assert len(body.select(".findings li")) == len(body.select(".findings .caveat")) == 5
+    chips = {chip["data-verdict"] for chip in body.select("figure.table .chip")}
+    assert chips and chips <= {"supported", "contradicted", "no difference", "cannot tell"}
+    assert "By hand" not in body.get_text() and "Exercises" not in body.get_text(), "lessons stay in the notebook"
 
 
 def test_tables_sort_as_numbers_with_gaps_last(tmp_path):

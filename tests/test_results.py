@@ -115,7 +115,7 @@ def test_an_impossible_score_is_refused_by_name(tmp_path):
 def test_tables_hold_the_files_numbers(study):
     table = build_table4(study)
     rows = study.results.query("benchmark == 'arc_easy' and method == 'dpo' and strategy == 'k_sim'")
-    label = ("ARC-easy", "smollm2-135m", "DPO")
+    label = ("ARC-Easy", "smollm2-135m", "DPO")
     assert table.frame.loc[label, "K_sim"] == rows["value"].item()
     assert table.frame.loc[("Held-out pairs", "smollm2-135m", "DPO"), "K_sim"] == 0.6
     start = study.results.query("benchmark == 'arc_easy' and strategy == 'start'")["value"].item()
@@ -129,8 +129,8 @@ def test_table2_is_the_mean_over_runs_and_shades_against_the_baseline(study):
     assert table.frame.loc["ARC-Easy", "K_sim"] == trained.query("benchmark == 'arc_easy'")["value"].mean()
     assert table.frame.loc["Total", "K_sim"] == pytest.approx(trained.groupby("benchmark")["value"].mean().mean())
     numbers = table.frame
-    assert bool(table.shaded.loc["MMLU", "K_sim"]) == (
-        numbers.loc["MMLU", "K_sim"] >= numbers.loc["MMLU", "RLAIF (weak judge)"]
+    assert bool(table.shaded.loc["MMLU-STEM", "K_sim"]) == (
+        numbers.loc["MMLU-STEM", "K_sim"] >= numbers.loc["MMLU-STEM", "RLAIF (weak judge)"]
     )
     assert not table.shaded["RLAIF (weak judge)"].any() and BASELINE == "rlaif"
 
@@ -162,7 +162,7 @@ def test_means_of_missing_runs_and_of_unknown_items_have_no_interval(tmp_path):
     empty = build_means(collect_results(make_experiment(tmp_path)))
     assert empty.frame.isna().all(axis=None)
     published = build_means(load_published()).frame
-    assert published.loc["MMLU"].str.endswith("(items unknown)").all() and "[" in published.loc["IFeval", "K_sim"]
+    assert published.loc["MMLU-STEM"].str.endswith("(items unknown)").all() and "[" in published.loc["IFEval", "K_sim"]
 
 
 def test_files_of_a_table_agree(study, tmp_path):
@@ -183,7 +183,7 @@ def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path):
     cell = study.results.query("benchmark == 'mmlu_pro' and method == 'sft' and strategy == 'rlaif'")
     assert len(cell) == 3
     assert (
-        build_table4(study).frame.loc[("MMLU-pro", "smollm2-135m", "SFT"), "RLAIF (weak judge)"] == cell["value"].mean()
+        build_table4(study).frame.loc[("MMLU-Pro", "smollm2-135m", "SFT"), "RLAIF (weak judge)"] == cell["value"].mean()
     )
     found = compute_difference(study, "k_sim", "rlaif", method="dpo")
     assert found.n_seeds == 3 and "across 3 seeds" in found.basis and np.isfinite(found.df)

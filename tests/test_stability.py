@@ -22,7 +22,7 @@ from karma.results.stability import (
 )
 from karma.results.study import collect_results
 from karma.statistics.intervals import compute_spread_interval
-from tests.study_files import make_experiment, write_study
+from tests.study_files import make_experiment, part_pairs, write_study
 
 STAGES = ("01_origin_evaluation", "02_kinship_analysis", "pool", "03_binarization", "04_alignment_training",
           "05_policy_evaluation")  # fmt: skip
@@ -50,6 +50,7 @@ def study_of(tmp_path):
         changes = {"seeds": seeds, "strategies": ["k_sim", "k_score"], "methods": ["dpo"], "trained_on": {}}
         experiment.settings = experiment.settings.model_copy(update=changes)
         write_study(experiment, STAGES)
+        part_pairs(experiment)
         return experiment
 
     return make

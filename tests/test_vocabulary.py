@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.figures.diagrams import plot_framework, plot_labelling
-from karma.figures.potential import metric_style, plot_choices, plot_curve
+from karma.figures.potential import DRAWN, metric_style, plot_choices, plot_curve
 from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import strategy_style
 from karma.figures.training import plot_training
@@ -125,11 +125,12 @@ def test_the_figures_of_selection_show_every_metric(experiment, study):
     shown = [metric for metric in METRICS if not is_anew(metric)]
     assert list(choices) == shown
     many = {f"{name} {again}": places for again in (1, 2) for name, places in choices.items()}
-    titles = {ax.get_title().split("\n")[0] for ax in plot_choices(pools, choices, compute_overlap(choices)).axes}
-    assert set(shown) <= titles and len(many) == 2 * len(shown)
+    *panels, overlap = plot_choices(pools, choices, compute_overlap(choices)).axes
+    assert [ax.get_title().split("\n")[0] for ax in panels] == list(DRAWN)
+    assert [text.get_text() for text in overlap.get_yticklabels()] == shown and len(many) == 2 * len(shown)
     curves = plot_curve(compare_selections(*collect_selections(experiment)))
-    assert len(curves) == len(POLICY_METHODS)
-    assert curves[0].get_legend_handles_labels()[1] == list(METRICS)
+    assert len(curves) == 2 * len(POLICY_METHODS)
+    assert [text.get_text() for text in curves[0].get_yticklabels()] == list(METRICS)
 
 
 def test_a_ninth_metric_has_a_look_and_a_panel(monkeypatch):

@@ -16,6 +16,7 @@ from karma.potential.study import find_pool
 from karma.vocabulary import METRICS, title_of
 
 _ORDER = list(METRICS)
+LEAST_SHOWN = 0.02  # share; an axis of differences reaches so far at least, so that nothing is not drawn large
 DRAWN = ("random", "explicit_large", "implicit_small", "m_ap")  # the margins each alone, both, and neither
 
 
@@ -90,7 +91,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
             over the share.
 
     Returns:
-        Axes (panels, 2), a row a (policy, strategy, method).
+        Axes, two a (policy, strategy, method): accuracy and difference.
     """
     panels = list(compared.groupby(["policy", "strategy", "method"], sort=False))
     several, metrics = compared["ratio"].nunique() > 1, _list_metrics(compared)
@@ -117,7 +118,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
         row[0].set_title(f"{policy}, {title_of(strategy)}, {title_of(method)}{share}{n}", loc="left", fontsize=9)
     if several:
         _add_legend(axes.ravel())
-    return axes
+    return axes.ravel()
 
 
 def _plot_dots(ax: Axes, rows: pd.DataFrame, columns: list[str], metrics: list[str]) -> None:
@@ -153,7 +154,9 @@ def plot_leads(compared: pd.DataFrame, titles: Mapping[str, str]) -> np.ndarray:
         columns = ["difference", "difference_low", "difference_high"]
         (_plot_sizes if several else _plot_one_size)(ax, part, columns)
         ax.axhline(0, color="black", lw=1, ls=":")
-        ax.set_title(f"{titles[name]}\n{policy}, {strategy}, {title_of(method)}")
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, -LEAST_SHOWN), max(high, LEAST_SHOWN))
+        ax.set_title(f"{titles[name]}\n{policy}, {title_of(strategy)}, {title_of(method)}")
     if several:
         _add_legend(axes)
     return axes

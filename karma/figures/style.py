@@ -67,9 +67,13 @@ def save_figure(drawn: Figure | Axes, path: str | Path) -> list[Path]:
     path, written = Path(path), []
     figure = drawn.get_figure(root=True) if isinstance(drawn, Axes) else drawn
     assert figure is not None
+    engine = figure.get_layout_engine()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not anew for each file and pass
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": "karma"})):
         target = path.with_suffix(suffix)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
         written.append(target)
+    figure.set_layout_engine(engine)
     return written

@@ -22,6 +22,7 @@ from karma.statistics.intervals import combine_variances, compute_interval, comp
 from karma.vocabulary import START
 
 PAIRED = "paired over items"
+NOTHING = 1e-24  # a variance that is rounding: of answers that never differ
 CELL = ["policy", "strategy", "method", "benchmark"]
 
 
@@ -116,7 +117,7 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         twice += [(-found[1], max(items - 1, 1) * (len(seeds) - 1))] if found[1] else []
         n += int(part["n"].fillna(0).max())
         most = max(part["weight"].clip(lower=0).sum(), -part["weight"].clip(upper=0).sum())  # that one item can change
-        unchanged += [(float(most), items)] if found[0] == 0 and most and basis == PAIRED else []
+        unchanged += [(float(most), items)] if found[0] < NOTHING and most and basis == PAIRED else []
         bases.add(basis)
     of_items = sum(v for v, _ in parts)
     if len(seeds) > 1:

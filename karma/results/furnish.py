@@ -35,6 +35,7 @@ def furnish(body: Any) -> list[tuple[str, str]]:
         button = body.new_tag("button", attrs={"class": "download", "type": "button"})
         button.string = "SVG" if "svg" in figure.img["src"][:20] else "PNG"
         figure.append(button)
+        figure.img.wrap(body.new_tag("div", attrs={"class": "scroll"}))
     _number(body, "figure.picture", "Figure", "figure")
     for chip in body.select("[data-verdict]"):
         chip["data-verdict"] = find_verdict(chip["data-verdict"]) or "other"

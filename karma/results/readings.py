@@ -64,7 +64,8 @@ FIGURES = {  # file -> (title, how to read it, what is seen); {braces} are fille
         "Four panels by data set: spread of held-out accuracy, loss spikes, KL to the untrained policy, length."),
     "premise": (
         "Are the responses of kin less unlike?",
-        "If the premise holds, gaps grow to the right of each panel, where origin models are less akin.",
+        "A dot is two origin models, the line the mean gap of all pairs at least so akin. If the premise holds, gaps "
+        "fall to the right, where models are more akin.",
         "Response gaps of pairs of origin models against their kinship."),
     "label_accuracy": (
         "How often programs confirm the labels.",
