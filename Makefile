@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme smoke quick test test-all corpus faults check audit lab bench vllm clean
+.PHONY: help setup demo readme course recorded smoke quick test test-all corpus faults check audit lab bench vllm clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,12 @@ demo: setup  ## the whole study on a small real model on two cores
 
 readme: setup  ## write the README's example out of the finished demo
 	$(BIN)/python docs/make_readme.py
+
+course: setup  ## student copies, solutions and a landing page, from the finished demo (else smoke), into course/
+	$(BIN)/python -m docs.course.build
+
+recorded: setup  ## the finished demo without weights, in one file: dist/karma-demo-recorded.tar.gz
+	$(BIN)/python docs/make_recorded.py
 
 smoke: setup  ## the same graph with tiny random models
 	$(BIN)/karma run params/smoke.yaml

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pool.pool import load_pool
     from karma.potential.selection import select_pairs
+    from karma.results.exercises import check_exercise, explain_exercise
     from karma.results.study import collect_results
     from karma.scores.normalise import compute_s_pref
     from karma.scores.read import load_score_table
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "InputError": "karma.errors", "KarmaError": "karma.errors", "build_pairs": "karma.pairs.build",
+    "check_exercise": "karma.results.exercises", "explain_exercise": "karma.results.exercises",
     "collect_results": "karma.results.study", "compute_kinship": "karma.kinship.similarity",
     "compute_s_pref": "karma.scores.normalise", "describe_run": "karma.training.run",
     "evaluate": "karma.evaluation.runner",
@@ -44,9 +46,9 @@ _LAZY = {
     "select_pairs": "karma.potential.selection", "split_pairs": "karma.pairs.pairs", "train": "karma.training.train",
 }  # fmt: skip
 __all__ = [
-    "InputError", "KarmaError", "__version__", "build_pairs", "collect_results", "compute_kinship", "compute_s_pref",
-    "describe_run", "evaluate", "load_experiment", "load_pairs", "load_pool", "load_score_table", "open_stage",
-    "save_pairs", "select_pairs", "split_pairs", "train",
+    "InputError", "KarmaError", "__version__", "build_pairs", "check_exercise", "collect_results", "compute_kinship",
+    "compute_s_pref", "describe_run", "evaluate", "explain_exercise", "load_experiment", "load_pairs", "load_pool",
+    "load_score_table", "open_stage", "save_pairs", "select_pairs", "split_pairs", "train",
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from typer.main import get_command
 from karma.errors import InputError, KarmaError, show_line
 
 COMMANDS = {  # command -> its file in karma/commands
-    "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
+    "demo": "demo", "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
     "density_ratio": "study", "cross_evaluation": "study", "reward_evaluation": "study",
     "selection_evaluation": "study", "pairwise_evaluation": "study", "shard": "study", "models": "study",
     "read-scores": "read_scores", "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train",

@@ -7,6 +7,7 @@ new argument is one line and meets every class of its kind. `tests/test_bad_inpu
 A class whose name ends in "?" may also be fine to a command: such a case is to be refused well or done well.
 """
 
+import gzip
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from tests.recorded_files import build
 
 MODELS = ["GPT-4", "bard", "Alpaca-7b", "Starchat", "Vicuna-33b"]
 MARKED = "new\nline [bold red]mark[/bold red] \x1b[31m<b>"
@@ -73,6 +76,7 @@ def write_good(folder: Path) -> None:
     """Write what every command's good line names."""
     rows = [make_row(i) for i in range(24)]
     write_lines(folder / "pool.jsonl", rows)
+    build(folder / "recorded.tar.gz")
     (folder / "scores.csv").write_text(
         "origin_model,ifeval,arc_easy,mmlu_pro\n"
         + "".join(f"{m},{20 + 13 * k},{90 - 4 * k * k},{30 + (17 * k) % 40}\n" for k, m in enumerate(MODELS))
@@ -935,11 +939,16 @@ KINDS: dict[str, dict[str, Make]] = {
     "experiment": EXPERIMENT, "experiment's name": EXPERIMENT_NAMES, "out": OUT, "count": COUNT, "seed": SEED,
     "cosine": COSINE, "share": SHARE, "word": WORDS, "device": DEVICE, "dtype": DTYPE, "server": URL,
     "repository": REPOSITORY, "settings": SETTINGS,
+    "recorded study": {**with_suffix(OF_FILES, ".tar.gz"), "no archive": content(".tar.gz", b"no archive"),
+                       "no archive inside": content(".tar.gz", gzip.compress(b"no archive" * 99)),
+                       "nothing inside": content(".tar.gz", gzip.compress(bytes(10240))),
+                       "marked-up text": content(".tar.gz", MARKED)},
 }  # fmt: skip
 
 # --- commands and their arguments -----------------------------------------------------------------------------------
 
 LINES: dict[str, dict[str, Any]] = {
+    "demo": {"--recorded": "@recorded.tar.gz", "--replace": True},
     "binarize": {"--pool": "@pool.jsonl", "--strategy": "k_sim", "--scores": "@scores.csv", "--tau": "-1", "--out": "out",
                  "--exclude-model": None},
     "select": {"--pairs": "@pairs", "--policy": "@model", "--ratio": "0.5", "--device": "cpu", "--dtype": "float32", "--out": "out"},
@@ -1041,6 +1050,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("read-scores", "--ignore", "word", {}), ("read-scores", "--unit", "word", {}),
     ("shard", "--shard", "word", {}), ("shard", "-p", "word", {}),
     ("run", "--executor", "word", {}), ("run", "--profile", "word", {}), ("run", "--jobs", "count", {}),
+    ("demo", "--recorded", "recorded study", {}),
     ("run", "A", "experiment", {}), ("run", "--cores", "cores", {"--dry-run": None}), ("run", "--until", "word", {}),
     ("status", "A", "experiment's name", {}), ("models", "A", "experiment", {}),
     ("notebook", "A", "word", {}), ("notebook", "B", "experiment's name", {}), ("notebook", "-p", "word", {}),

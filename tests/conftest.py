@@ -32,7 +32,8 @@ class _Together(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "smoke" if file.endswith(("test_notebooks.py", "test_readme.py", "test_sweep.py")) else file
+        shared = ("test_course.py", "test_notebooks.py", "test_readme.py", "test_recorded.py", "test_sweep.py")
+        return "smoke" if file.endswith(shared) else file
 
 
 LONG = ("notebooks", "readme", "sweep", "training_runs", "contributing", "forks", "training", "self_play", "figures",

@@ -11,7 +11,7 @@ import karma
 NAMES = {
     "load_score_table", "compute_s_pref", "compute_kinship", "load_pool", "build_pairs", "load_pairs", "save_pairs",
     "split_pairs", "select_pairs", "evaluate", "describe_run", "train", "load_experiment", "open_stage",
-    "collect_results", "KarmaError", "InputError",
+    "collect_results", "check_exercise", "explain_exercise", "KarmaError", "InputError",
 }  # fmt: skip
 
 
