@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo readme course recorded smoke quick test test-all corpus faults check audit lab bench vllm clean
+.PHONY: help setup demo readme course book recorded smoke quick test test-all corpus faults check audit lab bench vllm clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,14 @@ readme: setup  ## write the README's example out of the finished demo
 course: setup  ## student copies, solutions and a landing page, from the finished demo (else smoke), into course/
 	$(BIN)/python -m docs.course.build
 
+# Sphinx and its theme, which nothing else needs.
+.venv/.book: .venv/.ready
+	$(INSTALL) --quiet --constraint constraints.txt --editable ".[book]"
+	touch $@
+
+book: setup .venv/.book  ## notebooks as run, method, reference and glossary as pages, into build/book/html/index.html
+	$(BIN)/python -m docs.book.build
+
 recorded: setup  ## the finished demo without weights, in one file: dist/karma-demo-recorded.tar.gz
 	$(BIN)/python docs/make_recorded.py
 
@@ -51,7 +59,7 @@ quick: setup  ## the tests without the smoke study, without training and without
 test: setup  ## the test suite
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy and not corpus"
 
-test-all: setup .venv/.cluster  ## what is too heavy for `make test` (marker `heavy`): clusters, whole studies
+test-all: setup .venv/.cluster .venv/.book  ## what is too heavy for `make test` (marker `heavy`): clusters, whole studies
 	$(BIN)/python -m pytest -m heavy tests || test $$? -eq 5
 
 corpus: setup  ## every argument through every class of bad input (some 3,700 cases), into outputs/bench/bad_inputs.csv

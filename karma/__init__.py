@@ -5,12 +5,16 @@ importing the package is light. The folders follow the paper's method section: `
 `pool`, `pairs`, `training`, `evaluation`, `potential`, `self_play`, `results`; `study` runs them.
 """
 
+import os
+import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars are drawn as text, in JupyterLab too
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars are text where there are no widgets
+if "ipykernel" in sys.modules and not {"JPY_SESSION_NAME", "VSCODE_PID"} & os.environ.keys():
+    sys.modules.setdefault("ipywidgets", None)  # type: ignore[arg-type]  # nobody reads live: bars and figures stay text
 
 try:
     __version__ = version("karma-kit")

@@ -37,21 +37,27 @@ def build_course(experiment: Experiment, out: Path) -> list[str]:
         experiment: the finished study that solutions and minutes come from. out: folder, replaced.
     """
     shutil.rmtree(out, ignore_errors=True)
-    stale, rows = [], []
-    measured = own.measure(experiment)
+    stale = list[str]()
     for path in own.NOTEBOOKS:
         number, notebook = path.stem[:2], own.read_notebook(path)
         _save(build_student_copy(notebook, number), out / "students" / path.name)
-        executed = own.find_executed(experiment, path)
-        solved, changed = build_solutions(notebook, executed, number, experiment)
+        solved, changed = build_solutions(notebook, own.find_executed(experiment, path), number, experiment)
         _save(solved, out / "solutions" / path.name)
         stale += [f"{path.name} ({len(changed)} cells)"] if changed else []
-        minutes = measured[path.stem].minutes if path.stem in measured else executed and executed.minutes
-        rows.append(describe(notebook, path, minutes))
-    text = write_landing_page(rows, experiment, measured)
+    text = write_landing_page(list_rows(experiment), experiment, own.measure(experiment))
     (out / "index.md").write_text(text, "utf-8")
     _save(new_notebook(cells=[new_markdown_cell(text, id="landing")]), out / "index.ipynb")
     return stale
+
+
+def list_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return what the landing page says of each notebook, in order."""
+    measured, rows = own.measure(experiment), []
+    for path in own.NOTEBOOKS:
+        executed = None if path.stem in measured else own.find_executed(experiment, path)
+        minutes = measured[path.stem].minutes if path.stem in measured else executed and executed.minutes
+        rows.append(describe(own.read_notebook(path), path, minutes))
+    return rows
 
 
 def build_student_copy(notebook: Any, number: str) -> Any:
@@ -113,10 +119,10 @@ def solve_here(name: str, experiment: Experiment) -> str:
 def describe(notebook: Any, path: Path, minutes: float | None) -> dict[str, Any]:
     """Return what the landing page says of a notebook."""
     question, goal = own.read_goal(notebook)
-    exercises = own.list_exercises(notebook, path.stem[:2])
-    return {"number": path.stem[:2], "name": path.name, "question": question, "goal": goal,
-            "read": own.count_words(notebook) / WORDS_A_MINUTE + MINUTES_A_CELL * own.count_code(notebook), "exercises": len(exercises) * MINUTES_AN_EXERCISE,
-            "run": minutes}  # fmt: skip
+    exercises = len(own.list_exercises(notebook, path.stem[:2])) * MINUTES_AN_EXERCISE
+    read = own.count_words(notebook) / WORDS_A_MINUTE + MINUTES_A_CELL * own.count_code(notebook)
+    return {"number": path.stem[:2], "name": path.name, "question": question, "goal": goal, "read": read,
+            "exercises": exercises, "run": minutes}  # fmt: skip
 
 
 def write_landing_page(rows: list[dict[str, Any]], experiment: Experiment, measured: dict[str, own.Measured]) -> str:
@@ -125,9 +131,10 @@ def write_landing_page(rows: list[dict[str, Any]], experiment: Experiment, measu
     lines = ["| | question | students | solutions | read | run | exercises |", "|---|---|---|---|---|---|---|"]
     lines += [f"| {r['number']} | {r['question']} | [open](students/{r['name']}) | [open](solutions/{r['name']}) | "
               f"{r['read']:.0f} min | {_say_minutes(r['run'])} | {r['exercises']} min |" for r in rows]  # fmt: skip
-    said = (f"Minutes to read are words at {WORDS_A_MINUTE} a minute and {MINUTES_A_CELL:g} a code cell; an "
-            f"exercise counts {MINUTES_AN_EXERCISE}. Minutes to run are the median of a stage's jobs in the study *{experiment.settings.name}*, of {run.date} "
-            f"({run.device}); 00 was run when this page was written.")  # fmt: skip
+    said = (f"Minutes to read are words at {WORDS_A_MINUTE} a minute and {MINUTES_A_CELL:g} a code cell; an exercise "
+            f"counts {MINUTES_AN_EXERCISE}. Minutes to run are the median of a stage's jobs in the study "
+            f"*{experiment.settings.name}*, of {run.date} ({run.device}); 00 was run when this page was "
+            "written.")  # fmt: skip
     goals = [f"- **{r['number']}** You {r['goal']}" for r in rows if r["goal"]]
     parts = {
         "MAP": "\n".join(lines) + "\n\n" + said,

@@ -19,6 +19,7 @@ import nbformat
 
 from karma.errors import InputError
 from karma.study.experiment import Experiment, load_experiment
+from karma.study.outputs import tidy_outputs
 from karma.study.provenance import load_records
 from karma.study.recorded import find_shown
 from karma.study.stages import STAGES
@@ -90,7 +91,7 @@ def find_executed(experiment: Experiment, path: Path) -> Executed | None:
     if job is None:
         return None
     values = {"experiment": f"params/{experiment.path.name}", **job.params}
-    return Executed(read_notebook(job.executed_notebook), values, None)
+    return Executed(tidy_outputs(read_notebook(job.executed_notebook)), values, None)
 
 
 @cache
@@ -106,7 +107,7 @@ def _run_once(path: Path) -> tuple[Any, float]:
 
 def _run(path: Path, parameters: dict[str, Any]) -> Executed:
     notebook, minutes = _run_once(path)
-    return Executed(copy.deepcopy(notebook), parameters, minutes)
+    return Executed(tidy_outputs(copy.deepcopy(notebook)), parameters, minutes)
 
 
 def join_outputs(notebook: Any, executed: Any) -> tuple[Any, list[str]]:

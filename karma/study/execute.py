@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from karma.errors import InputError, KarmaError
-from karma.files import load_json
+from karma.files import atomic_path, load_json
 from karma.study.current import stay_current
 from karma.study.devices import hold_devices
 from karma.study.experiment import load_experiment
@@ -66,7 +66,7 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> float:
     check_parameters(source, values)
     job.executed_notebook.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _own_kernels() as (options, usage):
+        with _tidied(job.executed_notebook), _own_kernels() as (options, usage):
             papermill.execute_notebook(
                 source, job.executed_notebook, parameters=values, cwd=job.experiment.root, kernel_name="python3",
                 progress_bar=sys.stderr.isatty(), log_output=False, autosave_cell_every=10, **options,
@@ -80,6 +80,22 @@ def execute_notebook(job: Job, values: Mapping[str, object]) -> float:
         raise KarmaError(
             f"{job.label}: the kernel died: out of memory, or killed; see {seen}, and try a smaller batch size"
         ) from error
+
+
+@contextmanager
+def _tidied(path: Path) -> Iterator[None]:
+    """Leave an executed notebook with plain lines where bars and warnings were, also where a cell failed."""
+    import nbformat
+
+    from karma.study.outputs import tidy_outputs
+
+    try:
+        yield
+    finally:
+        if path.is_file():
+            tidied = tidy_outputs(nbformat.read(path, as_version=4))
+            with atomic_path(path) as temporary:
+                nbformat.write(tidied, temporary)
 
 
 @contextmanager
