@@ -34,7 +34,7 @@ demo: setup  ## the whole study on a small real model on two cores
 readme: setup  ## write the README's example out of the finished demo
 	$(BIN)/python docs/make_readme.py
 
-course: setup  ## student copies, solutions and a landing page, from the finished demo (else smoke), into course/
+course: setup  ## student copies, solutions and a landing page, with what a finished study measured, into course/
 	$(BIN)/python -m docs.course.build
 
 # Sphinx and its theme, which nothing else needs.
@@ -74,8 +74,10 @@ check: setup  ## style, types, stripped notebooks
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-lab: setup  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: setup  ## open the course's landing page in JupyterLab
+	@test -f course/index.ipynb || $(BIN)/python -m docs.course.build
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/course/index.ipynb \
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 audit:  ## known holes in the tested set of packages (needs the network)
 	@PYTHON=$(PYTHON) bash .ci/audit

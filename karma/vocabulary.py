@@ -175,7 +175,7 @@ class Metric:
 
 
 METRICS = {
-    "random": Metric("pairs by lot (the control)"),
+    "random": Metric("pairs at random (the control)"),
     "explicit_large": Metric("the largest explicit margins (a rival in arXiv 2503.01864)"),
     "explicit_small": Metric("the smallest explicit margins (a part of RIP, arXiv 2501.18578)"),
     "implicit_small": Metric(
@@ -187,7 +187,7 @@ METRICS = {
         "rank highest, mislabelled ones among them (ours)"),
     "m_ap_annotated": Metric(
         "m_ap over annotators' scores of the same pairs (the control of kinship's; ours)"),
-    "random_anew": Metric("before each epoch as many pairs by lot, drawn anew (the control of m_ap_anew; ours)"),
+    "random_anew": Metric("before each epoch as many pairs at random, drawn anew (the control of m_ap_anew; ours)"),
     "m_ap_anew": Metric(
         "before each epoch the largest alignment potential, as the policy of then ranks all pairs (ours)"),
 }  # fmt: skip
@@ -196,7 +196,7 @@ ARMS = {  # of self-play -> title
     "evolve_then_select": "evolve, then select",
     "select_then_evolve": "select, then evolve",
     "fresh": "fresh prompts (control)",
-    "fresh_random": "fresh, kept by lot",
+    "fresh_random": "fresh, kept at random",
     "fresh_explicit": "fresh, explicit margin",
     "fresh_implicit": "fresh, implicit margin",
 }

@@ -32,7 +32,14 @@ class _Together(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        shared = ("test_course.py", "test_notebooks.py", "test_readme.py", "test_recorded.py", "test_sweep.py")
+        shared = (
+            "test_book.py",
+            "test_course.py",
+            "test_notebooks.py",
+            "test_readme.py",
+            "test_recorded.py",
+            "test_sweep.py",
+        )
         return "smoke" if file.endswith(shared) else file
 
 

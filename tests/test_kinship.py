@@ -183,9 +183,11 @@ def test_a_copy_above_its_father_is_told():
     s_pref = pd.Series({"smollm2-135m": 0.5, "smollm2-noise-3": 0.5, "smollm2-drop-1": 0.4, "other": 0.9})
     copies = compute_copies(s_pref, models)
     assert copies["is_below"].to_dict() == {"smollm2-noise-3": False, "smollm2-drop-1": True}
-    assert describe_copies(copies).startswith("S_pref puts smollm2-noise-3 at or above the intact father: this study's")
+    assert describe_copies(copies).startswith(
+        "S_pref puts smollm2-noise-3 at or above the intact base model: this study's"
+    )
     right = describe_copies(compute_copies(s_pref.drop("smollm2-noise-3"), models))
-    assert right == "S_pref puts the father above each of its 1 damaged copies"
+    assert right == "S_pref puts the base model above each of its 1 damaged copies"
 
 
 def test_kinship_by_pair_is_the_matrix_whatever_is_asked_beside():

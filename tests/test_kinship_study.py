@@ -125,7 +125,7 @@ def test_command_on_the_shipped_table(tmp_path, monkeypatch):
     output = run("--scores", ROOT / "karma/data/paper/table3.csv", "--out", tmp_path / "out")
     assert "k_sim: Llama-2-13b-chat > Llama-2-7b-chat (kinship 0.9961)" in output
     assert "warning: Starchat is at or below chance on arc_challenge" in output
-    assert "4 of 120 preferences are coin flips" in output
+    assert "4 of 120 preferences flip in 10 % of redraws or more" in output
 
 
 def test_own_model_among_the_papers(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def test_sons_beside_their_fathers_are_found_and_sons_anywhere_are_not():
     found = near.loc[("rmsd", "all strangers")]
     assert found["nearer"] > 0.97 and found["p"] == pytest.approx(1 / 200) and 0.4 < found["expected"] < 0.6
     assert any(
-        "rmsd: a father is nearer to its son than" in line for line in describe_lineage(near.reset_index(), lineage)
+        "rmsd: a base model is nearer to its offspring than" in line
+        for line in describe_lineage(near.reset_index(), lineage)
     )
     far, _ = ask(build(related=False))
     assert far.loc[("rmsd", "all strangers"), "p"] > 0.05

@@ -127,14 +127,15 @@ def describe(notebook: Any, path: Path, minutes: float | None) -> dict[str, Any]
 
 def write_landing_page(rows: list[dict[str, Any]], experiment: Experiment, measured: dict[str, own.Measured]) -> str:
     """Return index.md: a map, goals, prerequisites, minutes, plans and misconceptions."""
-    run = max(measured.values(), key=lambda m: m.date)
+    run = max(measured.values(), key=lambda m: m.date, default=None)
     lines = ["| | question | students | solutions | read | run | exercises |", "|---|---|---|---|---|---|---|"]
     lines += [f"| {r['number']} | {r['question']} | [open](students/{r['name']}) | [open](solutions/{r['name']}) | "
               f"{r['read']:.0f} min | {_say_minutes(r['run'])} | {r['exercises']} min |" for r in rows]  # fmt: skip
     said = (f"Minutes to read are words at {WORDS_A_MINUTE} a minute and {MINUTES_A_CELL:g} a code cell; an exercise "
-            f"counts {MINUTES_AN_EXERCISE}. Minutes to run are the median of a stage's jobs in the study "
-            f"*{experiment.settings.name}*, of {run.date} ({run.device}); 00 was run when this page was "
-            "written.")  # fmt: skip
+            f"counts {MINUTES_AN_EXERCISE}. Minutes to run: 00 was run when this page was written, ")  # fmt: skip
+    said += "of the others no study is finished here yet." if run is None else (
+            f"the others are the median of a stage's jobs in the study *{experiment.settings.name}*, of {run.date} "
+            f"({run.device}).")  # fmt: skip
     goals = [f"- **{r['number']}** You {r['goal']}" for r in rows if r["goal"]]
     parts = {
         "MAP": "\n".join(lines) + "\n\n" + said,
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=own.ROOT / "course")
     asked = parser.parse_args()
     try:
-        experiment = own.load_experiment(asked.study) if asked.study else own.find_study()
+        experiment = own.load_experiment(asked.study) if asked.study else own.find_study(needed=False)
         stale = build_course(experiment, asked.out)
     except KarmaError as error:
         sys.exit(f"course: {error}")

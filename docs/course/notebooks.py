@@ -49,8 +49,11 @@ class Executed:
     minutes: float | None
 
 
-def find_study() -> Experiment:
+def find_study(needed: bool = True) -> Experiment:
     """Return the study to show: the demo where it has a report, else the smoke study.
+
+    Args:
+        needed: whether one has to be finished; else the demo as it is.
 
     Raises:
         InputError: neither is there; the message says how to get one.
@@ -59,6 +62,8 @@ def find_study() -> Experiment:
         experiment = load_experiment(ROOT / name)
         if (experiment.outputs / "report.html").is_file():
             return experiment
+    if not needed:
+        return load_experiment(ROOT / STUDIES[0])
     raise InputError("no finished study: run `karma demo --recorded FILE`, `make demo` or `make smoke` first")
 
 

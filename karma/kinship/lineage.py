@@ -28,6 +28,7 @@ MAX_STEPS = 4
 MAX_SONS = 1000  # asked for their strangers, by lot where there are more
 KINDS = ("sons of a father in the table", "sons of a father who is not in the table",
          "merges whose parents are not declared", "their own base", "nothing declared")  # fmt: skip
+_TOLD = dict(zip(KINDS[:2], ("with a base model in the table", "whose base model is not in the table"), strict=True))
 STRANGERS = ("all strangers", "strangers of like size")
 _MERGE = " (Merge)"  # what the Open LLM Leaderboard writes after a merge's own name, in place of its parents
 
@@ -252,11 +253,12 @@ def split_names(declared: object) -> list[str]:
 
 def describe_lineage(tests: pd.DataFrame, lineage: Lineage) -> list[str]:
     """Say in a line or two whether sons are nearer to their fathers than strangers are."""
-    told = ", ".join(f"{n:,} {kind}" for kind, n in lineage.counts.items() if n)
+    told = ", ".join(f"{n:,} {_TOLD.get(kind, kind)}" for kind, n in lineage.counts.items() if n)
     lines = [f"lineage as declared: {told}"]
     for _, row in tests.dropna(subset=["nearer"]).iterrows():
         interval = f"[{row['low']:.1%}, {row['high']:.1%}]"
-        null = f"another's father: {row['expected']:.1%}, p = {row['p']:.3f}"
-        lines.append(f"{row['measure']}: a father is nearer to its son than {row['nearer']:.1%} of {row['strangers']} "
-                     f"{interval} ({null}; {row['n_sons']:,} sons of {row['n_fathers']:,} fathers)")  # fmt: skip
+        null = f"another's base model: {row['expected']:.1%}, p = {row['p']:.3f}"
+        lines.append(f"{row['measure']}: a base model is nearer to its offspring than {row['nearer']:.1%} of "
+                     f"{row['strangers'].replace('strangers', 'unrelated models')} "
+                     f"{interval} ({null}; {row['n_sons']:,} offspring of {row['n_fathers']:,} models)")  # fmt: skip
     return lines

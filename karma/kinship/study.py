@@ -259,7 +259,9 @@ def summarize(study: KinshipStudy) -> list[str]:
         text = f"{pick['chosen']} > {pick['rejected']} (kinship {pick['kinship']:.4f})" if pick else "no pair"
         lines.append(f"{strategy}: {text}")
     if study.pairs is not None and "coin_flip" in study.pairs:
-        lines.append(f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences are coin flips")
+        lines.append(
+            f"{int(study.pairs['coin_flip'].sum())} of {len(study.pairs)} preferences flip in 10 % of redraws or more"
+        )
     lines += [] if study.traps is None else describe_traps(study.traps)
     lines += [] if study.large is None else describe_large_tree(study.large, study.cut)
     for label, row in study.agreement.dropna().iterrows():

@@ -110,7 +110,7 @@ def _build_readme(study: Path, repository: str, sets: Sequence[Path]) -> str:
     return "\n\n".join([
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---", f"# {escape_markdown(study.name)}: preference pairs",
         "One configuration a strategy, made with the KARMA kit (method: arXiv 2502.18744); each has its own card and "
-        f"books below `{SETS}/`.",
+        f"accounting below `{SETS}/`.",
         f'```python\nload_dataset("{repository}", "{first}", split="train")\n```',
         build_table(("configuration", "rows", "what"), rows), "## Licences\n\n" + build_licences(facts.by_models),
     ]) + "\n"  # fmt: skip

@@ -90,7 +90,7 @@ class ModelSpec(Strict):
         if not self.perturbed and (self.noise or self.drop_layers):
             raise ValueError("noise and drop_layers belong to `perturbed: <model>`")
         if self.perturbed and not (self.noise or self.drop_layers):
-            raise ValueError("a perturbed copy needs noise or drop_layers, or it is its father")
+            raise ValueError("a perturbed copy needs noise or drop_layers, or it is its base model")
         return self
 
 
