@@ -59,7 +59,7 @@ EXERCISES = {
             "Look at `held_out` in the training.json of the SFT run, with its interval.")),
         Exercise("04-2", NAME, '"sft"', (
             "The margin counts what chosen gained over what rejected gained.",
-            "Which of the two losses falls when exactly this difference grows?")),
+            "DPO's loss is about this margin, SFT's is not; but which one moved it further in so few updates?")),
         Exercise("05-1", NAME, '"ifeval"', (
             "SFT changes the form of answers more than what the model knows.",
             "Compare scores.json of the SFT run with that of the untrained policy, benchmark by benchmark.")),

@@ -209,8 +209,8 @@ def solve_sft_accuracy(experiment: Experiment) -> Solution:
     low, high = compute_wilson(held["accuracy"], held["n"])
     verdict = "a coin cannot be ruled out" if low <= 0.5 <= high else "not a coin's"
     text = (f"{held['accuracy']:.2f} on {held['n']} held-out pairs ({run}), 95 % interval {low:.2f} to {high:.2f}: "
-            f"{verdict}. The mean margin is {held['margin_mean']:+.3f} nats. SFT never sees a rejected response; what "
-            "it learns of the chosen ones carries over to texts like them.")  # fmt: skip
+            f"{verdict}. The mean margin is {held['margin_mean']:+.3f} nats. SFT never sees a rejected "
+            "response: it moves this far by the chosen ones alone.")  # fmt: skip
     return _near(held["accuracy"], text, low, high)
 
 
@@ -221,7 +221,7 @@ def solve_margins(experiment: Experiment) -> Solution:
     told = ", ".join(f"{method} {held['margin_mean']:+.3f} nats (accuracy {held['accuracy']:.2f})"
                      for method, held in found.items())  # fmt: skip
     return Solution(name, f"{name}. Mean held-out margins: {told}. DPO's loss is about the margin itself, SFT's about "
-                          "the chosen response alone.")  # fmt: skip
+                          "the chosen response alone; at one learning rate either may move it further.")  # fmt: skip
 
 
 def solve_most_changed(experiment: Experiment) -> Solution:
