@@ -122,12 +122,12 @@ def join_outputs(notebook: Any, executed: Any) -> tuple[Any, list[str]]:
         notebook: as it is now. executed: as papermill left it.
     """
     joined, stale = copy.deepcopy(notebook), []
-    done = {cell.id: cell for cell in executed.cells if cell.cell_type == "code"}
+    done = {cell.source.strip(): cell for cell in executed.cells if cell.cell_type == "code"}
     for cell in joined.cells:
         if cell.cell_type != "code" or has_tag(cell, "parameters", "solution"):
             continue
-        old = done.get(cell.id)
-        if old is None or old.source.strip() != cell.source.strip():
+        old = done.get(cell.source.strip())  # an id is a place, and places move
+        if old is None:
             stale.append(cell.id)
             continue
         cell.outputs, cell.execution_count = old.outputs, old.execution_count
