@@ -302,10 +302,11 @@ def test_a_module_is_found_through_every_form_of_import():
 
 
 def test_magic_lines_are_not_python(tmp_path):
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("%matplotlib inline\nx = 1"), nbformat.v4.new_markdown_cell("y")]
-    )
-    nbformat.write(notebook, tmp_path / "n.ipynb")
+    cells = [nbformat.v4.new_code_cell("%matplotlib inline\nx = 1"), nbformat.v4.new_markdown_cell("y")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    assert read_code(tmp_path / "n.ipynb") == "# %matplotlib inline\nx = 1"
+    cells.append(nbformat.v4.new_code_cell("# 42", metadata={"tags": ["solution"]}))  # nothing is made of it
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
     assert read_code(tmp_path / "n.ipynb") == "# %matplotlib inline\nx = 1"
 
 

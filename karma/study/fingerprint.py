@@ -76,9 +76,13 @@ def find_changed_code(stage: Stage, root: Path, before: Mapping[str, Any]) -> li
 
 
 def read_code(notebook: Path) -> str:
-    """Return a notebook's code cells as one text, with lines of IPython's own (% and !) as comments."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    """Return a notebook's code cells as one text, with lines of IPython's own (% and !) as comments.
+
+    Solutions of exercises are left out: nothing is made of them, so that a better sentence there reruns nothing.
+    """
+    cells = [c for c in json.loads(notebook.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    counted = [c for c in cells if "solution" not in c.get("metadata", {}).get("tags", [])]
+    text = "\n\n".join("".join(cell["source"]) for cell in counted)
     return "\n".join(f"# {line}" if line.lstrip()[:1] in ("%", "!") else line for line in text.splitlines())
 
 
