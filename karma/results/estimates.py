@@ -54,7 +54,8 @@ class Estimate:
     def compute_interval(self, n_tests: int = 1) -> tuple[float, float]:
         """Return the interval at a level that holds for so many at once (Bonferroni), exact where no item differed."""
         if self.unchanged:
-            half = compute_unchanged(*zip(*self.unchanged, strict=True), n_tests=n_tests)
+            weights, counts = ([part[k] for part in self.unchanged] for k in (0, 1))
+            half = compute_unchanged(weights, [int(n) for n in counts], n_tests)
             return self.value - half, self.value + half
         return compute_interval(self.value, self.standard_error, self.df, n_tests)
 

@@ -130,8 +130,8 @@ def _find_kinship(study: Study, claims: pd.DataFrame, caveats: list[str]) -> Fin
 
 def _find_labels(study: Study, claims: pd.DataFrame) -> Finding:
     """Say how often programs confirm labels, or else how well they are learnt."""
-    path = (study.folder or "") and study.folder / "labels" / "strategies.csv"
-    if path and path.is_file():
+    path = study.folder / "labels" / "strategies.csv" if study.folder else None
+    if path is not None and path.is_file():
         rows = pd.read_csv(path).dropna(subset=["label_accuracy"])
         rows = rows[rows["strategy"] != "truth"]
         said = [f"{study.title(r.strategy)} {_share(r.label_accuracy, r.low, r.high)}" for r in rows.itertuples()]
