@@ -23,7 +23,7 @@ from tests.study_files import part_pairs, write_study
 BEFORE = """<script>window.seen = [];
 addEventListener("error", (e) => seen.push(e.message || String(e.target.src || e.target.href)), true);
 console.error = (...all) => seen.push(all.join(" "));</script>"""
-AFTER = """<script>addEventListener("load", () => {
+AFTER = r"""<script>addEventListener("load", () => {
 const folded = document.querySelectorAll("main details:not([open])").length;
 for (const one of document.querySelectorAll("details")) one.open = true;
 const cut = [...document.querySelectorAll("main h1, main h2, p, li, th, td, figcaption, summary, pre, nav, .facts, .answer")]
@@ -39,7 +39,7 @@ for (const table of document.querySelectorAll("main table")) {
 }
 const field = document.querySelector(".tools input");
 const rows = field ? [...field.closest("figure").querySelectorAll("tbody tr")] : [];
-if (field) { field.value = rows[0].textContent.trim().slice(0, 12).trim(); field.dispatchEvent(new Event("input")); }
+if (field) { field.value = rows[0].textContent.trim().slice(0, 12).replace(/\s+/g, " "); field.dispatchEvent(new Event("input")); }
 const filtered = [rows.filter((r) => !r.hidden).length, rows.length];
 const page = () => getComputedStyle(document.body).backgroundColor;
 const light = page(); document.querySelector("#theme").click(); const dark = page();
