@@ -1,6 +1,8 @@
 """What notebooks say in prose: numbers as they are computed, plain words, folded plumbing, nothing red."""
 
 import re
+import subprocess
+import sys
 
 import nbformat
 import numpy as np
@@ -115,3 +117,10 @@ def test_of_bars_the_last_state_is_kept_and_nothing_is_red():
                      ("stream", "stdout", "a warning\n"), ("error", None, None)]  # fmt: skip
     assert tidied.cells[1].outputs == []
     assert settle("\n\n") == ""
+
+
+def test_a_bar_without_a_name_is_not_drawn():
+    code = "from tqdm.auto import tqdm\nfrom karma.study.outputs import hide_nameless_bars\nhide_nameless_bars()\n"
+    code += "list(tqdm(range(3)))\nlist(tqdm(range(4), desc='pairs'))\nlist(tqdm(range(5), 'items'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "4/4" in said and "5/5" in said and "3/3" not in said

@@ -9,8 +9,9 @@ from karma.errors import InputError
 from karma.files import compute_digest
 from karma.study import recorded
 from karma.study.experiment import load_experiment
+from karma.study.open import open_stage
 from karma.study.recorded import MANIFEST, MOST_BYTES, pack_study, unpack_study
-from tests.conftest import copy_project, run_karma
+from tests.conftest import ROOT, copy_project, run_karma
 from tests.recorded_files import GOOD, build
 
 
@@ -141,3 +142,16 @@ def test_a_good_one_is_unpacked(tmp_path):
     assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == GOOD
     assert manifest["study"] == "demo" and "files" not in manifest
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["demo"]
+
+
+def test_02_shows_the_papers_table_where_there_is_no_study_yet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(copy_project(tmp_path / "clone"))
+    with pytest.raises(InputError, match=r"scores.json is missing: run notebooks/01_origin_evaluation.ipynb"):
+        open_stage("02_kinship_analysis", "params/smoke.yaml")
+    job = open_stage("02_kinship_analysis", "params/smoke.yaml", fallback="params/paper.yaml")
+    assert (
+        job.experiment.settings.name == "paper" and job.folder == tmp_path / "clone" / "outputs" / "paper" / "kinship"
+    )
+    assert "Until then params/paper.yaml is shown here." in capsys.readouterr().out
+    source = (ROOT / "notebooks" / "02_kinship_analysis.ipynb").read_text("utf-8")
+    assert 'experiment, fallback=\\"params/paper.yaml\\")' in source

@@ -14,6 +14,7 @@ html_theme = "sphinx_book_theme"
 html_title = "KARMA: preference data from kinship"
 html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,
                       "search_bar_text": "Search this book"}  # fmt: skip
+html_theme_options["navbar_persistent"] = []  # one search is enough: the side bar's
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["book.css"]

@@ -20,12 +20,14 @@ def mend(lines: list[str], is_module: bool) -> list[str]:
         >>> mend(["The gap |a - b|:", "", "    a - b", "", "More."], True)
         ['The gap \\\\|a - b\\\\|:', '', '::', '', '    a - b', '', 'More.']
     """
-    made, in_example, literal = list[str](), False, False
+    made, part, literal = list[str](), "", False
     for line in lines:
         section = _SECTION.match(line)
-        if section:
-            in_example = section[1] == "Example"
-        elif in_example and line.strip() and not line.startswith("    "):
+        part = section[1] if section else part
+        in_example = part == "Example"
+        if part in ("Returns", "Yields"):
+            line = line.replace("`", "")  # what stands before its first colon is read as a type
+        elif not section and in_example and line.strip() and not line.startswith("    "):
             line = f"    {line}"  # a line that was cut within a text of the example
         indented = line.startswith("    ") and is_module and not in_example
         if indented and not literal:

@@ -6,17 +6,20 @@ first when a file is missing. Running notebooks without a reader is `karma.study
 
 from pathlib import Path
 
+from karma.errors import InputError
 from karma.study.current import check_settings
 from karma.study.experiment import load_experiment
+from karma.study.outputs import hide_nameless_bars
 from karma.study.stages import Job, find_job, list_jobs
 
 
-def open_stage(name: str, experiment: str, **params: object) -> Job:
+def open_stage(name: str, experiment: str, fallback: str | None = None, **params: object) -> Job:
     """Open a stage from inside its notebook: settings, folders and files, checked.
 
     Args:
         name: the stage, e.g. "03_binarization".
         experiment: its file, e.g. "params/demo.yaml".
+        fallback: another experiment, which is opened, and said, where this one lacks what the stage reads.
         **params: the stage's parameters, e.g. strategy="k_sim".
 
     Returns:
@@ -29,7 +32,14 @@ def open_stage(name: str, experiment: str, **params: object) -> Job:
     """
     job = find_job(load_experiment(experiment), name, params)
     check_settings(job)
-    job.check_inputs()
+    hide_nameless_bars()
+    try:
+        job.check_inputs()
+    except InputError as error:
+        if fallback is None:
+            raise
+        print(f"{error}.\nUntil then {fallback} is shown here.")
+        return open_stage(name, fallback, **params)
     job.folder.mkdir(parents=True, exist_ok=True)
     return job
 

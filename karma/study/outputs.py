@@ -5,7 +5,9 @@ standard error, which pages show in red although nothing failed; here they becom
 as it is. Decision: executed notebooks are tidied once, when they are done, so that nothing that runs has to know.
 """
 
+import logging
 import re
+from functools import cache
 from typing import Any
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -50,3 +52,22 @@ def tidy_outputs(notebook: Any) -> Any:
         if "outputs" in cell:
             cell.outputs = cell_outputs
     return notebook
+
+
+@cache
+def hide_nameless_bars() -> None:
+    """Draw no bar that does not say what it counts, and no line of what lm-evaluation-harness says to its developers.
+
+    Once a process; bars with a description, the kit's own among them, are drawn as before.
+    """
+    from tqdm.std import tqdm
+
+    begin = tqdm.__init__
+
+    def begin_named(self: Any, *args: Any, **options: Any) -> None:
+        said = options.get("desc") or (args[1] if len(args) > 1 else None)
+        begin(self, *args, **({**options, "disable": True} if not said else options))
+
+    tqdm.__init__ = begin_named
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
