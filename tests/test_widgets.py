@@ -22,7 +22,12 @@ def build(table, strategy, tau):
 
 
 @pytest.fixture
-def controls():
+def live(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "somebody reads")
+
+
+@pytest.fixture
+def controls(live):
     made = widgets.explore_pairs(build, TABLE, PAGE_MODELS, 0.1)
     level, without, row, shown = made.children
     return level, without, *row.children, shown
@@ -54,7 +59,8 @@ def test_one_score_turns_a_label_and_a_benchmark_left_out_is_left_out(controls):
 @pytest.fixture
 def headless(monkeypatch):
     set_style()
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.delenv("VSCODE_PID", raising=False)
     plt.close("all")
     yield
     plt.close("all")
@@ -99,7 +105,7 @@ def test_ten_decided_pairs_are_chosen_and_turned_with_their_verdicts(judged):
     assert {pair.verdicts["label"] for pair in judged} == {"first", "second"}
 
 
-def test_a_reader_presses_ten_times_and_is_counted(judged):
+def test_a_reader_presses_ten_times_and_is_counted(live, judged):
     shown, row = widgets.judge_pairs(judged).children
     first, second = row.children
     assert "Pair 1 of 10" in shown.value and judged[0].first in shown.value
@@ -118,6 +124,12 @@ def test_the_verdicts_are_drawn_where_nobody_reads_live(headless, judged):
     marks = [line.get_marker() for line in plt.gcf().axes[0].lines]
     assert len(marks) == 30 and {*marks[2::3]} == {"o"} and "X" in marks
     check_boxes(plt.gcf())
+
+
+def test_without_ipywidgets_a_live_reader_sees_the_picture(live, judged, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert widgets.judge_pairs(judged) is None and widgets.explore_pairs(build, TABLE, PAGE_MODELS, 0.1) is None
+    plt.close("all")
 
 
 def test_without_decided_pairs_there_is_nothing_to_judge(capsys):

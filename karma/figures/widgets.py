@@ -5,8 +5,10 @@ label, the judge and the programs say what they think. Decision: what is shown i
 change, with no copy of a rule here. Limit: a few models of one prompt; whole studies are changed in their files.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import combinations
 from typing import Any
 
@@ -21,9 +23,20 @@ from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable
 from karma.study.escape import escape_html
+from karma.study.searchable import LIVE
 
 STRATEGIES = ("k_score", "k_sim", "k_score_sim")
 Build = Callable[[ScoreTable, str, float], Mapping[str, Any] | None]
+
+
+def find_widgets() -> Any:
+    """Return ipywidgets where somebody reads live, else None: in an executed notebook a control would be dead."""
+    if not any(name in os.environ for name in LIVE):
+        return None
+    try:
+        return import_module("ipywidgets")
+    except ImportError:
+        return None
 
 
 def change_table(
@@ -58,9 +71,8 @@ def explore_pairs(build: Build, table: ScoreTable, models: Sequence[str], tau: f
         build: a table, a strategy and tau -> the pair as a row, or None.
         table: the score table. models: the prompt's origin models, by the names of a pool. tau: to begin with.
     """
-    try:
-        import ipywidgets
-    except ImportError:
+    ipywidgets = find_widgets()
+    if ipywidgets is None:
         draw_changes(table, models, tau)
         return None
     names = _find_names(table, models)
@@ -238,9 +250,8 @@ def judge_pairs(judged: Sequence[Judged]) -> Any:
     if not judged:
         print("programs decide none of these pairs: there is nothing to judge")
         return None
-    try:
-        import ipywidgets
-    except ImportError:
+    ipywidgets = find_widgets()
+    if ipywidgets is None:
         draw_verdicts(judged)
         return None
     shown, own = ipywidgets.HTML(), list[str]()
