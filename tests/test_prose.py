@@ -107,6 +107,7 @@ def test_of_bars_the_last_state_is_kept_and_nothing_is_red():
         nbformat.v4.new_output("stream", name="stdout", text="done\n"),
         nbformat.v4.new_output("stream", name="stderr", text="\x1b[31ma warning\x1b[0m\n"),
         nbformat.v4.new_output("stream", name="stderr", text="`pretrained` model kwarg is not of type `str`. Many\n"),
+        nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "0%"}),
         nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["no"])])  # fmt: skip
     notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("x", outputs=[
         nbformat.v4.new_output("stream", name="stderr", text="\r  0%|    | 0/4\r100%|####| 4/4\n")])])  # fmt: skip

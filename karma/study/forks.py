@@ -158,6 +158,7 @@ def preload() -> None:
     import karma
 
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a kernel's: read once, at the import
+    sys.modules.setdefault("ipywidgets", None)  # type: ignore[arg-type]  # nobody reads live: bars are text
     names = [*PRELOADED, *(module.name for module in walk_packages(karma.__path__, "karma."))]
     for name in names:
         with suppress(Exception):

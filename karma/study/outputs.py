@@ -10,6 +10,7 @@ import re
 from functools import cache
 from typing import Any
 
+_WIDGET = "application/vnd.jupyter.widget-view+json"  # of a control or a bar that is gone with its kernel
 _STYLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|")  # one that does not say what it counts
 _NOISE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model through `pretrained`",
@@ -30,14 +31,16 @@ def settle(text: str) -> str:
 
 
 def tidy_outputs(notebook: Any) -> Any:
-    """Make what stands on standard error of a notebook's cells plain text, in place; return the notebook.
+    """Make what stands on standard error of a notebook's cells plain text, and take dead controls out, in place.
 
     Args:
-        notebook: of nbformat 4, executed.
+        notebook: of nbformat 4, executed; returned.
     """
     for cell in notebook.cells:
         outputs = list[Any]()
         for output in cell.get("outputs", []):
+            if _WIDGET in output.get("data", {}):
+                continue
             if output.output_type != "stream" or output.name != "stderr":
                 outputs.append(output)
             elif outputs and outputs[-1].output_type == "stream" and outputs[-1].get("metadata", {}).get("settled"):
