@@ -57,7 +57,11 @@ def build_sources(experiment: Experiment, out: Path) -> list[str]:
     (out / "solutions.md").write_text("\n".join(solutions), "utf-8")
     rows, measured = course.list_rows(experiment), own.measure(experiment)
     landing = course.write_landing_page(rows, experiment, measured)
-    landing = re.sub(r"\((?:students|solutions)/", "(notebooks/", landing).replace("| solutions |", "| shown |")
+    landing = re.sub(r"\| \[open\]\(students/[^)]*\) ", "", landing)  # in the book there is one page of each
+    landing = landing.replace("| students | solutions |", "| shown |").replace(
+        "|---|---|---|---|---|---|---|", "|---|---|---|---|---|---|"
+    )
+    landing = re.sub(r"\((?:students|solutions)/", "(notebooks/", landing)
     (out / "course.md").write_text(landing, "utf-8")
     pages = sorted(p for p in (own.ROOT / "docs").glob("*.md"))
     for page in pages:

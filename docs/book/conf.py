@@ -36,6 +36,7 @@ napoleon_custom_sections = [("Paper", "notes_style")]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!karma\.).*"),  # names of other packages: their pages lie on a network
+    ("py:.*", r"karma\..*\.[A-Z_]+"),  # a constant that a sentence names
     ("py:.*", r"karma\..*\._?(check|read)_\w+"),  # what validates a setting stands in its type
 ]
 python_use_unqualified_type_names = True

@@ -210,7 +210,7 @@ def choose_pairs_to_judge(
             found["judge"] = _compare(ratings, row)
         if turned:
             texts, found = texts[::-1], {who: turn[verdict] for who, verdict in found.items()}
-        judged.append(Judged(row["prompt"][-1]["content"], *texts, found))
+        judged.append(Judged(row["prompt"][-1]["content"], texts[0], texts[1], found))
     return judged
 
 

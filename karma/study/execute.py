@@ -93,9 +93,9 @@ def _tidied(path: Path) -> Iterator[None]:
         yield
     finally:
         if path.is_file():
-            tidied = tidy_outputs(nbformat.read(path, as_version=4))
+            tidied = tidy_outputs(nbformat.read(path, as_version=4))  # type: ignore[no-untyped-call]
             with atomic_path(path) as temporary:
-                nbformat.write(tidied, temporary)
+                nbformat.write(tidied, temporary)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

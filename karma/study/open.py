@@ -39,7 +39,7 @@ def open_stage(name: str, experiment: str, fallback: str | None = None, **params
         if fallback is None:
             raise
         print(f"{error}.\nUntil then {fallback} is shown here.")
-        return open_stage(name, fallback, **params)
+        return open_stage(name, fallback, None, **params)
     job.folder.mkdir(parents=True, exist_ok=True)
     return job
 
