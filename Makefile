@@ -54,7 +54,7 @@ smoke: setup  ## the same graph with tiny random models
 quick: setup  ## the tests without the smoke study, without training and without processes of their own
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy and not corpus" --durations 0 -q \
 	  $(foreach file,sweep notebooks readme training training_runs train_cli self_play kinship_study binarization_notebook \
-	  contributing report api figures forks,--ignore tests/test_$(file).py)
+	  contributing report api figures forks book course recorded,--ignore tests/test_$(file).py)
 
 test: setup  ## the test suite
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not heavy and not corpus"

@@ -18,11 +18,12 @@ from typing import Any
 import nbformat
 
 from karma.errors import InputError
+from karma.study.execute import execute_notebook
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.outputs import tidy_outputs
 from karma.study.provenance import load_records
 from karma.study.recorded import find_shown
-from karma.study.stages import STAGES
+from karma.study.stages import STAGES, find_job
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -87,12 +88,15 @@ def read_parameters(notebook: Any) -> dict[str, Any]:
 def find_executed(experiment: Experiment, path: Path) -> Executed | None:
     """Return the run of a notebook that is nearest to its default parameters; None where the study has none.
 
-    A notebook that is no stage of a study (00) is run here, in less than a minute.
+    A notebook that is no stage of a study (00) is run here, in less than a minute, and so is 06 of a recorded study.
     """
     parameters = read_parameters(read_notebook(path))
     if path.stem not in STAGES:
         return _run(path, parameters)
     job = find_shown(experiment, path.stem, parameters)
+    if job is None and path.stem == "06_results" and (experiment.outputs / "report.html").is_file():
+        job = find_job(experiment, path.stem, {})  # of a recorded study, which has the report alone; it loads no model
+        execute_notebook(job, {"experiment": str(experiment.path)})
     if job is None:
         return None
     values = {"experiment": f"params/{experiment.path.name}", **job.params}
