@@ -41,7 +41,7 @@ def test_the_book_has_every_notebook_with_outputs_and_every_page(built):
         assert (built / f"{name}.html").is_file(), name
     reference = (built / "api" / "pairs.html").read_text("utf-8")
     assert 'id="karma.pairs.build.build_pairs"' in reference and "Raises" in reference
-    assert len(re.findall(r"<img[^>]*gallery", (built / "gallery.html").read_text("utf-8"))) > 20
+    assert len(re.findall(r"<img[^>]*_images/\d\d_", (built / "gallery.html").read_text("utf-8"))) > 20
 
 
 @pytest.mark.heavy
@@ -104,4 +104,15 @@ def test_links_to_what_is_no_page_stay_as_text_and_fences_have_a_language(tmp_pa
     text = "[here](scores.md#x) [code](../karma/cli.py) [away](https://a.example) [book](../notebooks/00_karma_in_one_page.ipynb)"
     assert book.mend_links(text, tmp_path, ROOT / "docs") == (
         "[here](/scores.md) code [away](https://a.example) [book](/notebooks/00_karma_in_one_page.ipynb)")  # fmt: skip
+    cell = {
+        "outputs": [
+            {
+                "data": {
+                    "text/html": '<a href="kinship/x.json">x</a> <a href="https://a.example">y</a> <a href="#z">z</a>'
+                }
+            }
+        ]
+    }
+    book.unlink_outputs(cell)
+    assert cell["outputs"][0]["data"]["text/html"] == 'x <a href="https://a.example">y</a> <a href="#z">z</a>'
     assert book.mend_fences("```csv my.csv\na,b\n```\n```python\nx\n```") == "```text\na,b\n```\n```python\nx\n```"

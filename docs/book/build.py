@@ -31,6 +31,7 @@ ROOMS = ("errors", "files", "vocabulary", "statistics", "strategies", "scores", 
 LEXERS = ("python", "json", "yaml", "sh", "bash", "text", "console", "toml")
 _FENCE = re.compile(r"^(\s*```)(\w+)[^\n`]*$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#|mailto:)([^)\s]+)\)")
+_ANCHOR = re.compile(r"""<a\b[^>]*\bhref=["'](?!https?:|mailto:|#)[^"']*["'][^>]*>(.*?)</a>""", re.DOTALL)
 _FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|video|audio|source)\b[^>]*\b(?:src|href)=["']((?:https?:)?//[^"']+)"""
 )
@@ -52,6 +53,7 @@ def build_sources(experiment: Experiment, out: Path) -> list[str]:
         gallery += write_figures(solved, path.stem, out / "gallery")
         for cell in solved.cells:
             cell.source = mend_links(cell.source, out, path.parent) if cell.cell_type == "markdown" else cell.source
+            unlink_outputs(cell)
         (out / "notebooks").mkdir(exist_ok=True)
         nbformat.write(solved, out / "notebooks" / path.name)
     (out / "solutions.md").write_text("\n".join(solutions), "utf-8")
@@ -148,6 +150,16 @@ def mend_links(text: str, out: Path, folder: Path) -> str:
         return f"[{label}](/{'notebooks/' if name.endswith('.ipynb') else ''}{name})"
 
     return _LINK.sub(mend, text)
+
+
+def unlink_outputs(cell: Any) -> None:
+    """Leave of links in a cell's outputs to files of the study, which the book has not, the text."""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/html" in data:
+            data["text/html"] = _ANCHOR.sub(r"\1", data["text/html"])
+        if "text/markdown" in data:
+            data["text/markdown"] = _LINK.sub(r"\2", data["text/markdown"])
 
 
 def find_fetched(folder: Path) -> list[str]:
