@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,16 +24,26 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from karma import __version__
 from karma.errors import InputError, KarmaError, show_line
 
-COMMANDS = {  # command -> its file in karma/commands
-    "demo": "demo", "run": "study", "status": "study", "notebook": "study", "pool": "study", "annotation": "study",
-    "density_ratio": "study", "cross_evaluation": "study", "reward_evaluation": "study",
-    "selection_evaluation": "study", "pairwise_evaluation": "study", "shard": "study", "models": "study",
-    "read-scores": "read_scores", "binarize": "binarize", "select": "select", "evaluate": "evaluate", "train": "train",
-    "export": "export", "push": "push", "kinship": "kinship",
-    "audit-labels": "audit_labels", "win-rate": "win_rate", "report": "report",
+GROUPS = {  # as `karma --help` shows them: command -> its file in karma/commands
+    "Study": {
+        "run": "study", "status": "study", "report": "report", "models": "study", "new": "new", "demo": "demo",
+        "doctor": "doctor",
+    },
+    "One step": {
+        "read-scores": "read_scores", "kinship": "kinship", "evaluate": "evaluate", "binarize": "binarize",
+        "select": "select", "train": "train", "audit-labels": "audit_labels", "win-rate": "win_rate",
+        "export": "export", "push": "push",
+    },
+    "Inside (what a study's jobs call)": {
+        "notebook": "study", "pool": "study", "annotation": "study", "density_ratio": "study",
+        "cross_evaluation": "study", "reward_evaluation": "study", "selection_evaluation": "study",
+        "pairwise_evaluation": "study", "shard": "study",
+    },
 }  # fmt: skip
+COMMANDS = {name: file for group in GROUPS.values() for name, file in group.items()}
 
 
 class _ByNeed(TyperGroup):
@@ -43,8 +54,12 @@ class _ByNeed(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return what the list of commands shows of one."""
-        return _build(cmd_name, lambda: None, _read_help(cmd_name)) if cmd_name in COMMANDS else None
+        """Return what the list of commands shows of one, in its group."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = _build(cmd_name, lambda: None, _read_help(cmd_name))
+        command.rich_help_panel = next(title for title, group in GROUPS.items() if cmd_name in group)
+        return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return a command to be run, from its function."""
@@ -86,11 +101,22 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-@app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """Preference data without annotators, from the kinship of the models that wrote it (KARMA, arXiv 2502.18744).
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"karma {__version__} (Python {platform.python_version()})")
+        raise typer.Exit
 
-    Start with `karma run params/demo.yaml --dry-run`, or on data of your own with `karma binarize --help`.
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the kit's version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn benchmark scores into preference pairs, and check whether it works (KARMA, arXiv 2502.18744).
+
+    Start with `karma doctor`, then `karma run params/demo.yaml --dry-run`; on your own data, `karma binarize --help`.
     """
 
 

@@ -226,7 +226,7 @@ def test_every_argument_of_every_command_is_in_the_corpus():
     from karma.cli import COMMANDS, _build
 
     free = {"--prefer", "--annotator", "--match-rows", "--drop-truthfulqa", "--same-system-prompt", "--strict",
-            "--drop-unusable", "--with-paper", "--dry-run", "--help", "--affinity", "--models", "--public", "--replace"}  # fmt: skip
+            "--drop-unusable", "--with-paper", "--dry-run", "--help", "--affinity", "--models", "--public", "--open", "--replace"}  # fmt: skip
     alike = {("select", "--revision"), ("train", "--revision"), ("evaluate", "--revision"), ("win-rate", "--revision"),
              ("evaluate", "--descriptive-tokens"), ("win-rate", "--key-env"), ("read-scores", "--out"),
              ("binarize", "--address")}  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from karma.commands.show import show_status
 from karma.errors import InputError, KarmaError
 from karma.study.current import claim_outputs, find_changes, save_fingerprints, stay_current
 from karma.study.experiment import load_experiment
@@ -20,7 +21,7 @@ from karma.study.fingerprint import find_changed_code
 from karma.study.open import open_stage
 from karma.study.progress import find_elapsed, read_events, read_plan
 from karma.study.stages import STAGES, Job, find_job
-from karma.study.sweep import run_sweep, show_status
+from karma.study.sweep import run_sweep
 from tests.conftest import copy_project, run_karma
 
 MODELS = ("gpt-4", "bard", "llama-2-7b-chat", "alpaca-7b")

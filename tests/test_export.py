@@ -96,7 +96,9 @@ def call(*arguments):
 def test_by_eye_llama_factory(folder, tmp_path):
     result = call("--pairs", folder, "--format", "llama_factory", "--out", tmp_path / "out")
     assert (
-        result.output == f"4 pairs for LLaMA-Factory in {tmp_path / 'out'}: pairs.jsonl, dataset_info.json, README.md\n"
+        result.output
+        == f"4 pairs for LLaMA-Factory written to {tmp_path / 'out'}: pairs.jsonl, dataset_info.json, README.md\n"
+        f"next: LLaMA-Factory takes dataset_dir: {tmp_path / 'out'} and dataset: karma_k_sim\n"
     )
     assert read_llama_factory(tmp_path / "out", tmp_path) == [
         ("Be brief.", ["Is 1 odd?", "Yes.", "And 2?"], "Surely no 0.", "It is 0."),

@@ -222,7 +222,7 @@ def test_a_reward_model_is_loaded_by_the_jobs_that_it_rewards(tmp_path):
 
 def test_the_sweep_plans_every_step_in_order(tmp_path):
     """Snakemake's own dry run: each step once, and none that it does not know how to make."""
-    from karma.study.sweep import plan_sweep
+    from karma.study.plan import plan_sweep
 
     labels = [state["label"] for state in plan_sweep(write_study(tmp_path), until="04_alignment_training")]
     steps = [label for label in labels if "distil" in label and label.startswith("04")]

@@ -13,10 +13,10 @@ from karma.models import shards
 from karma.models.ask import CachedModel
 from karma.pool import generate, rate
 from karma.study.experiment import Experiment, load_experiment
+from karma.study.plan import plan_sweep
 from karma.study.progress import read_events, render
 from karma.study.shares import count_helpers, list_markers, place_marker
 from karma.study.stages import STAGES, find_job, list_jobs
-from karma.study.sweep import plan_sweep
 from tests.conftest import copy_project, list_kept, run_karma
 
 

@@ -35,13 +35,29 @@ from tests.conftest import (
 STUDY = "outputs/smoke"
 
 
-def planned(project: Path, experiment: str = "params/smoke.yaml") -> dict[str, str]:
-    """Return the jobs a run would do now: label -> reason."""
-    script = ("import json; from karma.study.experiment import load_experiment as l; from karma.study.sweep import plan_sweep as p;"
-              f"print(json.dumps({{s['label']: str(s['reason']) for s in p(l('{experiment}'))}}))")  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", script], cwd=project, env=project_environment(project), text=True,
-                            capture_output=True, check=True)  # fmt: skip
-    return json.loads(result.stdout.splitlines()[-1])
+PLANS = """import json, sys
+from karma.study.current import save_fingerprints
+from karma.study.experiment import load_experiment
+from karma.study.plan import plan_sweep
+from karma.study.progress import read_events
+from karma.study.sweep import _start
+study, until = load_experiment(sys.argv[1]), sys.argv[2] or None
+ours = {state["label"]: state["reason"] for state in plan_sweep(study, until)}
+save_fingerprints(study)
+events = study.outputs / ".sweep" / "reference.jsonl"
+code = _start(study, events, None, until, None, "--dry-run").wait()
+theirs = {state["label"]: str(state["reason"]) for state in read_events(study, events).values()}
+events.unlink(missing_ok=True)
+print(json.dumps([code, ours, theirs]))"""
+
+
+def planned(project: Path, experiment: str = "params/smoke.yaml", until: str = "") -> dict[str, str]:
+    """Return the jobs a run would do now, label -> reason; Snakemake, asked too, would do the same."""
+    result = subprocess.run([sys.executable, "-c", PLANS, experiment, until], cwd=project, text=True,
+                            env=project_environment(project), capture_output=True, check=True)  # fmt: skip
+    code, ours, theirs = json.loads(result.stdout.splitlines()[-1])
+    assert code == 0 and set(ours) == set(theirs), f"the plan says {ours}, Snakemake {theirs}"
+    return ours
 
 
 def stages(plan: dict[str, str]) -> set[str]:
@@ -203,6 +219,30 @@ def test_a_clock_that_is_put_back_makes_no_time_negative(tmp_path):
 def test_status_counts_what_is_done(smoke):
     result = run_karma(smoke, "status", "params/smoke.yaml")
     assert "04_alignment_training" in result.stdout and "no sweep is running" in result.stdout
+    assert result.stdout.splitlines()[-1] == "next: open outputs/smoke/report.html"
+
+
+def take_stock(project: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): ((found := path.lstat()).st_size, found.st_mtime_ns) for path in project.rglob("*")}
+
+
+def test_a_dry_run_writes_nothing_starts_no_snakemake_and_says_what_it_would_take(untouched):
+    kept = {name: (untouched / "params" / name).read_text() for name in ("smoke.yaml", "base.yaml")}
+    before = take_stock(untouched)
+    done = run_karma(untouched, "run", "params/smoke.yaml", "--dry-run")
+    assert done.returncode == 0 and "everything is up to date" in done.stdout
+    assert take_stock(untouched) == before, "a dry run of a finished study wrote something"
+    (untouched / "params" / "smoke.yaml").write_text(kept["smoke.yaml"].replace("tau: 0.0", "tau: 0.9"))
+    (untouched / "params" / "other.yaml").write_text("name: other\nextends: smoke\n")
+    before = take_stock(untouched)
+    changed, fresh = (run_karma(untouched, "run", f"params/{name}.yaml", "--dry-run") for name in ("smoke", "other"))
+    assert take_stock(untouched) == before, "a dry run wrote something"
+    (row,) = [line for line in changed.stdout.splitlines() if "02_kinship_analysis" in line]
+    assert "changed: kinship.tau (0.0 -> 0.9)" in row and "by the last run here" in changed.stdout
+    assert changed.stdout.splitlines()[-1] == "next: karma run params/smoke.yaml"
+    assert "downloads: nothing" in fresh.stdout and "other: 43 jobs to do" in fresh.stdout
+    (row,) = [line for line in fresh.stdout.splitlines() if "04_alignment_training" in line]
+    assert "4 strategies x 2 methods" in row and "not made yet" in row and "8 pairs an update" in row
 
 
 def test_a_notebook_saved_with_outputs_reruns_nothing(untouched):
@@ -402,6 +442,7 @@ def test_one_failure_keeps_its_traceback_lets_others_finish_and_alone_is_repeate
     assert set(pair_bytes(corner)) == {"k_score"}
     flag.unlink()
     assert planned_corner(corner) == {"03_binarization.k_sim"}
+    assert "[3/4]" in result.stdout and "started 03_binarization.k_sim" in result.stdout  # a line a job, no terminal
     assert run_karma(corner, *RUN_CORNER).returncode == 0
     assert set(pair_bytes(corner)) == {"k_score", "k_sim"}
     (corner / "notebooks" / "03_binarization.ipynb").write_text(before)  # a repair is an edit: both are made again
@@ -518,7 +559,11 @@ def test_the_paper_s_plan_shows_32_trainings_and_what_each_needs(corner):
     result = run_karma(corner, "run", "params/paper.yaml", "--dry-run")
     assert result.returncode == 0, result.stderr
     text = " ".join(result.stdout.split())
-    assert sum(f"04_alignment_training.{p}.{s}.{m}" in text for p in ("llama-3.2-3b", "llama-3.1-8b", "qwen2.5-3b", "qwen2.5-7b")
-               for s in ("rlaif", "k_score", "k_sim", "k_score_sim") for m in ("sft", "dpo")) == 32  # fmt: skip
-    for need in ("meta-llama/Llama-3.2-3B-Instruct", "4 GPUs", "96 pairs an update", "openbmb/UltraFeedback"):
+    (row,) = [line for line in result.stdout.splitlines() if "04_alignment_training" in line]
+    assert [cell.strip() for cell in row.split("│")][2:4] == ["32", "4 policies x 4 strategies x 2 methods"]
+    for need in ("meta-llama/Llama-3.2-3B-Instruct (about 6 GB)", "4 GPUs", "96 pairs an update",
+                 "openbmb/UltraFeedback (data)", "up to 2,816", "these models were not measured"):  # fmt: skip
         assert need in text
+    assert not (corner / "outputs").exists(), "a dry run wrote something"
+    submitted = run_karma(corner, "run", "params/paper.yaml", "--dry-run", "--until", "02_kinship_analysis")
+    assert "paper: 1 jobs to do" in submitted.stdout and submitted.stdout.endswith("--until 02_kinship_analysis\n")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Columns,
@@ -79,4 +80,8 @@ def run_audit_labels(
     set_style()
     save_recorded_figures(audit, out / "figures")
     yield from describe_recorded(audit)
-    yield f"written to {out}"
+    yield f"written to {out}: label_accuracy.csv, strategies.csv and more, figures/"
+    command = ("karma", "binarize", "--pool", "POOL", "--strategy", "k_sim", "--scores", scores, "--out", "PAIRS")
+    if (calibration := out / "calibration.json").is_file():
+        command += ("--calibration", str(calibration))
+    yield tell_next(*command, why="pairs by this table, each with the confidence of its label")

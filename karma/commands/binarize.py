@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Columns,
@@ -226,6 +227,8 @@ def run_binarize(
         yield describe(accounting, folders[name])
         if push_to_hub:
             yield f"uploaded to {push_pairs(folders[name], push_to_hub)}"
+    command = ("karma", "train", "--pairs", next(iter(folders.values())), "--policy", "smollm2-135m")
+    yield tell_next(*command, "--method", "dpo", "--out", "POLICY", why="or karma export, for another trainer")
 
 
 def list_by_licence(groups: list[str]) -> list[str]:

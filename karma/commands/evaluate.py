@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
 from karma.evaluation.compare import format_scores
@@ -109,7 +110,8 @@ def run_evaluate(
     save_evaluation(scores, table, out)
     yield from list_warnings(scores)
     yield format_scores(scores)
-    yield f"written: {out}"
+    yield f"written: {out}/scores.json, answers.parquet"
+    yield tell_next("karma", "read-scores", out, "--out", "table.csv", why="a score table; give every model's folder")
 
 
 def _read_benchmarks(texts: list[str]) -> list[str | HarnessTask]:

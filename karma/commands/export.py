@@ -1,5 +1,6 @@
 """What `karma export` does: a pair folder in the shape of another trainer, by `karma.pairs.export`."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,13 @@ from karma.pairs.export import FORMATS, export_pairs
 from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized
 from karma.study.experiment import load_base
+
+NEXT = {  # what another trainer is told
+    "trl": "TRL takes {out} as its dataset_name",
+    "trl_sft": "TRL takes {out} as its dataset_name",
+    "llama_factory": "LLaMA-Factory takes dataset_dir: {out} and dataset: {name}",
+    "axolotl": "Axolotl takes the datasets of {out}/axolotl.yaml",
+}
 
 
 def export(
@@ -69,4 +77,5 @@ def run_export(pairs: Path, form: str, out: Path, held_out: float, instructions:
     card = pairs / "README.md"
     files = export_pairs(kept, form, out, read_text(card) if card.is_file() else "")
     left = f" ({len(source) - len(kept):,} held out)" if held_out else ""
-    yield f"{len(kept):,} pairs{left} for {FORMATS[form].title} in {out}: {', '.join(files)}"
+    yield f"{len(kept):,} pairs{left} for {FORMATS[form].title} written to {out}: {', '.join(files)}"
+    yield f"next: {NEXT[form].format(out=shlex.quote(str(out)), name=f'karma_{source.strategy}')}"

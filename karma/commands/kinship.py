@@ -1,11 +1,12 @@
 """What `karma kinship` does: load a table, analyse it, and say what was found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Columns,
@@ -56,22 +57,32 @@ def run_kinship(mine: ScoreTable, out: Path, with_paper: bool, **settings: Any) 
     replace_options(load_base().kinship, distance=settings["distance"], linkage=settings["linkage"])
     table = merge_score_tables(mine, load_score_table("paper")) if with_paper else mine
     yield f"{len(table.scores):,} origin models x {table.scores.shape[1]} benchmarks from {table.source}"
-    study = analyse(table, out, **settings)
+    study = analyse(table, out, tell=_tell, **settings)
     yield from summarize(study)
     if with_paper:
         kin = study.nearest.loc[mine.scores.index].join(table.facts["family"], on="nearest_kin")
         for model, row in kin.iterrows():
             kinship = f"kinship {row['kinship']:.3f}, family {row['family']}"
             yield f"{model}: nearest kin {row['nearest_kin']} ({kinship})"
-    yield f"written to {out}"
+    yield f"written to {out}: s_pref.csv, nearest_kin.csv, strategies.json and more, figures/"
+    command = ("karma", "binarize", "--pool", "POOL", "--strategy", "k_sim", "--scores", out / "scores.csv")
+    yield tell_next(*command, "--out", "PAIRS", why="pairs the responses of a pool by it")
 
 
-def analyse(table: ScoreTable, folder: str | Path, **settings: Any) -> KinshipStudy:
+def _tell(said: str) -> None:
+    """Say what is done next, beside what a pipe reads."""
+    typer.echo(f"  {said} ...", err=True)
+
+
+def analyse(
+    table: ScoreTable, folder: str | Path, tell: Callable[[str], None] = lambda said: None, **settings: Any
+) -> KinshipStudy:
     """Compute stage 2 and write its folder, tables and figures.
 
     Args:
         table: origin models x benchmarks.
         folder: written files replace those of an earlier run.
+        tell: is told what is done next.
         **settings: of `build_study`.
 
     Returns:
@@ -83,7 +94,8 @@ def analyse(table: ScoreTable, folder: str | Path, **settings: Any) -> KinshipSt
     from karma.figures.kinship_study import save_study_figures
     from karma.figures.style import set_style
 
-    study = build_study(table, **settings)
+    study = build_study(table, tell=tell, **settings)
+    tell("tables and figures")
     save_study(study, folder)
     set_style()
     save_study_figures(study, Path(folder) / "figures")

@@ -40,5 +40,7 @@ def run_push(study: Path, repo: str, models: bool, public: bool, dry_run: bool) 
     uploads = plan_uploads(study, repo, models)
     if dry_run:
         yield from (f"{one.kind} {one.repository}: {', '.join(one.files)}" for one in uploads)
+        yield "next: the same without --dry-run; nothing was sent"
         return
     yield from send(uploads, private=not public)
+    yield f'next: datasets.load_dataset("{repo}", "k_sim"), or another of its strategies'

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import Columns, Missing, default
 from karma.errors import InputError, quote
 from karma.scores.cards import add_cards, load_cards
@@ -91,6 +92,9 @@ def run_read_scores(
         yield f"{len(told):,} model cards, of {n:,} of the {len(table.scores):,} models"
     save_score_table(replace(table, source=out.name), out)
     yield f"written: {out}, described in {find_own_map(out).name}"
+    yield tell_next(
+        "karma", "kinship", "--scores", out, "--out", "KINSHIP", why="who is kin to whom, and how sure that is"
+    )
 
 
 def _describe(table: ScoreTable, columns: ColumnMap, aside: dict[str, str]) -> Iterator[str]:

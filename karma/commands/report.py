@@ -1,5 +1,7 @@
 """What `karma report` does: tables, figures and report.html of a study, of the paper's numbers, or of two compared."""
 
+import shlex
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +22,21 @@ def report(
     price: Annotated[
         float | None, typer.Option(min=0, help="Price of a million tokens, for the ledger of cost.")
     ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
-    typer.echo(f"written: {write_report(study, other, out, price)}")
+    if study != "paper" and other is None:
+        typer.echo(f"{study}: notebook 06 is executed first, which takes a minute or so", err=True)
+    page = write_report(study, other, out, price)
+    typer.echo(f"written: {page}, beside its tables/ and figures/" if page.suffix == ".html" else f"written: {page}")
+    typer.echo(show_page(page) if open_it else f"next: open {shlex.quote(str(page))}, or give --open")
+
+
+def show_page(page: Path) -> str:
+    """Show a page in a browser, and return what to tell the user: where none could be started, what to open."""
+    if webbrowser.open(page.resolve().as_uri()):
+        return f"next: read {shlex.quote(str(page))}, which your browser shows"
+    return f"next: open {shlex.quote(str(page))}; no browser could be started here"
 
 
 def write_report(study: str, other: str | None = None, out: Path | None = None, price: float | None = None) -> Path:

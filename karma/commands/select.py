@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Columns,
@@ -166,6 +167,7 @@ def run_select(
     if n_equal := int((pool.explicit[pool.fit] == 0).sum()):
         yield f"note: {n_equal} candidates have an explicit margin of 0: equal scores are no preference"
     yield f"{describe_selection(metric, METRICS[metric].rule, len(places), pool)}; written: {out}"
+    yield tell_next("karma", "train", "--pairs", out, "--policy", policy, "--method", "dpo", "--out", "POLICY")
 
 
 def _open_models(policy: str, revision: str | None, reference: str | None) -> list[tuple[str, dict[str, Any]]]:

@@ -1,11 +1,13 @@
 """What runs or shows a study: run, status, notebook, the commands of stages, models."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import Experiment, Parameters
 from karma.errors import InputError
 
@@ -13,7 +15,10 @@ from karma.errors import InputError
 def run(
     experiment: Experiment,
     cores: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU cores to use (default: all).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs, why each runs and what it needs.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, how long it takes, what is downloaded; write nothing."),
+    ] = False,
     until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. 03_binarization.")] = None,
     executor: Annotated[
         str | None, typer.Option(help="Run the jobs on a cluster: slurm, or another of Snakemake's executors.")
@@ -25,7 +30,6 @@ def run(
 ) -> None:
     """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
     from karma.commands.named import check_named
-    from karma.study import sweep as engine
     from karma.study.cluster import check_resources, find_remote
     from karma.study.experiment import load_experiment
     from karma.study.stages import STAGES
@@ -37,17 +41,21 @@ def run(
     remote = find_remote(executor, profile, jobs)
     check_named(study, installed=not dry_run)
     if dry_run:
-        engine.show_plan(study, until, remote is not None)
-    else:
-        engine.run_sweep(study, cores, until, remote)
+        from karma.commands.show import show_plan
+
+        show_plan(study, until, remote is not None, cores)
+        return
+    from karma.study.sweep import run_sweep
+
+    run_sweep(study, cores, until, remote)
 
 
 def status(experiment: Experiment) -> None:
     """Show how far a study is: of the sweep at work now, or of what lies in its folder."""
-    from karma.study import sweep as engine
+    from karma.commands.show import show_status
     from karma.study.experiment import load_experiment
 
-    engine.show_status(load_experiment(experiment))
+    show_status(load_experiment(experiment))
 
 
 def notebook(
@@ -111,6 +119,7 @@ def shard(
 
     job = answer_share(stage, experiment, _read_params(p), shard)
     typer.echo(f"{job.label}: share {shard} done; its answers are in {job.experiment.outputs / 'answers'}")
+    typer.echo(tell_next("karma", "status", experiment))
 
 
 def models(experiment: Experiment) -> None:
@@ -134,6 +143,7 @@ def models(experiment: Experiment) -> None:
                  "weak": name == settings.density_ratio.weak}  # fmt: skip
         table.add_row(name, ", ".join(r for r, yes in roles.items() if yes) or "-", *describe_model(specs, name))
     Console().print(table)
+    typer.echo(tell_next("karma", "run", experiment, "--dry-run", why="what would be done, and how long it takes"))
 
 
 def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> None:
@@ -141,7 +151,9 @@ def _run_stage(name: str, experiment: str, assignments: list[str] | None) -> Non
 
     command = " ".join(["karma", *sys.argv[1:]])
     job = run_stage(name.removesuffix(".ipynb"), experiment, _read_params(assignments), command)
-    typer.echo(f"{job.label}: done; its files are in {job.folder}")
+    typer.echo(f"{job.label}: done; written to {job.folder}: {', '.join(job.stage.products)}")
+    if "KARMA_SWEEP" not in os.environ:
+        typer.echo(tell_next("karma", "run", experiment, "--dry-run", why="what of the study is still to do"))
 
 
 def _read_params(assignments: list[str] | None) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What `karma train` does: read the pairs, check everything, train, and say how it went."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
 from karma.files import parse_yaml, save_json
@@ -141,6 +143,11 @@ def run_train(
         parts[0].accounting.check()
         save_json(parts[0].accounting.as_dict(), out / "accounting.json")
     yield f"written: {out}/model, training.json, held_out.parquet{', accounting.json' * drop_unusable}"
+    if run.makes_reward_model:
+        yield f"next: name {shlex.quote(str(out))} where a judge is named (annotation.judge, self_play.scorer_model)"
+    else:
+        command = ("karma", "win-rate", policy, out, "--prompts", "PROMPTS.jsonl", "--judge", "MODEL")
+        yield tell_next(*command, "--out", "WIN_RATES", why="who writes better, before or after")
 
 
 def name_policy(policy: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], str]:

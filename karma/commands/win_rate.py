@@ -4,6 +4,7 @@ What models answer and what the judge says is kept below --out (or --cache), so 
 was stopped.
 """
 
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -175,4 +176,5 @@ def _judge(
     save_win_rate_figure(found, out)
     yield f"judge: {judge.n_asked} questions asked ({judge.n_cached} kept from before), {judge.seconds:.0f} s"
     yield from describe_tournament(found)
-    yield f"written to {out}"
+    yield f"written to {out}: win_rates.csv, verdicts.parquet, a card"
+    yield f"next: read {shlex.quote(str(out / 'README.md'))}"

@@ -7,7 +7,7 @@ searched (`models.html`). Limit: uncertainty needs the number of items behind ea
 parts are None.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ def build_study(
     weights: Mapping[str, float] | None = None,
     seed: int = 0,
     n_draws: int = 2000,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> KinshipStudy:
     """Compute stage 2.
 
@@ -122,12 +123,14 @@ def build_study(
         measure, weights: of kinship (`karma.scores.table.set_kinship`); None: the table's own.
         seed: of bootstrap and permutations.
         n_draws: bootstrap draws.
+        tell: is told what is done next, of what takes long.
 
     Raises:
         InputError: a setting out of range.
     """
     table = set_kinship(table, measure, weights)
     rng = np.random.default_rng(seed)
+    tell(f"nearest kin of {len(table.scores):,} models")
     normalized = compute_normalized(table)
     nearest = compute_nearest_kin(table)
     s_pref = compute_s_pref(table).to_frame()
@@ -135,8 +138,10 @@ def build_study(
     study = KinshipStudy(table, tau, cut, normalized, s_pref, nearest, compute_pca(normalized), agreement)
     study = _add_lineage(study, np.random.default_rng(seed))  # a generator of its own: no other draw moves
     if len(table.scores) > MAX_SQUARE:
+        tell(f"dendrograms of {len(table.scores):,} models")
         large = compute_large_tree(table, distance, linkage, cut, seed)
         return replace(study, large=large, clusters=large.clusters)
+    tell("dendrograms, Mantel's tests and other choices of the same rules")
     kinship, trees = compute_kinship(table), compute_trees(table, distance, linkage)
     sets = build_sets(len(table.scores), SET_SIZE, rng)
     study = replace(
@@ -148,6 +153,7 @@ def build_study(
     )  # fmt: skip
     if table.n_items is not None:
         n_draws = limit_draws(len(table.scores), n_draws)
+        tell(f"bootstrap of {n_draws:,} tables, for the intervals")
         draws = draw_tables(table, rng, n_draws)
         study = replace(
             study, s_pref=compute_s_pref_intervals(table, draws), n_draws=n_draws, n_discarded=draws.n_discarded,

@@ -116,7 +116,10 @@ def _build_from_rows(
     """Assemble a table whose columns bear the paper's benchmark names."""
     file, known = Path(path).name, load_benchmarks()
     if header[0] != "origin_model":
-        raise InputError(f"{file}: the first column is '{header[0]}', expected 'origin_model': rename it")
+        raise InputError(
+            f"{file}: the first column is '{header[0]}', expected 'origin_model': rename it, read the file with "
+            "`karma read-scores`, or give its --columns"
+        )
     cells = pd.DataFrame(rows, columns=header).set_index("origin_model")
     check_models(cells.index, file)
     extra = {AVERAGE_COLUMN, *FACT_COLUMNS}

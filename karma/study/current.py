@@ -59,6 +59,12 @@ def claim_outputs(experiment: Experiment) -> None:
     Raises:
         InputError: they are another file's, which still has this name.
     """
+    check_claim(experiment)
+    save_if_changed(os.path.relpath(experiment.path, experiment.root), experiment.outputs / ".sweep" / "experiment")
+
+
+def check_claim(experiment: Experiment) -> None:
+    """Raise an InputError where a study's outputs are another file's, which still has this name; write nothing."""
     owner, root = experiment.outputs / ".sweep" / "experiment", experiment.root
     mine = os.path.relpath(experiment.path, root)
     before = owner.read_text("utf-8").strip() if owner.is_file() else mine
@@ -71,7 +77,6 @@ def claim_outputs(experiment: Experiment) -> None:
             raise InputError(
                 f"{mine}: its name, '{name}', is that of {before}, whose files lie in outputs/{name}: give it another"
             )
-    save_if_changed(mine, owner)
 
 
 def fingerprint_settings(job: Job) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def stay_current(job: Job) -> Iterator[None]:
     written = [name for name, look in looks.items() if _look(job.experiment.root / name) != look]
     changed = written + find_changes(now) + find_changed_code(job.stage, job.experiment.root, _load_code(job))
     if before and (not _fingerprint_of(job).is_file() or before != _fingerprint_of(job).read_text("utf-8")):
-        changed.append("the fingerprint itself, by `karma run --dry-run` or `karma status`,")
+        changed.append("the fingerprint itself, by another sweep,")
     _refuse(job, changed)
 
 

@@ -1,11 +1,14 @@
 """What a sweep is doing, read from Snakemake's events: states, progress with time left, one screen.
 
-Where there is no terminal (a log file, continuous integration), a line is printed for each finished job instead.
+Where there is no terminal (a log file, continuous integration), a line is printed for each job that begins and each
+that ends instead, with the time left.
 """
 
 import json
 import os
+import shlex
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -16,7 +19,6 @@ from rich.live import Live
 from rich.table import Table
 
 from karma.errors import InputError
-from karma.study.cluster import find_resources
 from karma.study.experiment import Experiment
 from karma.study.shares import SUFFIX
 from karma.study.stages import STAGES, Job, find_job, list_jobs
@@ -37,24 +39,6 @@ class JobState(TypedDict):
     log: Path
     told: str  # by the executor, of a job that failed
     helps: bool  # another job, by answering a share of its prompts
-
-
-def describe_needs(job: Job, elsewhere: bool = False) -> str:
-    """Say what a job needs: models, data, devices; and on a cluster (`elsewhere`) what it asks the scheduler for."""
-    s = job.experiment.settings
-    needs = [spec["hub"] or name for name, spec in job.models.items()]
-    if job.stage.name == "pool":
-        needs.append(s.pool.source if s.pool.source != "generate" else str(s.pool.instructions))
-    if job.models:
-        gpus = find_resources(job)["gpu"]
-        needs.append(f"{gpus} GPUs" if gpus else f"{s.compute.threads} CPU thread{'s' * (s.compute.threads > 1)}")
-    if job.stage.name == "04_alignment_training":
-        t = s.training
-        needs.append(f"{t.per_device_batch_size * t.gradient_accumulation * t.devices} pairs an update")
-    if elsewhere:
-        asked = find_resources(job)
-        needs.append(f"at most {asked['mem_mb'] / 1024:.0f} GiB and {asked['runtime'] / 60:.1f} h")
-    return ", ".join(needs) or "files of earlier stages"
 
 
 def read_events(experiment: Experiment, path: Path) -> dict[str, JobState]:
@@ -104,8 +88,9 @@ def find_elapsed(events: Path) -> float:
 def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
     """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
     started = time.monotonic()
-    told: set[str] = set()
-    total = len(list_jobs(experiment))
+    told: set[tuple[str, str]] = set()
+    if not console.is_terminal:
+        print(f"{experiment.settings.name}: planning, logs in {_log_folder(experiment)}", flush=True)
     with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
         while child.poll() is None:
             time.sleep(0.5)
@@ -113,17 +98,36 @@ def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> 
             if console.is_terminal:
                 live.update(render(experiment, states, time.monotonic() - started), refresh=True)
             else:
-                _print_changes(states, told, sum(read_plan(events).values()) or total)
+                _print_changes(states, read_plan(events), told)
     if not console.is_terminal:
-        _print_changes(read_events(experiment, events), told, sum(read_plan(events).values()) or total)
+        _print_changes(read_events(experiment, events), read_plan(events), told)
 
 
-def _print_changes(states: dict[str, JobState], told: set[str], total: int) -> None:
+def _print_changes(states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]]) -> None:
+    for line in list_changes(states, plan, told, time.time()):
+        print(line, flush=True)
+
+
+def list_changes(
+    states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]], now: float
+) -> Iterator[str]:
+    """Yield a line for each job that has begun or ended since the last call, and remember it.
+
+    Args:
+        states: from `read_events`. plan: stage -> jobs to run. told: what was said before; added to. now: the time.
+    """
+    total = sum(plan.values()) or len(states)
+    own = {number: state for number, state in states.items() if not state["helps"]}
     for number, state in states.items():
-        if state["ended"] and number not in told:
-            told.add(number)
-            seconds = state["ended"] - state["started"]
-            print(f"[{len(told)}/{total}] {state['status']:<6} {state['label']} ({seconds:.0f} s)", flush=True)
+        if (number, "started") not in told:
+            told.add((number, "started"))
+            yield f"[{sum(what == 'ended' for _, what in told)}/{total}] started {state['label']}"
+        if state["ended"] and (number, "ended") not in told:
+            told.add((number, "ended"))
+            done, seconds = sum(what == "ended" for _, what in told), state["ended"] - state["started"]
+            left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, now)
+            said = _say_left(left) if done < total else ""
+            yield f"[{done}/{total}] {state['status']:<7} {state['label']} ({say_time(seconds)}{said})"
 
 
 def read_plan(events: Path) -> dict[str, int]:
@@ -161,9 +165,19 @@ def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) 
 
 
 def _say_left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
+    return "" if seconds is None else f", about {say_time(seconds)} left"
+
+
+def say_time(seconds: float) -> str:
+    """Say a time in the unit that people would.
+
+    Example:
+        >>> say_time(42.3), say_time(1000), say_time(9000)
+        ('42 s', '17 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _log_folder(experiment: Experiment) -> str:
@@ -189,12 +203,6 @@ def estimate_left(states: dict[str, JobState], plan: dict[str, int], now: float)
     for state in running:
         left -= min(max(now - state["started"], 0.0), mean.get(state["job"].stage.name, 0.0))
     return max(left, 0.0) / max(len(running), 1)
-
-
-def shorten(reason: object) -> str:
-    """Return a reason on one line, at most 90 characters."""
-    text = " ".join(str(reason).split())
-    return text if len(text) <= 90 else text[:87] + "..."
 
 
 def find_last_line(path: Path) -> str:
@@ -223,3 +231,8 @@ def show_where(experiment: Experiment) -> None:
     for name, path in found.items():
         if path.exists():
             console.print(f"  {name:<12} {os.path.relpath(path)}", soft_wrap=True)
+    if (page := found["report.html"]).exists():
+        console.print(f"next: open {shlex.quote(os.path.relpath(page))}", soft_wrap=True, highlight=False)
+    else:
+        name = shlex.quote(os.path.relpath(experiment.path))
+        console.print(f"next: karma status {name}", soft_wrap=True, highlight=False)

@@ -103,22 +103,37 @@ def find_commit(root: Path) -> str:
     return (commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")) or "not a git clone"
 
 
-def describe_device() -> str:
+def describe_device(cpu: bool = False) -> str:
     """Name the processor, its cores and its widest vectors, or the CUDA devices, that this machine shows.
 
     Vectors decide how fast a CPU is here, and may decide a rounding; where ATEN_CPU_CAPABILITY holds torch to narrower
     ones, that is said.
+
+    Args:
+        cpu: the processor, even where there are CUDA devices.
     """
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    if gpus:
+    if gpus and not cpu:
         return ", ".join(g.read_text().split("Model:")[1].splitlines()[0].strip() for g in gpus)
-    info = Path("/proc/cpuinfo")
-    lines = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []
-    facts = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first core
-    vectors = next((title for flag, title in VECTORS.items() if flag in facts.get("flags", "").split()), "")
+    facts = _read_processor()
+    flags = find_vectors() or set()
+    vectors = next((title for flag, title in VECTORS.items() if flag in flags), "")
     held = os.environ.get("ATEN_CPU_CAPABILITY")
     parts = [facts.get("model name") or platform.processor() or platform.machine(), f"{os.cpu_count()} cores", vectors]
     return ", ".join(part for part in parts if part) + (f" (torch held to {held})" if held else "")
+
+
+def find_vectors() -> set[str] | None:
+    """Return which of `VECTORS` this machine's processor has; None where the system does not tell."""
+    flags = _read_processor().get("flags")
+    return None if flags is None else set(flags.split()) & set(VECTORS)
+
+
+def _read_processor() -> dict[str, str]:
+    """Return what Linux says of the first core; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []
+    return {key.strip(): value.strip() for key, value in reversed(lines)}
 
 
 def _relative(path: Path, root: Path | None = None) -> str:

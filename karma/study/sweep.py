@@ -17,8 +17,6 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.table import Column, Table
 
 from karma.errors import InterruptedSweep, KarmaError
 from karma.study.cluster import Remote, build_options, cancel_survivors
@@ -27,20 +25,14 @@ from karma.study.devices import list_gpus
 from karma.study.experiment import Experiment
 from karma.study.forks import start_server
 from karma.study.progress import (
-    JobState,
     console,
-    describe_needs,
     explain_failure,
-    find_elapsed,
     find_last_line,
     load_events,
     read_events,
-    render,
-    shorten,
     show_progress,
     show_where,
 )
-from karma.study.stages import STAGES, list_jobs
 
 HERE = Path(__file__).parent
 
@@ -87,50 +79,16 @@ def run_sweep(
     show_where(experiment)
 
 
-def plan_sweep(experiment: Experiment, until: str | None = None) -> list[JobState]:
-    """Return the jobs a run would do, each with Snakemake's reason, without doing any."""
-    save_fingerprints(experiment)
-    events = experiment.outputs / ".sweep" / f"plan-{os.getpid()}.jsonl"
+def is_running(experiment: Experiment) -> bool:
+    """Tell whether a sweep of this experiment is at work."""
+    path = experiment.outputs / ".sweep" / "lock"
+    if not path.is_file():
+        return False
     try:
-        child = _start(experiment, events, None, until, None, "--dry-run")
-        child.wait()
-        if child.returncode:
-            raise KarmaError(f"the plan failed: {_first_error(experiment, events)}")
-        return list(read_events(experiment, events).values())
-    finally:
-        events.unlink(missing_ok=True)
-
-
-def show_plan(experiment: Experiment, until: str | None = None, elsewhere: bool = False) -> None:
-    """Print the plan: each job, why it runs, and what it needs; `elsewhere`: what it asks a scheduler for, too."""
-    jobs = plan_sweep(experiment, until)
-    table = Table(
-        Column("job", no_wrap=True), "why", "needs", title=f"{experiment.settings.name}: {len(jobs)} jobs to do"
-    )
-    for state in jobs:
-        table.add_row(state["label"], shorten(state["reason"]), describe_needs(state["job"], elsewhere))
-    Console(width=None if console.is_terminal else 220).print(table if jobs else "everything is up to date")
-
-
-def show_status(experiment: Experiment) -> None:
-    """Print how far the experiment is: of the sweep at work now, or of what lies in its folder."""
-    running = _is_locked(experiment)
-    if running:
-        states = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
-        console.print(render(experiment, states, find_elapsed(experiment.outputs / ".sweep" / "events.jsonl")))
-        return
-    todo = {state["label"]: state for state in plan_sweep(experiment)}
-    table = Table("stage", "done", "to do", title=f"{experiment.settings.name}: no sweep is running")
-    for stage in STAGES.values():
-        jobs = [job for job in list_jobs(experiment) if job.stage is stage]
-        missing = sum(job.label in todo for job in jobs)
-        if jobs:
-            table.add_row(stage.name, str(len(jobs) - missing), str(missing) if missing else "-")
-    console.print(table)
-    last = read_events(experiment, experiment.outputs / ".sweep" / "events.jsonl")
-    for state in last.values():
-        if state["status"] == "failed" and state["label"] in todo:
-            console.print(f"failed last time: {explain_failure(state)}")
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 @contextmanager
@@ -147,17 +105,6 @@ def _lock(experiment: Experiment) -> Iterator[None]:
         raise KarmaError(
             f"another `karma run` of {experiment.settings.name} is at work (pid {pid}): wait, or end it"
         ) from None
-
-
-def _is_locked(experiment: Experiment) -> bool:
-    path = experiment.outputs / ".sweep" / "lock"
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 @contextmanager
