@@ -1,32 +1,49 @@
-"""Write the README's example out of the finished demo: `make readme` after `make demo`.
+"""Write the README's numbers and picture, and docs/demo.md: `make readme` after `make demo`.
 
-Everything between the two markers is made here, from files of outputs/demo alone, so that no number is typed in by
-hand. The run, its date, its commit and its processor are named.
+Everything between two markers is made here, so that no number is typed in by hand: what takes seconds is timed now
+(docs/make_ladder.py), what takes minutes comes from outputs/demo (and outputs/smoke, where it was run) and is kept in
+karma/study/times.json, the published tables are computed again. Each run's date and processor are named.
+
+    python docs/make_readme.py           all of it
+    python docs/make_readme.py quick     without the demo: the picture, the published tables, the times as they are kept
+    python docs/make_readme.py sample    the package's own pool and scores, out of outputs/sample (params/sample.yaml)
+    python docs/make_readme.py FOLDER    the label audit's figure, out of a folder of `karma audit-labels`
 """
 
+import json
 import re
 import shutil
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import make_ladder
+import make_picture
 import pandas as pd
 
 from karma import collect_results, load_experiment
 from karma.errors import InputError
 from karma.figures.labels import title_labels
 from karma.files import atomic_path, load_json
+from karma.results.audit import audit_paper
 from karma.results.estimates import compute_difference, compute_mean
+from karma.results.means import compute_means
+from karma.results.published import load_published
 from karma.results.study import Study
+from karma.results.tables import TOTAL
 from karma.study.experiment import Experiment
-from karma.study.provenance import compute_minutes, load_records
+from karma.study.provenance import compute_minutes, describe_device, load_records
 from karma.study.stages import list_jobs
-from karma.vocabulary import START, title_of
+from karma.study.times import describe_times, save_times
+from karma.vocabulary import BASELINE, KINSHIP_STRATEGIES, START, title_of
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- example: made by `make readme` -->", "<!-- end of example -->"
 FIGURE = "docs/demo_labels.png"
+LADDER = ("<!-- ladder: made by `make readme` -->", "<!-- end of ladder -->")
+FOUND = ("<!-- found: made by `make readme` -->", "<!-- end of found -->")
+TIMES, SAMPLE = ROOT / "karma" / "study" / "times.json", ROOT / "karma" / "data" / "sample"
 RECORDED_BEGIN, RECORDED_END = "<!-- recorded: made by docs/make_readme.py FOLDER -->", "<!-- end of recorded -->"
 RECORDED_FIGURE = "docs/recorded_labels.png"
 
@@ -126,7 +143,7 @@ def build_example(experiment: Experiment) -> str:
         f"**Are the labels right?** A pair is *decided* where one response follows more instructions than the other; "
         f"a right label has chosen that one.{judged}",
         _show(labels),
-        f"![Share of right labels by strategy, with 95 % intervals, a line at one half]({FIGURE})",
+        f"![Share of right labels by strategy, with 95 % intervals, a line at one half]({Path(FIGURE).name})",
         f"**Did training work?** {n_items} instructions of held-out prompts, the same before and after: of "
         f"{verdicts['all']} trainings the interval of the change lies above 0 in {verdicts['better']} and below 0 in "
         f"{verdicts['worse']}; of the others these prompts cannot tell (one seed, whose noise is in no interval; "
@@ -156,6 +173,59 @@ def build_recorded(folder: Path) -> str:
     return f"{intro}\n\n![Share of labels that recorded judgments confirm, by strategy]({RECORDED_FIGURE})"
 
 
+def build_published() -> str:
+    """Return what the paper's own tables say of its main claim, as Markdown."""
+    study = load_published()
+    means, audit = compute_means(study), audit_paper().set_index("claim")["recomputed"]
+    shown = ", ".join(f"{title_of(name)} {means[TOTAL, name].value:.3f}" for name in (BASELINE, *KINSHIP_STRATEGIES))
+    best = max(means[TOTAL, name].value for name in KINSHIP_STRATEGIES)
+    verdict = "no kinship strategy is" if best < means[TOTAL, BASELINE].value else "a kinship strategy is"
+    return (
+        "**The published tables.** `karma report paper` computes the paper's results again. On the mean of all its "
+        f"runs {verdict} above RLAIF ({shown}); run by run, K_score is {audit['K_score against RLAIF, run by run']}. "
+        f"What SFT leaves is at chance: {audit['SFT lifts the policies above chance'].split(';')[0]}."
+    )
+
+
+def build_summary(experiment: Experiment) -> str:
+    """Return what the demo found, in three sentences."""
+    folder, study = experiment.outputs, collect_results(experiment)
+    source = experiment.settings.annotation.source
+    table = pd.read_csv(folder / "labels" / "strategies.csv").set_index("strategy")
+    names = [name for name in (BASELINE, *KINSHIP_STRATEGIES, "delta", "random") if name in table.index]
+    shown = [
+        f"{title_labels(name, source)} {row.label_accuracy:.2f} ({_interval(row.low, row.high)})"
+        for name, row in table.loc[names].iterrows()
+    ]
+    _, verdicts = build_policies(study, source)
+    return (
+        f"**The demo.** {describe_run(experiment)} Share of right labels where programs decide: {'; '.join(shown)}. "
+        f"Of {verdicts['all']} trainings the interval of the change lies above 0 in {verdicts['better']} and below 0 "
+        f"in {verdicts['worse']}; of the others these prompts cannot tell. [The whole of it](docs/demo.md)."
+    )
+
+
+def save_sample() -> None:
+    """Copy the package's own pool and its models' scores out of the finished outputs/sample."""
+    import pyarrow.parquet as pq
+
+    outputs = load_experiment("params/sample.yaml").outputs
+    SAMPLE.mkdir(exist_ok=True)
+    rows = pq.read_table(outputs / "pool" / "pool.parquet").to_pylist()
+    kept = [{"source": "karma_sample", "instruction": row["instruction"],
+             "completions": [{"model": one["model"], "response": one["response"]} for one in row["completions"]]}
+            for row in rows]  # fmt: skip
+    with atomic_path(SAMPLE / "pool.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
+    for name in ("scores.csv", "scores.columns.yaml"):
+        shutil.copy(outputs / "kinship" / name, SAMPLE / name)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def insert_example(readme: str, example: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the README with the example between its markers.
 
@@ -173,19 +243,35 @@ def insert_example(readme: str, example: str, begin: str = BEGIN, end: str = END
 
 
 def main() -> None:
-    """Rewrite README.md and its figure from outputs/demo, or from a folder of `karma audit-labels`."""
-    if sys.argv[1:]:
-        folder, readme = Path(sys.argv[1]), (ROOT / "README.md").read_text("utf-8")
-        shutil.copy(folder / "figures" / "label_accuracy.png", ROOT / RECORDED_FIGURE)
-        with atomic_path(ROOT / "README.md") as temporary:
-            temporary.write_text(insert_example(readme, build_recorded(folder), RECORDED_BEGIN, RECORDED_END), "utf-8")
+    """Write what the arguments ask for."""
+    readme, page = ROOT / "README.md", ROOT / "docs" / "demo.md"
+    asked = sys.argv[1] if sys.argv[1:] else ""
+    if asked == "sample":
+        save_sample()
         return
-    experiment = load_experiment("params/demo.yaml")
-    example = build_example(experiment)
-    shutil.copy(experiment.outputs / "labels" / "figures" / "label_accuracy.png", ROOT / FIGURE)
-    with atomic_path(ROOT / "README.md") as temporary:
-        temporary.write_text(insert_example((ROOT / "README.md").read_text("utf-8"), example), "utf-8")
-    print("README.md: the example is that of outputs/demo")
+    if asked not in ("", "quick"):
+        folder = Path(asked)
+        shutil.copy(folder / "figures" / "label_accuracy.png", ROOT / RECORDED_FIGURE)
+        _write(readme, insert_example(readme.read_text("utf-8"), build_recorded(folder), RECORDED_BEGIN, RECORDED_END))
+        return
+    text = readme.read_text("utf-8")
+    found = [build_published()]
+    if asked == "quick":
+        found += re.findall(r"^\*\*The demo\.\*\*.*$", text, flags=re.M)  # as it was
+    else:
+        demo = load_experiment("params/demo.yaml")
+        found.append(build_summary(demo))
+        _write(page, insert_example(page.read_text("utf-8"), build_example(demo)))
+        shutil.copy(demo.outputs / "labels" / "figures" / "label_accuracy.png", ROOT / FIGURE)
+        for study in (demo, load_experiment("params/smoke.yaml")):
+            if len(load_records(study)) == len(list_jobs(study)):
+                save_times(describe_times(study), TIMES)
+    make_picture.main()
+    today = datetime.now(UTC).date().isoformat()
+    quick = make_ladder.time_quick_things()
+    ladder = make_ladder.build_ladder(quick, load_json(TIMES), describe_device(), today)
+    _write(readme, insert_example(insert_example(text, ladder, *LADDER), "\n\n".join(found), *FOUND))
+    print("README.md: written; docs/demo.md:", "as it was" if asked else "that of outputs/demo")
 
 
 if __name__ == "__main__":

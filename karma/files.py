@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+SAMPLE = "sample"  # the name of the pool, and of its models' scores, that come with the package
 _MOST_NODES = 100_000  # of a YAML file with its aliases written out; ours have some hundred
 
 
@@ -404,6 +405,17 @@ def find_project_root(start: Path | None = None) -> Path:
             if (folder / "params" / "base.yaml").is_file() and (folder / "notebooks").is_dir():
                 return folder
     raise InputError("no KARMA clone found here: run, notebook and status need one (they use notebooks/ and params/)")
+
+
+def find_sample(source: object, name: str) -> Path | None:
+    """Return a file of the package's own example, where `source` is its name and no file or folder is called so.
+
+    Args:
+        source: what was asked for. name: pool.jsonl or scores.csv.
+    """
+    if str(source) != SAMPLE or Path(SAMPLE).exists():
+        return None
+    return Path(__file__).parent / "data" / "sample" / name
 
 
 def cache_folder() -> Path:

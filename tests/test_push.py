@@ -64,7 +64,9 @@ def test_every_strategy_is_a_configuration_of_one_data_set(hub, study, tmp_path)
     assert hub.repositories == {"dataset/me/mine": "private", f"model/{model}": "private"}, "and no others"
     (name, files), (own, weights) = hub.commits
     assert (name, own) == ("dataset/me/mine", f"model/{model}"), "one commit a repository"
-    assert done.stdout.splitlines() == [f"dataset me/mine: {len(files)} files", f"model {model}: {len(weights)} files"]
+    *sent, then = done.stdout.splitlines()
+    assert sent == [f"dataset me/mine: {len(files)} files", f"model {model}: {len(weights)} files"]
+    assert then.startswith('next: datasets.load_dataset("me/mine")')
     local = unpack(files, tmp_path / "got")
     for config, n in (("k_sim", 4), ("rlaif", 7), ("pool", 3)):
         assert datasets.load_dataset(str(local), config, split="train", cache_dir=str(tmp_path / "cache")).num_rows == n
@@ -135,7 +137,8 @@ def test_folders_that_are_no_study_are_refused(tmp_path, change, message):
 
 def test_a_dry_run_says_what_would_be_sent(study):
     result = CliRunner().invoke(app, ["push", "--study", str(study), "--repo", "me/mine", "--models", "--dry-run"])
-    first, second = result.output.splitlines()
+    first, second, then = result.output.splitlines()
+    assert then == "next: the same without --dry-run; nothing was sent"
     assert first.startswith("dataset me/mine: README.md, pairs/k_sim/pairs.parquet, ") and "pool/pool.parquet" in first
     assert second.startswith("model me/mine-tiny-k_sim-sft-seed0: ") and "model.safetensors" in second
 

@@ -1,6 +1,5 @@
-"""The README: every command and example runs, every path exists, no value is said twice differently."""
+"""The README and the pages of docs/ that it leads to: every command and example runs, every path exists."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,10 +15,16 @@ from karma.study.experiment import load_base, load_experiment
 from tests.conftest import ROOT, plain_environment, project_environment, run_karma
 
 README = (ROOT / "README.md").read_text()
+# pools.md, scores.md and scale.md have tests of their own; footguns.md and reliability.md show no command
+NAMES = ("commands", "demo", "differences", "labels", "selection", "self_play", "training", "win_rates", "your_data")
+PAGES = {"README.md": README} | {f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text() for name in NAMES}
+EVERYTHING = PAGES | {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 
 def fenced(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", README, flags=re.M | re.S)
+    return [
+        block for page in PAGES.values() for block in re.findall(rf"^```{kind}\n(.*?)^```", page, flags=re.M | re.S)
+    ]
 
 
 COMMANDS = [line for block in fenced("sh") for line in block.splitlines() if line.strip()]
@@ -58,7 +63,24 @@ def test_every_command_runs(project, command):
     assert before and {path: path.read_bytes() for path in before} == before, "the same pairs, however they are made"
 
 
-@pytest.mark.parametrize("code", fenced("python"))
+def test_the_first_screen_s_python_prints_a_real_pair_with_nothing_to_download(tmp_path):
+    """Five lines, in an empty folder, without the network's libraries reaching for anything."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "KARMA_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    heads = [line.split(" ")[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert heads == ["prompt", "chosen", "rejected", "kinship"] and not list(tmp_path.iterdir())
+    rows = [json.loads(line) for line in (ROOT / "karma/data/sample/pool.jsonl").read_text().splitlines()]
+    shown = " ".join(result.stdout.split())
+    (row,) = [row for row in rows if " ".join(row["instruction"].split()) in shown]
+    written = {one["model"]: " ".join(one["response"].split()) for one in row["completions"]}
+    sides = re.findall(r"^(?:chosen|rejected) \(([\w-]+), score", result.stdout, flags=re.M)
+    assert len(set(sides)) == 2 and all(written[name] in shown for name in sides), "no model wrote that"
+
+
+@pytest.mark.parametrize("code", [code for code in fenced("python") if code not in README])
 def test_the_python_example_runs(project, code):
     result = subprocess.run([sys.executable, "-c", code], cwd=project, env=project_environment(project), text=True,
                             capture_output=True, check=False)  # fmt: skip
@@ -73,8 +95,122 @@ def test_the_yaml_example_is_a_valid_experiment(tmp_path):
 
 
 def test_every_linked_file_exists():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)|src=\"([^\"]+)\"", README):
-        assert (ROOT / (link[0] or link[1])).is_file(), link
+    n = 0
+    for page, text in EVERYTHING.items():
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)|src=\"([^\"]+)\"", text):
+            assert ((ROOT / page).parent / (link[0] or link[1])).is_file(), (page, link)
+            n += 1
+    assert n > 30
+
+
+def test_every_page_of_docs_is_led_to():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README, page.name
+
+
+def test_the_first_screen_answers_a_stranger_s_questions():
+    """What is it, what does it look like, how do I start, how long, does it work; the page itself stays short."""
+    assert len(README.splitlines()) <= 120
+    order = ["**Turn benchmark scores into preference pairs", "*Score*", "**S_pref**", "](docs/karma.png)", "```python", "make demo",
+             "it takes", "it downloads", "## Does it work?", "no kinship strategy is above RLAIF", "recorded_labels.png",
+             "**What is not shown.**", "CITATION.cff"]  # fmt: skip
+    places = [README.index(text) for text in order]
+    assert places == sorted(places), dict(zip(order, places, strict=True))
+    words = re.findall(
+        r"(?:an|the|two answers|mean score)? ?\*\*([\w ]+)\*\*", README[README.index("Eight words") :].splitlines()[0]
+    )
+    assert words == ["origin model", "pool", "S_pref", "kinship", "pair", "strategy", "label", "policy"]
+
+
+def test_every_command_in_prose_exists_with_its_options():
+    """`karma x --y` between backticks, on every page: the command is there, and has the option."""
+    from importlib import import_module
+
+    from karma.cli import COMMANDS as FILES
+    from karma.cli import _build
+
+    n = 0
+    for page, text in EVERYTHING.items():
+        for shown in re.findall(r"`(?:\.venv/bin/)?karma ([a-z_-]+)([^`]*)`", text):
+            name, rest = shown
+            assert name in FILES, f"{page}: karma {name}"
+            command = _build(name, getattr(import_module(f"karma.commands.{FILES[name]}"), name.replace("-", "_")))
+            known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest):
+                assert option in known, f"{page}: karma {name} {option}"
+                n += 1
+            for file in re.findall(r"params/[\w/]+\.yaml", rest):
+                assert file == "params/mine.yaml" or (ROOT / file).is_file(), f"{page}: {file}"
+        for target in re.findall(r"`make ([a-z-]+)`", text):
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M), f"{page}: make {target}"
+    assert n > 10
+
+
+# --- what `make readme` writes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made():
+    """docs/make_readme.py with the modules beside it."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import make_readme
+
+    yield make_readme
+    sys.path.remove(str(ROOT / "docs"))
+
+
+def find_block(text: str, markers: tuple[str, str]) -> str:
+    return text.split(markers[0])[1].split(markers[1])[0].strip()
+
+
+def test_what_is_said_of_the_published_tables_is_computed(made):
+    assert find_block(README, made.FOUND).splitlines()[0] == made.build_published()
+
+
+def test_the_ladder_is_of_recorded_runs_that_name_date_and_processor(made):
+    from karma.study.times import load_times
+
+    block = find_block(README, made.LADDER)
+    for run in load_times():
+        assert (
+            f"{run['minutes']:.0f} min ({run['n_jobs']} jobs)" in block
+            and run["device"] in block
+            and run["date"] in block
+        )
+    rows = made.make_ladder.build_ladder([], list(load_times()), "a machine", "a day").splitlines()
+    told = {" ".join(row.split()) for row in block.splitlines()}
+    assert {" ".join(row.split()) for row in rows if "karma run" in row or "`make " in row} <= told
+    timed = [
+        row for row in block.splitlines() if re.match(r"\| (the lines above|`karma report paper`|`make lab`)", row)
+    ]
+    assert len(timed) == 3 and all(
+        re.search(r"\| \d+(\.\d)? (s|min|h) ", row) and re.search(r"\(20\d\d-\d\d-\d\d\)", row) for row in timed
+    )
+
+
+def test_the_picture_is_of_the_package_s_own_pool_and_its_text_fits(made):
+    from matplotlib.patches import FancyBboxPatch
+
+    from tests.boxes import check_boxes
+
+    picture = made.make_picture
+    shown = picture.choose(picture.list_examples())
+    figure = picture.draw(shown)
+    texts = [text for ax in figure.axes for text in ax.texts]
+    check_boxes(figure)
+    boxes = [
+        patch.get_window_extent() for ax in figure.axes for patch in ax.patches if isinstance(patch, FancyBboxPatch)
+    ]
+    inside = [(text, box) for text in texts for box in boxes if box.contains(*text.get_window_extent().min + 4)]
+    assert len(inside) == len(boxes) == 1 + 4 + 2 + 2
+    for text, box in inside:
+        assert box.contains(*text.get_window_extent().max), f"out of its box: {text.get_text()}"
+    words = " ".join(text.get_text() for text in texts)
+    assert all(name in words and f"{value:.2f}" in words for name, value in shown.s_pref.items())
+    assert f"kinship {shown.kinship:.3f}" in words and f"chosen: {shown.chosen}" in words
+    assert shown.s_pref[shown.chosen] > shown.s_pref[shown.rejected] and len(shown.answers) == 4
+    svg = (ROOT / "docs" / "karma.svg").read_text()
+    assert (ROOT / "docs" / "karma.png").stat().st_size > 20_000 and "<svg" in svg
 
 
 def test_the_tree_is_the_tree():
@@ -123,13 +259,11 @@ def test_base_yaml_says_what_every_value_is():
     assert not bare
 
 
-def test_the_example_is_put_between_its_markers_and_twice_is_once():
-    spec = importlib.util.spec_from_file_location("make_readme", ROOT / "docs" / "make_readme.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    once = made.insert_example(README, "the example")
+def test_the_example_is_put_between_its_markers_and_twice_is_once(made):
+    page = PAGES["docs/demo.md"]
+    once = made.insert_example(page, "the example")
     assert f"{made.BEGIN}\n\nthe example\n\n{made.END}" in once and made.insert_example(once, "the example") == once
-    assert once.split(made.BEGIN)[0] == README.split(made.BEGIN)[0]
-    assert once.split(made.END)[1] == README.split(made.END)[1]
+    assert once.split(made.BEGIN)[0] == page.split(made.BEGIN)[0]
+    assert once.split(made.END)[1] == page.split(made.END)[1]
     with pytest.raises(made.InputError, match="put both where the example is to stand"):
         made.insert_example("# a README without markers", "the example")

@@ -1,6 +1,6 @@
 """Labels against recorded judgments: an independent loop, a pool of known truth, coverage, layouts, and bad sources."""
 
-import importlib.util
+import importlib
 import json
 import math
 import subprocess
@@ -408,7 +408,7 @@ def test_one_of_two_annotators_is_named(tmp_path):
         load_judgments(tmp_path, annotator="three")
 
 
-def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):
+def test_the_report_and_the_readme_show_what_was_recorded(tmp_path, monkeypatch):
     table = load_score_table(write_table(tmp_path / "t.csv", THREE))
     rng = np.random.default_rng(0)
     rows = [
@@ -427,10 +427,8 @@ def test_the_report_and_the_readme_show_what_was_recorded(tmp_path):
     assert (written / "recorded_label_accuracy.png").is_file() and (written / "recorded_labels.csv").is_file()
     for part in ("six.json", "sets of 3 of 3 models on 6 prompts", BY_CONSTRUCTION):
         assert part in shown.caption
-    spec = importlib.util.spec_from_file_location("make_readme", ROOT / "docs" / "make_readme.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    said = made.build_recorded(folder)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    said = importlib.import_module("make_readme").build_recorded(folder)
     every = audit.accuracy.iloc[0]
     assert f"{audit.books['n_comparisons']} comparisons {audit.books['decided']} are decided" in said
     assert f"Over all pairs {every['label_accuracy']:.2f} of the labels are right" in said

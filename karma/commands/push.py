@@ -43,4 +43,4 @@ def run_push(study: Path, repo: str, models: bool, public: bool, dry_run: bool) 
         yield "next: the same without --dry-run; nothing was sent"
         return
     yield from send(uploads, private=not public)
-    yield f'next: datasets.load_dataset("{repo}", "k_sim"), or another of its strategies'
+    yield f'next: datasets.load_dataset("{repo}"), or with one of its strategies, which the card names'

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill, indent
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +72,29 @@ class PairSet:
     def strategy(self) -> str:
         """Return the name of the strategy."""
         return self.accounting.strategy
+
+    def show(self, place: int = 0) -> str:
+        """Return one pair as people read it: prompt, the two responses with who wrote them, their models' kinship.
+
+        Args:
+            place: of the pair, from 0.
+
+        Example:
+            >>> from karma import build_pairs, load_pool, load_score_table
+            >>> pairs = build_pairs(load_pool("sample"), load_score_table("sample"), "k_sim", tau=0.1, seed=0)
+            >>> [line.split(" ")[0] for line in pairs.show(0).splitlines() if line and line[0] != " "]
+            ['prompt', 'chosen', 'rejected', 'kinship']
+        """
+        (row,) = self.table.slice(place, 1).to_pylist()
+        prompt = " / ".join(turn["content"] for turn in row["prompt"])
+        texts = [("prompt", prompt)]
+        for side in ("chosen", "rejected"):
+            score = row[f"{side}_score"]
+            known = f", score {score:.2f}" if score is not None else ""
+            texts.append((f"{side} ({row[f'{side}_model']}{known})", row[side][-1]["content"]))
+        told = [f"{name}\n{indent(fill(text, 96), '    ')}" for name, text in texts]
+        kinship = "not known" if row["kinship"] is None else f"{row['kinship']:.3f}"
+        return "\n".join([*told, f"kinship of the two models {kinship}; picked by {row['strategy']}"])
 
 
 def split_pairs(pairs: PairSet, held_out: float, seed: int) -> tuple[PairSet, PairSet]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files import atomic_path, find_sample
 from karma.pool.parts import BATCH_ROWS, Part, cut_lines, cut_parquet, open_rows
 from karma.pool.responses import ResponseBatch, build_batch
 from karma.pool.rows import (
@@ -73,7 +73,8 @@ def load_pool(source: str | Path | Iterable[dict[str, Any]], revision: str | Non
     """Open a pool; rows are read when they are needed.
 
     Args:
-        source: a Hub id ("openbmb/UltraFeedback"), a file or folder, or rows in UltraFeedback's shape.
+        source: a Hub id ("openbmb/UltraFeedback"), a file or folder, rows in UltraFeedback's shape, or "sample", the
+            24 prompts with four answers each that come with the package (params/sample.yaml).
         revision: a Hub commit; for UltraFeedback the one pinned in base.yaml, unless given.
 
     Raises:
@@ -90,7 +91,7 @@ def load_pool(source: str | Path | Iterable[dict[str, Any]], revision: str | Non
         return ResponsePool(
             "rows in memory", None, len(rows), lambda _: batch_rows(enumerate(rows, 1), "row", BATCH_ROWS)
         )
-    path = Path(source)
+    path = find_sample(source, "pool.jsonl") or Path(source)
     if path.exists():
         if revision:
             raise InputError(f"{source} is a local path: a revision belongs to a Hub id")

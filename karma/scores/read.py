@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files import atomic_path, find_sample
 from karma.scores.columns import Column, ColumnMap, KinshipBy, Unit, compute_fractions, load_column_map, load_rows
 from karma.scores.missing import drop_missing
 from karma.scores.names import canonical_model_name
@@ -35,7 +35,8 @@ def load_score_table(
 
     Args:
         path: a CSV file (`origin_model`, then one column a benchmark; percent or fractions); or "paper"
-            (Table 3 as printed), or "paper_four_digit" (the same with MMLU-Pro to four digits).
+            (Table 3 as printed), "paper_four_digit" (the same with MMLU-Pro to four digits), or "sample" (the models
+            of the package's own pool, params/sample.yaml).
         columns: a column map, its YAML file or the name of a shipped one (open_llm_leaderboard_v1, _v2), for a table
             with other benchmarks or column names; None: the map beside the file, where there is one.
         missing: what becomes of empty cells: refuse, drop_model or drop_benchmark.
@@ -54,6 +55,7 @@ def load_score_table(
     """
     if str(path) in ("paper", "paper_four_digit"):
         return _load_paper(four_digit=str(path) == "paper_four_digit")
+    path = find_sample(path, "scores.csv") or path
     header, rows = load_rows(path)
     own = find_own_map(path)
     if columns is None and own.is_file():
