@@ -12,9 +12,10 @@ import math
 import os
 import platform
 import sys
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,15 +133,52 @@ def main() -> None:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         _refuse_empty(sys.argv[1:])
-        code = app(standalone_mode=False)
+        with _say_a_word(_find_command(sys.argv[1:])):
+            code = app(standalone_mode=False)
     except Exception as error:
         if debug:
             raise
-        told = explain(error)
+        told = _name_flags(explain(error), sys.argv[1:])
         lines = told.splitlines() if isinstance(error, KarmaError) and not isinstance(error, InputError) else [told]
         typer.secho("karma: " + "\n".join(map(_show_indented, lines)), err=True, fg="red")
         sys.exit(find_exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+SILENT = ("evaluate", "select", "train", "audit-labels", "win-rate", "report", "export", "push")
+PATIENCE_S = 3.0  # seconds
+
+
+@contextmanager
+def _say_a_word(name: str | None) -> Iterator[None]:
+    """Tell who sits at a terminal that a command is at work, once, where it has not ended after some seconds."""
+    if name not in SILENT or not sys.stderr.isatty():
+        yield
+        return
+    said = f"karma {name}: at work; packages and models take a while to load ..."
+    timer = threading.Timer(PATIENCE_S, typer.echo, (said,), {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _find_command(words: list[str]) -> str | None:
+    return next((word for word in words if word in COMMANDS), None)
+
+
+def _name_flags(told: str, words: list[str]) -> str:
+    """Say what a message calls a setting as the command's own option, where it has one."""
+    from karma.commands.flags import name_flags
+
+    name = _find_command(words)
+    module = sys.modules.get(f"karma.commands.{COMMANDS[name]}") if name else None
+    if name is None or module is None:  # the command itself could not be imported
+        return told
+    command = _build(name, getattr(module, name.replace("-", "_")))
+    return name_flags(told, name, {option for parameter in command.params for option in parameter.opts})
 
 
 def _show_indented(line: str) -> str:

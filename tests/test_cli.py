@@ -1,9 +1,11 @@
 """The command line as a newcomer meets it: groups, version, a first experiment, the doctor, what to type next."""
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 import webbrowser
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import karma
+from karma import cli
 from karma.cli import COMMANDS, GROUPS, app
 from karma.commands import doctor, report
 from karma.commands.new import write_new
@@ -229,6 +232,44 @@ def test_a_time_is_said_only_where_it_was_measured():
     assert found.whole == run["minutes"] * 60 and run["device"] in found.source
     assert estimate_times(load_experiment("paper"), states[:0]) == Estimate({}, "", None)
     assert Estimate({"a": 1.0}, "").sum_up([{"label": "a"}, {"label": "b"}], 2) is None
+
+
+def test_every_flag_that_stands_for_a_setting_is_one_and_is_an_option():
+    from karma.cli import _build
+    from karma.commands.flags import FLAGS
+    from karma.study.experiment import load_base
+
+    values, options = load_base().as_dict(), set()
+    for name, file in COMMANDS.items():
+        command = _build(name, getattr(import_module(f"karma.commands.{file}"), name.replace("-", "_")))
+        options |= {option for parameter in command.params for option in parameter.opts}
+    for setting, option in FLAGS.items():
+        section, key = setting.split(".")
+        assert key in values[section] and option in options, setting
+
+
+def test_a_remedy_names_the_flag_where_there_is_one(tmp_path):
+    """Settings are an experiment's; who typed a command is told its options."""
+    write_pairs = [
+        {"prompt": "Hi?", "chosen": "Yes, surely.", "rejected": "No.", "score_chosen": 8, "score_rejected": 3}
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in write_pairs))
+    words = ["train", "--pairs", tmp_path / "pairs.jsonl", "--policy", "smollm2-135m", "--method", "dpo"]
+    result = run_karma(ROOT, *map(str, words), "--held-out", "1.0", "--out", str(tmp_path / "out"))
+    assert result.returncode == 2 and "lower --held-out" in result.stderr and "pairs.held_out" not in result.stderr
+    result = run_karma(ROOT, *map(str, words), "-p", "max_length=2", "--held-out", "0", "--out", str(tmp_path / "out"))
+    assert result.returncode == 2 and "raise -p max_length" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(("at_terminal", "name", "lasts_s", "speaks"), [
+    (True, "train", 0.5, True), (True, "train", 0.0, False), (False, "train", 0.5, False), (True, "kinship", 0.5, False),
+])  # fmt: skip
+def test_a_silent_command_says_a_word_at_a_terminal(monkeypatch, capsys, at_terminal, name, lasts_s, speaks):
+    monkeypatch.setattr(cli, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: at_terminal, raising=False)
+    with cli._say_a_word(name):
+        time.sleep(lasts_s)
+    assert (f"karma {name}: at work" in capsys.readouterr().err) == speaks
 
 
 def test_names_of_experiments_are_folders():

@@ -22,7 +22,7 @@ from karma.commands.next_step import tell_next
 from karma.errors import InputError, KarmaError
 from karma.files import cache_folder, find_project_root
 
-MEMORY_GIB, DISK_GIB = 6.0, 3.0  # of the demo on two cores: two jobs side by side; its outputs and the cache
+MEMORY_GIB, DISK_GIB = 6.0, 1.0  # the demo: two jobs of 2 GiB at their peak and what starts them; cache and outputs
 SLOW_VECTORS = "no AVX2: torch will be several times slower than the README's times"
 
 

@@ -25,8 +25,6 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
-    if study != "paper" and other is None:
-        typer.echo(f"{study}: notebook 06 is executed first, which takes a minute or so", err=True)
     page = write_report(study, other, out, price)
     typer.echo(f"written: {page}, beside its tables/ and figures/" if page.suffix == ".html" else f"written: {page}")
     typer.echo(show_page(page) if open_it else f"next: open {shlex.quote(str(page))}, or give --open")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from karma.commands.flags import FLAGS, name_flags
 from karma.commands.next_step import tell_next
 from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
@@ -125,7 +126,8 @@ def run_train(
     report = checks.check_pairs(train_pairs, tokenizer, method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])
-    yield from (f"WARNING: {warning}" for warning in report["warnings"] + memory["warnings"])
+    warnings = report["warnings"] + memory["warnings"]
+    yield from (f"WARNING: {name_flags(warning, 'train', FLAGS.values())}" for warning in warnings)
     yield (f"{report['pairs']} pairs ({len(kept_out)} held out), {report['updates']} updates; about "
            f"{memory['total_gib']:.1f} GiB of {memory['free_gib']:.1f} GiB free")  # fmt: skip
     state = checks.check_folder(out, run.identity)
@@ -135,7 +137,7 @@ def run_train(
     if state == "resumable":
         yield f"{out}: going on from the last checkpoint"
     record = train(run, train_pairs, kept_out)
-    yield from (f"ALARM: {alarm}" for alarm in record["alarms"])
+    yield from (f"ALARM: {name_flags(alarm, 'train', FLAGS.values())}" for alarm in record["alarms"])
     yield f"held-out preference {describe_held_out(record['held_out'])}"
     if run.makes_reward_model:
         yield f"the reward model {describe_rewards(record['held_out'])}"
