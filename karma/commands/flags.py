@@ -16,6 +16,7 @@ FLAGS = {
     "pairs.min_confidence": "--min-confidence", "pool.excluded_origin_models": "--exclude-model",
     "pool.instructions": "--instructions", "potential.explicit": "--explicit", "scores.missing": "--missing",
 }  # fmt: skip
+_VALUE = re.compile(r"([a-z_]+) is ")  # how a message begins that is about one value
 _SETTING = re.compile(r"(?<![\w./-])([a-z_]+)\.([a-z_]+(?:\.[a-z_]+)*)(?![\w(]|\.\w)")
 
 
@@ -30,6 +31,8 @@ def name_flags(text: str, command: str, options: Collection[str]) -> str:
         'raise -p max_length, or lower --threads'
         >>> name_flags("raise training.max_length; see outputs/demo/training.json", "run", ("--cores",))
         'raise training.max_length; see outputs/demo/training.json'
+        >>> name_flags("held_out is 1.0: a share below 1", "export", ("--held-out",))
+        '--held-out is 1.0: a share below 1'
     """
 
     def translate(found: re.Match[str]) -> str:
@@ -38,4 +41,7 @@ def name_flags(text: str, command: str, options: Collection[str]) -> str:
         option = FLAGS.get(found[0])
         return option if option in options and option is not None else found[0]
 
-    return _SETTING.sub(translate, text)
+    text = _SETTING.sub(translate, text)
+    if (told := _VALUE.match(text)) and (option := f"--{told[1].replace('_', '-')}") in options:
+        return option + text[told.end(1) :]
+    return text
