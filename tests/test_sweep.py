@@ -264,7 +264,7 @@ def test_an_edited_notebook_reruns_its_stage_and_what_follows(untouched):
     plan = planned(untouched)
     assert stages(plan) == {"04_alignment_training", "05_policy_evaluation", "06_results", "cross_evaluation"}
     assert "05_policy_evaluation.tiny-a.start" not in plan
-    assert "Updated input files" in plan["04_alignment_training.tiny-a.k_sim.dpo.seed0"]
+    assert "changed: notebooks/04_alignment_training.ipynb" in plan["04_alignment_training.tiny-a.k_sim.dpo.seed0"]
 
 
 def test_an_edited_module_reruns_the_stages_that_use_it(untouched):
