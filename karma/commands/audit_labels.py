@@ -81,7 +81,18 @@ def run_audit_labels(
     save_recorded_figures(audit, out / "figures")
     yield from describe_recorded(audit)
     yield f"written to {out}: label_accuracy.csv, strategies.csv and more, figures/"
-    command = ("karma", "binarize", "--pool", "POOL", "--strategy", "k_sim", "--scores", scores, "--out", "PAIRS")
+    command: tuple[str, ...] = (
+        "karma",
+        "binarize",
+        "--pool",
+        "POOL",
+        "--strategy",
+        "k_sim",
+        "--scores",
+        scores,
+        "--out",
+        "PAIRS",
+    )
     if (calibration := out / "calibration.json").is_file():
         command += ("--calibration", str(calibration))
     yield tell_next(*command, why="pairs by this table, each with the confidence of its label")

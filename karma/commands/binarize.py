@@ -227,8 +227,8 @@ def run_binarize(
         yield describe(accounting, folders[name])
         if push_to_hub:
             yield f"uploaded to {push_pairs(folders[name], push_to_hub)}"
-    command = ("karma", "train", "--pairs", next(iter(folders.values())), "--policy", "smollm2-135m")
-    yield tell_next(*command, "--method", "dpo", "--out", "POLICY", why="or karma export, for another trainer")
+    words = ("karma", "train", "--pairs", next(iter(folders.values())), "--policy", "smollm2-135m")
+    yield tell_next(*words, "--method", "dpo", "--out", "POLICY", why="or karma export, for another trainer")
 
 
 def list_by_licence(groups: list[str]) -> list[str]:

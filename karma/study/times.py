@@ -74,7 +74,7 @@ def estimate_times(experiment: Experiment, states: Sequence[JobState]) -> Estima
             found[label] = borrowed["stages"][stage]
             sources.append(f"by the {REFERENCE}'s jobs on {borrowed['device']}")
     whole = recorded["minutes"] * 60 if recorded and recorded["n_jobs"] == len(states) else None
-    if whole is not None and len(found) < len(states):
+    if recorded and whole is not None and len(found) < len(states):
         sources.append(f"as measured on {recorded['device']}")
     return Estimate(found, "; ".join(dict.fromkeys(sources)), whole)
 
