@@ -171,14 +171,13 @@ def _find_command(words: list[str]) -> str | None:
 
 def _name_flags(told: str, words: list[str]) -> str:
     """Say what a message calls a setting as the command's own option, where it has one."""
-    from karma.commands.flags import name_flags
-
     name = _find_command(words)
     module = sys.modules.get(f"karma.commands.{COMMANDS[name]}") if name else None
     if name is None or module is None:  # the command itself could not be imported
         return told
     command = _build(name, getattr(module, name.replace("-", "_")))
-    return name_flags(told, name, {option for parameter in command.params for option in parameter.opts})
+    name_flags = import_module("karma.commands.flags").name_flags
+    return str(name_flags(told, name, {option for parameter in command.params for option in parameter.opts}))
 
 
 def _show_indented(line: str) -> str:

@@ -123,7 +123,7 @@ def test_it_shows_every_strategy(executed):
     for phrase in (
         "k_score_sim",
         "random",
-        "books balance",
+        "the accounting adds up",
         "measures by verdict",
         "annotation this strategy saves",
     ):

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from karma.study.fields import check_name
 from karma.study.progress import list_changes
 from karma.study.stages import find_job
 from karma.study.times import Estimate, estimate_times, load_times
-from tests.conftest import ROOT, plain_environment, run_karma
+from tests.conftest import ROOT, copy_project, plain_environment, run_karma
 
 
 def call(*arguments):
@@ -223,7 +224,9 @@ def test_without_a_terminal_each_job_is_a_line_when_it_begins_and_when_it_ends()
     ]
 
 
-def test_a_time_is_said_only_where_it_was_measured():
+def test_a_time_is_said_only_where_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_project(tmp_path))  # where no demo has run
+    shutil.copy(ROOT / "params" / "demo.yaml", "params")
     demo = load_experiment("demo")
     run = next(run for run in load_times() if run["experiment"] == "demo")
     states = [{"job": job, "label": job.label} for job in __import__("karma.study.stages").study.stages.list_jobs(demo)]

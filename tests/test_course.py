@@ -91,7 +91,8 @@ def course(smoke, tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda p: p.stem)
-def test_student_copies_have_no_solution_but_a_stub_and_a_check_for_each_exercise(course, path):
+def test_student_copies_have_no_solution_but_a_stub_and_a_check_for_each_exercise(course, smoke, monkeypatch, path):
+    monkeypatch.chdir(smoke)
     number, copy = path.stem[:2], notebooks.read_notebook(course / "students" / path.name)
     whole = notebooks.read_notebook(path)
     solutions = [cell.source for cell in whole.cells if notebooks.has_tag(cell, "solution")]
@@ -116,7 +117,8 @@ def test_solutions_have_the_studys_outputs_and_the_computed_solutions(course, pa
         assert str(explain_exercise(name, STUDY)) in last
 
 
-def test_the_landing_pages_links_lead_somewhere_and_its_minutes_are_measured(course, smoke):
+def test_the_landing_pages_links_lead_somewhere_and_its_minutes_are_measured(course, smoke, monkeypatch):
+    monkeypatch.chdir(smoke)
     page = (course / "index.md").read_text()
     links = re.findall(r"\]\(([^)]+)\)", page)
     assert len(links) > 20 and all((course / link).is_file() for link in links)
@@ -124,7 +126,7 @@ def test_the_landing_pages_links_lead_somewhere_and_its_minutes_are_measured(cou
     assert notebooks.read_notebook(course / "index.ipynb").cells[0].source == page
     record = json.loads((smoke / "outputs/smoke/kinship/provenance.json").read_text())["02_kinship_analysis"]
     assert record["device"] in page
-    assert notebooks.measure(load_experiment(smoke / STUDY))  # of the clone's own, if it has one
+    assert notebooks.measure(load_experiment(STUDY))
 
 
 def test_a_plan_that_is_too_long_is_refused(monkeypatch):

@@ -52,8 +52,9 @@ def test_a_fork_prints_and_ends_as_the_command_does(server, project):
 
 def test_a_job_and_its_kernel_are_forks_and_their_core_seconds_are_counted(server, project):
     source = (
-        "import psutil, sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 5: pass\n"
-        "assert not psutil.Process().net_connections('tcp'), 'a port that another kernel may have taken, too'"
+        "import ipykernel, json, sys, time\nassert 'trl.trainer.dpo_trainer' in sys.modules\nwhile time.process_time() < 5: pass\n"
+        "place = json.load(open(ipykernel.get_connection_file()))\n"
+        "assert place['transport'] == 'ipc', 'a port that another kernel may have taken, too'"
     )
     before = add_cell(project, "02_kinship_analysis", source)
     (project / "params" / "table.yaml").write_text(

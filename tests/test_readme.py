@@ -131,7 +131,7 @@ def test_every_command_in_prose_exists_with_its_options():
 
     n = 0
     for page, text in EVERYTHING.items():
-        for shown in re.findall(r"`(?:\.venv/bin/)?karma ([a-z_-]+)([^`]*)`", text):
+        for shown in re.findall(r"`(?:\.venv/bin/)?karma ([a-z_][a-z_-]*)([^`]*)`", text):
             name, rest = shown
             assert name in FILES, f"{page}: karma {name}"
             command = _build(name, getattr(import_module(f"karma.commands.{FILES[name]}"), name.replace("-", "_")))

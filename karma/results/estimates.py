@@ -225,7 +225,7 @@ def describe_chance(study: Study) -> str:
     Example:
         >>> from karma.results.published import load_published
         >>> describe_chance(load_published())
-        'chance, nominal: MMLU .250, MMLU-Pro .100, ARC-Easy .250, ARC-Challenge .250'
+        'chance, nominal: MMLU-STEM .250, MMLU-Pro .100, ARC-Easy .250, ARC-Challenge .250'
     """
     levels, titles = compute_chance(study), study.title_benchmarks("table2")
     said = []
