@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import t
 
@@ -15,13 +17,14 @@ from karma.evaluation.runner import evaluate
 from karma.figures.potential import plot_leads
 from karma.models.ask import CachedModel
 from karma.models.load import load_model, load_tokenizer
-from karma.potential import evaluation
+from karma.potential import evaluation, outcomes
 from karma.potential.outcomes import ASKED, CELL, RUN_COLUMNS, collect_answers, compute_outcomes, compute_share
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_selections
 from karma.results.selections import show_on_benchmarks
 from karma.results.study import collect_results
 from karma.statistics.intervals import compute_wilson
+from karma.study.benchmark_settings import HarnessTask
 from karma.study.experiment import load_experiment
 from karma.study.sections import ModelSpec
 from karma.study.stages import STAGES, Job, find_job, list_jobs
@@ -193,6 +196,16 @@ def test_a_study_that_does_not_ask_shows_and_misses_nothing(tmp_path):
     assert collect_results(study).gaps.empty and collect_answers(study)[0].empty
     with pytest.raises(InputError, match="no job of this stage there"):
         find_job(study, "selection_evaluation", {"policy": "smollm2-135m"})
+
+
+def test_a_task_of_the_harness_is_among_the_benchmarks_that_are_asked(tmp_path):
+    names = ["ifeval", "social_iqa", "of_an_earlier_run"]
+    pq.write_table(pa.table({"benchmark": names, "item_id": names, "correct": [1, 0, 1], "n": [1, 1, 1]}),
+                   tmp_path / "answers.parquet")  # fmt: skip
+    benchmarks = SimpleNamespace(policy=["ifeval", HarnessTask(task="social_iqa")])
+    settings = SimpleNamespace(settings=SimpleNamespace(benchmarks=benchmarks))
+    found = outcomes._read_answers(SimpleNamespace(folder=tmp_path, experiment=settings), policy="p")
+    assert found["benchmark"].tolist() == names[:2]
 
 
 def test_a_missing_evaluation_is_a_named_gap_and_its_cell_is_not_compared(experiment, tmp_path):

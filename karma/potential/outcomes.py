@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from karma.files import load_json
 from karma.statistics.intervals import compute_two_way, compute_wilson
+from karma.study.benchmark_settings import name_benchmark
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import START
@@ -83,7 +84,8 @@ def _read_answers(job: Job, **key: Any) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     rows = pq.read_table(path, columns=["benchmark", "item_id", "correct", "n"]).to_pandas()
-    rows = rows[rows["benchmark"].isin(job.experiment.settings.benchmarks.policy)]
+    asked = [name_benchmark(benchmark) for benchmark in job.experiment.settings.benchmarks.policy]
+    rows = rows[rows["benchmark"].isin(asked)]
     return rows.rename(columns={"item_id": "row_id", "correct": "right"}).assign(**key)
 
 
