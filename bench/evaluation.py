@@ -25,7 +25,7 @@ def build_requests(model, benchmark: str, n_items: int, n_tokens: int) -> list:
 
     from karma.evaluation.answers import write_prompt
     from karma.evaluation.items import load_items
-    from karma.files import find_project_root
+    from karma.files.places import find_project_root
 
     items = load_items(benchmark, find_project_root() / "karma" / "data" / "demo", n_items)
     settings = {"until": [], "do_sample": False, "max_gen_toks": n_tokens}
@@ -41,7 +41,7 @@ def build_comparisons(benchmark: str, n_items: int) -> list:
 
     from karma.evaluation.items import load_items
     from karma.evaluation.protocol import write_bare_context, write_cloze_context
-    from karma.files import find_project_root
+    from karma.files.places import find_project_root
 
     items = load_items(benchmark, find_project_root() / "karma" / "data" / "demo", n_items)
     write = write_bare_context if benchmark == "hellaswag" else write_cloze_context

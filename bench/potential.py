@@ -26,7 +26,7 @@ NAME = "smollm2-135m"
 
 def load_rows(n: int, tokenizer) -> tuple[str, list[dict[str, list]]]:
     """Return where the pairs are from, and n of them as messages; no prompt fills MAX_LENGTH, which TRL would drop."""
-    from karma.files import find_project_root
+    from karma.files.places import find_project_root
     from karma.models.logprobs import count_tokens, tokenize_pair
     from karma.pairs.public_shape import load_binarized
     from karma.potential.selection import find_unusable

@@ -26,7 +26,7 @@ WORDS = "A response of about as many words as people give to a short question, w
 
 def measure_books() -> float:
     """Return the seconds that a store takes for 1,000 prompts, answered by nothing and read back."""
-    from karma.files import compute_digest
+    from karma.files.reading import compute_digest
     from karma.models.shards import Piece, answer_here, cut_shards
     from karma.models.store import AnswerStore
 

@@ -32,7 +32,7 @@ SHAPES = {"0.1B": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_la
 
 def load_texts(n: int) -> tuple[str, list[tuple[str, str, str]]]:
     """Return where the pairs are from, and n triples of prompt, chosen, rejected."""
-    from karma.files import find_project_root
+    from karma.files.places import find_project_root
 
     root = find_project_root()
     folder = Path(os.environ.get("KARMA_REAL_DATA", root.parent / "shared" / "data"))

@@ -25,7 +25,8 @@ import pandas as pd
 from karma import collect_results, load_experiment
 from karma.errors import InputError
 from karma.figures.labels import title_labels
-from karma.files import atomic_path, load_json
+from karma.files.reading import load_json
+from karma.files.writing import atomic_path
 from karma.results.audit import audit_paper
 from karma.results.estimates import compute_difference, compute_mean
 from karma.results.means import compute_means

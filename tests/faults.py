@@ -26,7 +26,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from karma.files import compute_file_digest, save_json
+from karma.files.reading import compute_file_digest
+from karma.files.writing import save_json
 from karma.models.load import load_model, load_tokenizer
 from karma.pairs.build import build_pairs
 from karma.pairs.folder import save_pairs

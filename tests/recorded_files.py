@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.study.recorded import MANIFEST
 
 GOOD = {"report.html": b"<p>a report</p>", "kinship/s_pref.csv": b"origin_model,s_pref\na,1\n"}

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.pairs.accounting import Accounting
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import PAIR_SCHEMA, PairSet

@@ -12,7 +12,8 @@ from karma.evaluation.answers import score_recorded, write_prompt
 from karma.evaluation.extraction import LETTERS
 from karma.evaluation.items import load_items
 from karma.evaluation.scoring import list_warnings
-from karma.files import find_project_root, load_json
+from karma.files.places import find_project_root
+from karma.files.reading import load_json
 from karma.models.load import load_model, load_tokenizer
 from karma.study.sections import ModelSpec
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from karma.cli import app
 from karma.errors import InputError, KarmaError
 from karma.evaluation.runner import evaluate, save_evaluation
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.models import api, engine
 from karma.models.ask import CachedModel, ask, sample_responses
 from karma.models.backends import VllmBackend

@@ -251,7 +251,7 @@ def list_settings(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterato
 
 
 def build_values() -> dict[str, Any]:
-    from karma.files import load_yaml
+    from karma.files.yaml import load_yaml
 
     return {**load_yaml(ROOT / "params" / "base.yaml"), "scores": {"table": "paper"}}
 

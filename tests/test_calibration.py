@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
-from karma.files import save_json
+from karma.files.writing import save_json
 from karma.kinship.uncertainty import compute_label_confidence
 from karma.labels.calibration import HELD_OUT, _draw_held_out, describe_calibration, fit_calibration
 from karma.labels.comparisons import build_comparisons

@@ -7,7 +7,7 @@ import pytest
 
 from karma.evaluation.ifeval import check_instructions
 from karma.evaluation.prompts import load_prompts
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 
 DEMO = find_project_root() / "karma" / "data" / "demo"
 LISTS = ("pool", "held_out", "search", "son")

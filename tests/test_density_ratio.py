@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.labels.audit import audit_strategies
 from karma.labels.density_ratio import run, score_densities
 from karma.models.load import load_model, load_tokenizer

@@ -22,7 +22,8 @@ from karma.evaluation.protocol import (
 )
 from karma.evaluation.runner import evaluate
 from karma.evaluation.scoring import build_logprob_row, compute_standard_error, compute_template_hash, list_warnings
-from karma.files import compute_digest, find_project_root
+from karma.files.places import find_project_root
+from karma.files.reading import compute_digest
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.judge import annotate
 from karma.models.load import PLAIN_TEMPLATE, load_model, load_tokenizer

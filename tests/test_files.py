@@ -9,20 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karma.errors import InputError, show_line
-from karma.files import (
-    atomic_path,
-    compute_file_digest,
-    find_project_root,
-    load_json,
-    load_json_lines,
-    load_yaml,
-    parse_json,
-    parse_yaml,
-    read_lines,
-    read_parquet,
-    save_if_changed,
-    save_json,
-)
+from karma.files.places import find_project_root
+from karma.files.reading import compute_file_digest, load_json, load_json_lines, parse_json, read_lines, read_parquet
+from karma.files.writing import atomic_path, save_if_changed, save_json
+from karma.files.yaml import load_yaml, parse_yaml
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

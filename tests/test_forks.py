@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.study.forks import CLIENT, start_server
 from tests.conftest import CALL_LIMIT, ROOT, copy_project, project_environment, run_plain, wait_until
 from tests.test_sweep import add_cell

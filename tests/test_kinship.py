@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from karma.errors import InputError
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.kinship.copies import compute_copies, describe_copies
 from karma.kinship.similarity import (
     KinshipByPair,

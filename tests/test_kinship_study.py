@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from karma.cli import app
 from karma.commands.kinship import analyse
 from karma.errors import InputError
-from karma.files import save_json
+from karma.files.writing import save_json
 from karma.kinship.clusters import compute_clusters, compute_pca, compute_trees
 from karma.kinship.similarity import compute_kinship
 from karma.kinship.study import build_study, describe_study, save_study, summarize

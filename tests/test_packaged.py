@@ -14,7 +14,7 @@ from karma.evaluation.items import load_items
 from karma.evaluation.packaged import find_items, parse_question, prepare_items
 from karma.evaluation.prompts import load_prompts
 from karma.evaluation.runner import show_item
-from karma.files import compute_file_digest
+from karma.files.reading import compute_file_digest
 from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment
 from karma.study.stages import find_job

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from karma import vocabulary
 from karma.errors import InputError, KarmaError
-from karma.files import compute_file_digest
+from karma.files.reading import compute_file_digest
 from karma.kinship.similarity import compute_choices, compute_kinship
 from karma.kinship.uncertainty import compute_label_confidence
 from karma.pairs.build import build_pair_sets, build_pairs, save_pair_sets

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from karma.errors import InputError
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.study.experiment import load_base, load_experiment
 from karma.study.stages import list_jobs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from karma.errors import InputError
-from karma.files import atomic_path, make_workspace, remove_leftovers
+from karma.files.writing import atomic_path, make_workspace, remove_leftovers
 from karma.pairs.accounting import Accounting
 from karma.pairs.build import save_pair_sets
 from karma.pairs.folder import PairFolder, save_pairs
@@ -82,7 +82,7 @@ def test_what_was_moved_is_put_back(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from karma.files import make_workspace
+from karma.files.writing import make_workspace
 (make_workspace(Path(sys.argv[1])) / "big").write_bytes(b"0" * 1000)
 os.kill(os.getpid(), 9)
 """

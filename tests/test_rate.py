@@ -3,7 +3,7 @@
 import pytest
 
 from karma.errors import KarmaError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models import judge
 from karma.models.judge import annotate
 from karma.pool import rate

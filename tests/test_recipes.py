@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.load import compute_weights_digest, load_model, load_tokenizer
 from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.study import recorded
 from karma.study.experiment import load_experiment
 from karma.study.open import open_stage

@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup
 
 from karma.commands.report import write_report
 from karma.errors import InputError
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.results.page import export_html, render_page
 from karma.study.experiment import load_experiment
 from tests.conftest import CALL_LIMIT, run_karma

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.load import compute_weights_digest
 from karma.study.current import fingerprint_settings
 from karma.study.experiment import load_experiment

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from karma.errors import InputError, KarmaError
 from karma.evaluation.ifeval import check_instructions
 from karma.evaluation.prompts import build_prompt, describe_instructions, load_prompts
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps
 from karma.models.made import build_tokenizer

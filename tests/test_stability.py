@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chi2, t
 
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.results.stability import (
     ONE_SEED,
     build_stability,

@@ -3,7 +3,7 @@
 import pytest
 
 from karma.errors import InputError
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.study.experiment import load_experiment
 from karma.study.open import find_siblings
 from karma.study.stages import STAGES, find_job, list_jobs

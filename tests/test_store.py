@@ -12,7 +12,8 @@ import pytest
 
 from karma.errors import KarmaError
 from karma.evaluation.runner import evaluate
-from karma.files import compute_digest, find_project_root
+from karma.files.places import find_project_root
+from karma.files.reading import compute_digest
 from karma.models import journal, shards, store
 from karma.models.ask import CachedModel
 from karma.models.shards import Piece, Share, answer_here, cut_shards

@@ -5,7 +5,7 @@ import pytest
 from karma import build_pairs, compute_s_pref, load_pool
 from karma.evaluation.prompts import load_prompts
 from karma.evaluation.runner import evaluate
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.models.ask import CachedModel, sample_responses
 from karma.scores.measured import build_score_table
 from karma.study.experiment import load_experiment

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from karma.cli import app
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from tests.test_select_cli import pair_folder, policy, public_rows, write_rows
 
 assert pair_folder and policy  # fixtures

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.chat import tokenize_response
 from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import compute_logps, compute_pair_logps

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from trl import GRPOConfig, RLOOConfig
 
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.load import load_model, load_tokenizer
 from karma.pairs.export import export_pairs
 from karma.pairs.pairs import PairSet

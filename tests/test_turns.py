@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trl.data_utils import _tokenize, common_prefix_length
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.labels.compared import load_prompts, load_responses, show_prompt
 from karma.labels.policies import collect_prompts
 from karma.models.ask import sample_responses

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from karma.errors import InputError
-from karma.files import compute_digest, load_json
+from karma.files.reading import compute_digest, load_json
 from karma.labels import policies
 from karma.labels.policies import collect_prompts, list_pairs
 from karma.models.load import load_model, load_tokenizer

@@ -16,7 +16,7 @@ def demo(
 
     It holds what a run of `params/demo.yaml` wrote, without weights; `karma run params/demo.yaml` runs it anew.
     """
-    from karma.files import find_project_root
+    from karma.files.places import find_project_root
     from karma.study.recorded import describe_recorded, unpack_study
 
     folder, manifest = unpack_study(recorded, find_project_root(), replace)

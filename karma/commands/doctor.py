@@ -20,7 +20,7 @@ import typer
 
 from karma.commands.next_step import tell_next
 from karma.errors import InputError, KarmaError
-from karma.files import cache_folder, find_project_root
+from karma.files.places import cache_folder, find_project_root
 
 MEMORY_GIB, DISK_GIB = 6.0, 1.0  # the demo: two jobs of 2 GiB at their peak and what starts them; cache and outputs
 SLOW_VECTORS = "no AVX2: torch will be several times slower than the README's times"

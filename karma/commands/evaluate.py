@@ -16,7 +16,7 @@ from karma.errors import InputError, quote
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
-from karma.files import parse_yaml
+from karma.files.yaml import parse_yaml
 from karma.models.describe import build_spec
 from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import load_base

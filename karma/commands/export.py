@@ -10,7 +10,7 @@ import typer
 
 from karma.commands.options import Out, check_out, leave_nothing
 from karma.errors import InputError
-from karma.files import read_text
+from karma.files.reading import read_text
 from karma.pairs.export import FORMATS, export_pairs
 from karma.pairs.pairs import load_pairs, split_pairs
 from karma.pairs.public_shape import load_binarized

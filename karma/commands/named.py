@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from karma.errors import InputError
-from karma.files import check_file, load_json_lines
+from karma.files.reading import check_file, load_json_lines
 from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import Experiment
 from karma.study.sections import ModelSpec

@@ -11,7 +11,7 @@ import typer
 
 from karma.commands.next_step import tell_next
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.study.fields import check_name
 
 

@@ -12,7 +12,8 @@ from karma.commands.flags import FLAGS, name_flags
 from karma.commands.next_step import tell_next
 from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
-from karma.files import parse_yaml, save_json
+from karma.files.writing import save_json
+from karma.files.yaml import parse_yaml
 from karma.models.describe import build_spec, find_trained
 from karma.study.experiment import load_base
 from karma.study.training_settings import Online, Training

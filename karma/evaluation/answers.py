@@ -23,7 +23,7 @@ from karma.evaluation.scoring import (
     compute_template_hash,
     score_answer,
 )
-from karma.files import compute_file_digest, load_json_lines
+from karma.files.reading import compute_file_digest, load_json_lines
 
 _NAMED = 10  # ids listed of each kind; the counts are exact
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from karma.errors import InputError, show_line
 from karma.evaluation.packaged import find_packaged_data
-from karma.files import load_json_lines, read_parquet
+from karma.files.reading import load_json_lines, read_parquet
 from karma.study.benchmark_settings import MEASURED, PACKAGED_ITEMS, HarnessTask
 
 Config = dict[str, Any]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.scores.metrics import choose_metric
 from karma.study.benchmark_settings import MEASURED, HarnessTask
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from karma.evaluation.extraction import strip_thinking
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 
 
 @cache

@@ -15,7 +15,7 @@ import pandas as pd
 
 from karma.errors import InputError, quote
 from karma.evaluation.protocol import ENDING_QUESTION
-from karma.files import check_file, load_json_lines
+from karma.files.reading import check_file, load_json_lines
 
 # Hub data set, configuration, split (the test items that published scores are on)
 HUB = {

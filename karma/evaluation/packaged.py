@@ -23,7 +23,9 @@ from typing import Any
 from karma.errors import InputError
 from karma.evaluation.items import STEM_SUBJECTS
 from karma.evaluation.prompts import load_prompts
-from karma.files import atomic_path, cache_folder, compute_digest, compute_file_digest
+from karma.files.places import cache_folder
+from karma.files.reading import compute_digest, compute_file_digest
+from karma.files.writing import atomic_path
 from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.locks import open_lock
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import load_json_lines
+from karma.files.reading import load_json_lines
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from karma.evaluation.scoring import (
     compute_score,
     compute_template_hash,
 )
-from karma.files import atomic_path, find_project_root, save_json
+from karma.files.places import find_project_root
+from karma.files.writing import atomic_path, save_json
 from karma.models.ask import CachedModel
 from karma.study.benchmark_settings import HarnessTask
 
@@ -85,7 +86,7 @@ def evaluate(
         InputError: items or tasks that cannot be loaded, or an unknown protocol.
 
     Example:
-        >>> from karma.files import find_project_root
+        >>> from karma.files.places import find_project_root
         >>> from karma.study.experiment import load_experiment
         >>> smoke = load_experiment("smoke").settings
         >>> asked = smoke.benchmarks.model_copy(update={"limit": 2})

@@ -14,7 +14,7 @@ import pyarrow as pa
 from karma.evaluation.extraction import LETTERS, extract_choice, read_answer
 from karma.evaluation.ifeval import compute_floor, score_instructions
 from karma.evaluation.protocol import CHOICE_PROMPT, CLOZE_CONTEXT, CLOZE_OPTION, STATEMENT, score_choice
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 
 SCORE_OF_IFEVAL = "inst_level_loose"  # Table 3's GPT-4 value shows that this one of the four is meant
 FOUR = ("prompt_level_strict", "prompt_level_loose", "inst_level_strict", "inst_level_loose")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.vocabulary import OTHER_SETS, STRATEGIES
 
 COLUMN_WIDTH_IN, PAGE_WIDTH_IN = 3.5, 7.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.kinship.clusters import (
     DISTANCES,
     LargeTree,

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from karma.errors import InputError
 from karma.evaluation.ifeval import check_instructions
 from karma.evaluation.prompts import Prompt
-from karma.files import atomic_path, compute_digest
+from karma.files.reading import compute_digest
+from karma.files.writing import atomic_path
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import to_hex
 from karma.scores.names import canonical_model_name

@@ -15,7 +15,7 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.evaluation.prompts import read_prompt
-from karma.files import check_file, compute_digest, compute_file_digest, read_parquet
+from karma.files.reading import check_file, compute_digest, compute_file_digest, read_parquet
 from karma.labels.judgments import shorten
 from karma.models.ask import CachedModel, Prompt, Sampling, sample_responses
 from karma.pairs.turns import find_fault, is_plain, show_turns

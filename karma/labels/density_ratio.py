@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.models.load import Specs, choose_device, choose_dtype, load_model, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens, compute_side_logps, tokenize_row
 from karma.pool.responses import list_responses

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.kinship.behaviour import compute_agreement
 from karma.kinship.lineage import compute_data_kinship, compute_origin_kinship, trace_lineage
 from karma.kinship.similarity import compute_kinship

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from karma.errors import InputError, quote
-from karma.files import check_file, open_parquet, read_parquet
+from karma.files.reading import check_file, open_parquet, read_parquet
 from karma.labels.judgments import Judgments, build_values, count_characters, get_field, shorten
 from karma.labels.votes import PANDALM, read_arena, read_pair_folders, read_pandalm
 from karma.pool.affinity import TRAITS, measure_complexity

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.labels.compared import Compared, ask_model
 from karma.labels.tournament import hold_tournament, save_tournament
 from karma.models.ask import CachedModel, Prompt

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.kinship.similarity import MAX_SQUARE, compute_kinship
 from karma.kinship.uncertainty import (
     compute_label_confidence,

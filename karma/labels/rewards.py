@@ -24,7 +24,7 @@ import torch
 
 from karma.errors import InputError
 from karma.evaluation.prompts import load_prompts
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.labels.audit import compute_truth
 from karma.labels.best_of_n import compute_best_of_n
 from karma.models.load import add_trained, choose_device, choose_dtype, load_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.compute as pc
 
-from karma.files import read_parquet
+from karma.files.reading import read_parquet
 from karma.labels.kinships import build_outcomes, compare_kinships, list_kinships
 from karma.pool.pool import ResponsePool
 from karma.pool.responses import to_hex

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.labels.compared import Compared, show_prompt
 from karma.labels.pairwise import JUDGE_PROMPT, judge_pair
 from karma.labels.ratings import compute_ratings

@@ -32,7 +32,7 @@ from tenacity import (
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
-from karma.files import parse_json
+from karma.files.reading import parse_json
 from karma.models.backends import Answered
 from karma.models.load import compute_weights_digest
 

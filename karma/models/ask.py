@@ -20,7 +20,7 @@ from lm_eval.api.model import LM
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.backends import TransformersBackend, VllmBackend
 from karma.models.load import Specs
 from karma.models.placement import answer

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from karma.errors import InputError
-from karma.files import cache_folder, load_json
+from karma.files.places import cache_folder
+from karma.files.reading import load_json
 from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
 from karma.study.sections import ModelSpec

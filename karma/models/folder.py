@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import check_file, load_json, parse_json
+from karma.files.reading import check_file, load_json, parse_json
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _LARGEST = {  # beyond which a shape is a mistake, and would take hours to build even without weights

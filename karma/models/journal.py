@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from karma.errors import KarmaError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 
 Record = dict[str, Any]
 

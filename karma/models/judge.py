@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.load import Specs, compute_weights_digest, is_reward_model, load_model, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens
 from karma.models.placement import answer, choose_place

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError, show_line
-from karma.files import compute_digest, compute_file_digest, load_json
+from karma.files.reading import compute_digest, compute_file_digest, load_json
 from karma.models.folder import check_parts, check_whole, list_files, read_header
 from karma.models.made import add_noise, build_random, build_tokenizer, drop_layers, prepare_packaged
 

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import atomic_path, cache_folder
+from karma.files.places import cache_folder
+from karma.files.writing import atomic_path
 from karma.study.sections import PackagedName
 
 

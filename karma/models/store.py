@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from filelock import BaseFileLock, Timeout
 
 from karma.errors import InputError
-from karma.files import atomic_path, compute_digest, load_json
+from karma.files.reading import compute_digest, load_json
+from karma.files.writing import atomic_path
 from karma.models.journal import Journal, Record, Tail, read_line, told
 from karma.study.locks import open_lock
 

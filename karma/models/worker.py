@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.models import engine as program
 
 PYTHON = "KARMA_VLLM_PYTHON"  # the environment variable

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.pairs.accounting import Accounting
 from karma.pairs.binarizer import Binarizer
 from karma.pairs.curriculum import compute_stages

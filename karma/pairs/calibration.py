@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.special import expit
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 
 VERSION: Final = 1
 Fact = Literal["s_pref_gap", "kinship", "p_flip", "length_difference"]

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from karma.errors import InputError
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.pairs.pairs import CONFIDENCE, PairSet
 from karma.pairs.turns import Messages
 

@@ -15,7 +15,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
-from karma.files import make_workspace, remove_leftovers, save_json
+from karma.files.writing import make_workspace, remove_leftovers, save_json
 from karma.pairs.accounting import Accounting
 from karma.pairs.card import CardFacts, build_card
 from karma.pairs.curriculum import order_file

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from karma.errors import InputError, quote
-from karma.files import load_json, read_parquet
+from karma.files.reading import load_json, read_parquet
 from karma.pairs.accounting import Accounting
 from karma.pairs.turns import find_opening
 from karma.pool.draws import compute_draws

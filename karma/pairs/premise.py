@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.kinship.mantel import MEDIUM_EFFECT, compute_mantel
 from karma.pairs.binarizer import Binarizer
 from karma.pairs.quality_gap import UNITS, Embed, compute_gaps

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError, quote
-from karma.files import atomic_path, compute_file_digest, read_parquet
+from karma.files.reading import compute_file_digest, read_parquet
+from karma.files.writing import atomic_path
 from karma.pairs.accounting import Accounting
 from karma.pairs.hub import describe_error
 from karma.pairs.pairs import CONFIDENCE, PAIR_SCHEMA, ROLES, PairSet

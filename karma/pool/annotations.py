@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.files import read_parquet
+from karma.files.reading import read_parquet
 from karma.pool.draws import compute_keys, mix
 from karma.pool.pool import ResponsePool
 

@@ -11,7 +11,7 @@ from karma.errors import InputError, quote
 from karma.evaluation.items import load_items
 from karma.evaluation.packaged import find_items
 from karma.evaluation.protocol import ENDING_QUESTION
-from karma.files import load_json_lines, read_lines
+from karma.files.reading import load_json_lines, read_lines
 from karma.pool.decontamination import Items, build_items
 from karma.vocabulary import BENCHMARKS
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.evaluation.prompts import read_prompt
-from karma.files import compute_digest, load_json_lines, save_json
+from karma.files.reading import compute_digest, load_json_lines
+from karma.files.writing import save_json
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.shards import Share
 

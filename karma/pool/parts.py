@@ -21,7 +21,7 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import check_text, open_parquet
+from karma.files.reading import check_text, open_parquet
 from karma.pool.rows import BUFFER_BYTES, COMPLETION, NEEDED, POOL_SCHEMA, batch_rows, decode_json, first_line
 
 BATCH_ROWS = 4096

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import atomic_path, find_sample
+from karma.files.places import find_sample
+from karma.files.writing import atomic_path
 from karma.pool.parts import BATCH_ROWS, Part, cut_lines, cut_parquet, open_rows
 from karma.pool.responses import ResponseBatch, build_batch
 from karma.pool.rows import (

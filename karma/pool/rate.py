@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 
 from karma.errors import KarmaError
 from karma.evaluation.answer_text import strip_thinking
-from karma.files import atomic_path, save_json
+from karma.files.writing import atomic_path, save_json
 from karma.models.ask import CachedModel
 from karma.models.judge import annotate, write_question
 from karma.models.load import Specs

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from karma.errors import InputError, quote, show_line
-from karma.files import check_file, parse_json
+from karma.files.reading import check_file, parse_json
 from karma.pool.responses import ASPECTS
 
 BUFFER_BYTES = 1 << 20

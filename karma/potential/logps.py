@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.chat import TokenizedResponse
 from karma.models.load import Specs, compute_weights_digest, load_model, load_tokenizer
 from karma.models.logprobs import SharedRow, compute_row_logps, count_tokens, tokenize_pair

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 
 RANKINGS = (
     "random", "explicit_large", "explicit_small", "implicit_small", "implicit_large", "m_ap", "m_ap_signed",

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.benchmark_settings import name_benchmark
 from karma.study.experiment import Experiment

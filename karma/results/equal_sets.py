@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.results.study import RUN_KEYS, Study
 from karma.study.experiment import Experiment
 from karma.vocabulary import title_strategy

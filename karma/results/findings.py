@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.claims import find_verdict
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.results.ledger import build_ledger, compute_break_even, describe_break_even
 from karma.results.study import Study
 from karma.study.escape import escape_html

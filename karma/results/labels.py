@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.labels import plot_label_accuracy, title_labels
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.labels.recorded import BY_CONSTRUCTION
 from karma.results.pictures import show_picture
 from karma.results.tables import build_plain

@@ -21,7 +21,8 @@ import pandas as pd
 
 from karma import __version__
 from karma.errors import InputError
-from karma.files import atomic_path, load_json
+from karma.files.reading import load_json
+from karma.files.writing import atomic_path
 from karma.results.furnish import furnish
 from karma.results.study import Study
 from karma.study.escape import escape_html

@@ -14,7 +14,7 @@ from karma.figures.diagrams import plot_framework, plot_labelling
 from karma.figures.kinship_study import draw_kinship_figures
 from karma.figures.results import plot_capabilities, plot_policies
 from karma.figures.style import set_style
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.results.audit import audit_paper, build_printed_table2
 from karma.results.estimates import compute_capabilities, compute_policies
 from karma.results.findings import Front, find_published

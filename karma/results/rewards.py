@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.rewards import plot_reward_models
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.results.pictures import show_picture
 from karma.results.tables import build_plain
 from karma.study.experiment import Experiment

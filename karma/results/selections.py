@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.potential import plot_curve, plot_leads
-from karma.files import atomic_path, load_json
+from karma.files.reading import load_json
+from karma.files.writing import atomic_path
 from karma.potential.outcomes import collect_answers, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_metrics, compare_selections

@@ -17,7 +17,7 @@ import pandas as pd
 
 from karma.errors import InputError
 from karma.evaluation.compare import build_score_frame
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.pairs.build import build_pair_sets, build_pairs
 from karma.pool.pool import load_pool
 from karma.potential.margins import Candidates, compute_potential, select

@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.figures.stability import plot_stability
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.results.equal_sets import merge_equal
 from karma.results.pictures import show_picture
 from karma.results.study import RUN_KEYS, Study, collect_results

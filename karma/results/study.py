@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, describe_benchmarks, load_benchmarks
 from karma.study.benchmark_settings import MEASURED, PACKAGED_ITEMS, name_benchmark

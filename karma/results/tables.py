@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.results.estimates import compute_chance
 from karma.results.study import Study
 from karma.scores.normalise import compute_s_pref

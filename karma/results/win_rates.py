@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.win_rates import plot_win_rates
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.labels.policies import BASELINE, UNTRAINED, split_names
 from karma.results.pictures import show_picture
 from karma.results.tables import build_plain

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from karma.errors import InputError, quote
-from karma.files import load_json_lines, read_text
+from karma.files.reading import load_json_lines, read_text
 from karma.scores.table import ScoreTable
 
 LONGEST = 1_000_000  # characters of a card

@@ -17,7 +17,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from karma.errors import InputError, quote
-from karma.files import check_file, load_yaml
+from karma.files.reading import check_file
+from karma.files.yaml import load_yaml
 
 
 def _read_unit(unit: object) -> object:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.scores.columns import Column, ColumnMap
 from karma.scores.metrics import choose_metric
 from karma.scores.understand import UNSTATED, load_catalogue, simplify

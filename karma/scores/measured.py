@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.scores.read import _read_facts, load_score_table
 from karma.scores.table import ScoreTable, describe_benchmarks, set_kinship
 from karma.study.stages import Job

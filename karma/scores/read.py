@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 
 from karma.errors import InputError
-from karma.files import atomic_path, find_sample
+from karma.files.places import find_sample
+from karma.files.writing import atomic_path
 from karma.scores.columns import Column, ColumnMap, KinshipBy, Unit, compute_fractions, load_column_map, load_rows
 from karma.scores.missing import drop_missing
 from karma.scores.names import canonical_model_name

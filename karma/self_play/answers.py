@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from karma.files import load_json, save_json
+from karma.files.reading import load_json
+from karma.files.writing import save_json
 from karma.models.ask import CachedModel, sample_responses
 from karma.models.load import Specs
 from karma.study.sections import Compute, SelfPlay

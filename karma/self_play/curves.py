@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.statistics.intervals import compute_mean, compute_slopes
 from karma.statistics.verdicts import SMALLEST, judge_family
 from karma.study.experiment import Experiment

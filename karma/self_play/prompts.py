@@ -6,7 +6,7 @@ than an earlier one's.
 
 from karma.errors import InputError
 from karma.evaluation.prompts import Prompt
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 
 
 def split_prompts(

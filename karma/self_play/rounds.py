@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from karma.errors import KarmaError
 from karma.evaluation.prompts import Prompt, load_prompts
-from karma.files import save_json
+from karma.files.writing import save_json
 from karma.models.load import Specs, add_trained
 from karma.pairs.folder import save_pairs
 from karma.pairs.pairs import PairSet

@@ -9,7 +9,7 @@ that says nothing can follow every instruction.
 from pathlib import Path
 
 from karma.evaluation.prompts import Prompt
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest, load_tokenizer
 from karma.self_play.answers import remember
 from karma.study.sections import Compute, SelfPlay

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.load import Specs
 from karma.pairs.pairs import PairSet
 from karma.potential.logps import measure_logps

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from karma.errors import InputError
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.study.experiment import Experiment
 from karma.study.sections import Resources
 from karma.study.stages import STAGES, Job

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError, KarmaError
-from karma.files import compute_file_digest, remove_leftovers, save_if_changed
+from karma.files.reading import compute_file_digest
+from karma.files.writing import remove_leftovers, save_if_changed
 from karma.study.benchmark_settings import PACKAGED_ITEMS
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.fingerprint import compute_stage_code, find_changed_code

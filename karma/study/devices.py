@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from karma.files import cache_folder
+from karma.files.places import cache_folder
 from karma.study.locks import open_lock
 
 

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path, load_json
+from karma.files.reading import load_json
+from karma.files.writing import atomic_path
 from karma.study.current import stay_current
 from karma.study.devices import hold_devices
 from karma.study.experiment import load_experiment

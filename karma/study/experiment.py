@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from karma.errors import InputError, quote
-from karma.files import find_project_root, load_yaml
+from karma.files.places import find_project_root
+from karma.files.yaml import load_yaml
 from karma.study.sections import ModelSpec
 from karma.study.settings import Settings
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import karma
 from karma.errors import InputError
-from karma.files import compute_digest, compute_file_digest
+from karma.files.reading import compute_digest, compute_file_digest
 from karma.study.stages import Job, Stage
 
 PACKAGE = Path(karma.__file__).parent

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError
-from karma.files import atomic_path, check_file, compute_digest, parse_json
+from karma.files.reading import check_file, compute_digest, parse_json
+from karma.files.writing import atomic_path
 from karma.study.experiment import Experiment
 from karma.study.provenance import load_records
 from karma.study.stages import STAGES, Job, list_jobs

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.study.escape import escape_html, style
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from karma.files import save_json
+from karma.files.writing import save_json
 from karma.study.experiment import Experiment
 from karma.study.progress import JobState
 from karma.study.provenance import compute_minutes, load_records

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.logprobs import HEAD_CHUNK, tokenize_row
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.models.load import choose_device, choose_dtype, load_tokenizer
 from karma.models.logprobs import choose_pass_tokens, compute_side_logps, tokenize_row
 from karma.pairs.pairs import PairSet, load_pairs, split_pairs

@@ -37,7 +37,7 @@ from torch.utils.data import Sampler
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.models.chat import TokenizedResponse
 from karma.models.frozen import count_frozen, keep_frozen, keeps_frozen
 from karma.models.logprobs import (

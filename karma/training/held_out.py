@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from karma.files import load_json
+from karma.files.reading import load_json
 from karma.models.frozen import States, keep_frozen
 from karma.models.load import Specs, add_trained, load_model
 from karma.models.logprobs import compute_pair_logps

@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from karma.errors import InputError, KarmaError
-from karma.files import find_project_root, load_json, save_json
+from karma.files.places import find_project_root
+from karma.files.reading import load_json
+from karma.files.writing import save_json
 from karma.training.run import Run
 from karma.training.tuning import save_outcome, tune
 

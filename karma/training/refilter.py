@@ -25,7 +25,7 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.models.logprobs import (
     SharedRow,
     choose_pass_tokens,

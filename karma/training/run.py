@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.load import Specs, choose_device, choose_dtype, compute_weights_digest
 from karma.study.sections import Compute
 from karma.study.training_settings import REPORTS, Training

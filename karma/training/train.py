@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 
 from karma.errors import InputError
-from karma.files import atomic_path, compute_digest, load_json, save_json
+from karma.files.reading import compute_digest, load_json
+from karma.files.writing import atomic_path, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.rewards import load_reward_model
 from karma.pairs.turns import show_turns

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from karma.files import atomic_path
+from karma.files.writing import atomic_path
 from karma.study.training_settings import Online
 from karma.training.run import Run
 from karma.training.trainers import choose_weights_dtype, find_trainer

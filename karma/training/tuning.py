@@ -17,7 +17,8 @@ import pyarrow as pa
 from transformers import PrinterCallback
 
 from karma.errors import InputError, KarmaError
-from karma.files import atomic_path, load_json, save_json
+from karma.files.reading import load_json
+from karma.files.writing import atomic_path, save_json
 from karma.models.load import load_model
 from karma.models.rewards import build_reward_model
 from karma.training.health import alarm_not_a_number

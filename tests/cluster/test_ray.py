@@ -9,7 +9,7 @@ import pytest
 
 from karma.errors import InputError, KarmaError
 from karma.evaluation.runner import evaluate
-from karma.files import compute_digest
+from karma.files.reading import compute_digest
 from karma.models.ask import CachedModel
 from karma.models.judge import annotate
 from karma.models.placement import N_TRIES, answer_by_ray, choose_place

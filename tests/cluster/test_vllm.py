@@ -8,7 +8,7 @@ import pytest
 
 from karma.evaluation.packaged import prepare_items
 from karma.evaluation.runner import evaluate
-from karma.files import find_project_root
+from karma.files.places import find_project_root
 from karma.models.ask import CachedModel, ask, sample_responses
 from karma.models.made import prepare_packaged
 from karma.models.worker import PYTHON, find_python
