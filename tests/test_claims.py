@@ -299,6 +299,8 @@ def test_figures_5_and_6_are_labelled_and_readable(which, study, tmp_path):
         "reasoning",
     ]
     assert all("n = " in ax.get_title() for ax in panels[0]) and "share" in panels[0, 0].get_xlabel()
+    unknown = ["partly unknown" in ax.get_title() for ax in panels[0]]
+    assert unknown == [which == "published", False, which == "published"], "a dot without an interval says why"
     for row, values, scale in ((panels[0], means, 1), (panels[1], leads, 100)):
         dots = [line for ax in row for line in ax.lines if line.get_marker() != "None"]
         assert {round(float(dot.get_xdata()[0]), 9) for dot in dots} == set((scale * values["value"]).round(9))

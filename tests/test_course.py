@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -66,6 +67,14 @@ def test_solutions_say_what_the_study_found(study):
     assert f"{held['accuracy']:.2f} on {held['n']} held-out pairs" in explain_exercise("04-1", STUDY)
     rows = (study.outputs / "kinship" / "kinship.csv").read_text().splitlines()
     assert f"of the {len(rows[1:]) * (len(rows[1:]) - 1) // 2} pairs" in explain_exercise("02-1", STUDY)
+
+
+def test_a_number_that_was_computed_is_a_number(study):
+    right = solve("02-1", STUDY).right
+    assert (
+        check_exercise("02-1", np.int64(right), STUDY).is_right
+        and not check_exercise("02-1", np.bool_(True), STUDY).is_right
+    )
 
 
 def test_a_number_is_said_to_be_too_low_or_too_high_and_a_pair_to_be_turned(study):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from karma.potential.rivals import compare_rivals
 from karma.results.estimates import compute_difference, compute_mean
-from karma.results.selections import judge_unchanged
 from karma.results.study import collect_results
 from karma.statistics.exact import compute_unchanged
 from tests.study_files import make_experiment, write_study
@@ -66,9 +66,39 @@ def test_where_items_differ_the_interval_is_students(study):
     assert found is not None and not found.unchanged and found.standard_error > 0
 
 
+def test_of_several_seeds_the_interval_has_a_width_too(tmp_path):
+    experiment = make_experiment(tmp_path, "\nseeds: [0, 1]\n")
+    write_study(experiment)
+    for method in ("sft", "dpo"):
+        whole = experiment.outputs / "runs/smollm2-135m/rlaif" / method / "seed0"
+        for folder in (
+            experiment.outputs / f"runs/smollm2-135m/{s}/{method}/seed{n}" for s in ("rlaif", "k_sim") for n in (0, 1)
+        ):
+            if folder != whole:
+                for name in ("answers.parquet", "scores.json"):
+                    (folder / name).write_bytes((whole / name).read_bytes())
+    found = compute_difference(collect_results(experiment), "k_sim", "rlaif")
+    assert found is not None and found.value == found.standard_error == 0
+    assert found.interval[1] == pytest.approx(compute_unchanged([0.2] * 5, [40] * 5))
+
+
+def build_outcomes(n: int, units: int) -> pd.DataFrame:
+    """Return what two metrics' trainings made of n items of so many units each: half of them right, the same half."""
+    rows = [{"benchmark": "ifeval", "policy": "p", "strategy": "k_sim", "metric": metric, "ratio": 0.4, "method": "dpo",
+             "seed": 0, "row_id": str(k), "right": units * (k % 2), "n": units}
+            for metric in ("m_ap", "random") for k in range(n)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def test_a_metric_that_changed_nothing_is_judged_by_what_its_items_can_tell():
-    row = {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "no difference larger than 0.02 (n = {n} items)"}
-    rows = [{**row, "n": n, "verdict": row["verdict"].format(n=n)} for n in (28, 2000)]
-    few, many = judge_unchanged(pd.DataFrame(rows)).to_dict("records")
+    few, many = (compare_rivals(build_outcomes(n, 1)).iloc[0] for n in (28, 2000))
     assert few["verdict"] == "cannot tell with n = 28 items" and few["high"] == -few["low"] > 0.1
-    assert many["verdict"] == "no difference larger than 0.02 (n = 2000 items)"
+    assert many["verdict"] == "no difference larger than 0.02 (n = 2,000 items)"
+    assert many["high"] == pytest.approx(compute_unchanged([1.0], [2000]))
+
+
+def test_instructions_of_a_prompt_are_one_item():
+    found = compare_rivals(build_outcomes(100, 3)).iloc[0]
+    assert found["n"] == 300 and found["high"] > 0.03
+    assert found["high"] == pytest.approx(compute_unchanged([1.0], [100]))
+    assert found["verdict"] == "cannot tell with n = 300 items"

@@ -5,7 +5,6 @@ course), so that nothing stands twice. Decision: any warning fails the build, a 
 after it every page is searched for scripts, styles and pictures that a reader would fetch from a network.
 """
 
-import argparse
 import base64
 import inspect
 import os
@@ -22,7 +21,7 @@ import nbformat
 import karma
 from docs.course import build as course
 from docs.course import notebooks as own
-from karma.errors import KarmaError
+from karma.errors import InputError, KarmaError
 from karma.study.experiment import Experiment
 
 HERE = Path(__file__).parent
@@ -68,6 +67,8 @@ def build_sources(experiment: Experiment, out: Path) -> list[str]:
     pages = sorted(p for p in (own.ROOT / "docs").glob("*.md"))
     for page in pages:
         (out / page.name).write_text(mend_fences(mend_links(page.read_text("utf-8"), out, page.parent)), "utf-8")
+    if not measured:
+        raise InputError(f"{experiment.settings.name} has no finished job: run it, or name another with --study")
     run = max(measured.values(), key=lambda m: m.date)
     parts = {
         "RUN": f"the study *{experiment.settings.name}*, finished on {run.date} ({run.device}).",
@@ -192,18 +193,7 @@ def build_book(experiment: Experiment, out: Path) -> list[str]:
 
 def main() -> None:
     """Build the book from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", help="experiment whose outputs are shown (default: the demo, else smoke)")
-    parser.add_argument("--out", type=Path, default=own.ROOT / "build" / "book")
-    asked = parser.parse_args()
-    try:
-        experiment = own.load_experiment(asked.study) if asked.study else own.find_study()
-        stale = build_book(experiment, asked.out)
-    except KarmaError as error:
-        sys.exit(f"book: {error}")
-    for name in stale:
-        print(f"note: {name}: code has changed since this study ran, so its changed cells have no outputs")
-    print(f"written: {asked.out / 'html' / 'index.html'} (the study {experiment.settings.name})")
+    own.build_from_shell(build_book, own.ROOT / "build" / "book", "html/index.html", __doc__)
 
 
 if __name__ == "__main__":

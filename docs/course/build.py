@@ -5,9 +5,7 @@ behind each exercise. The solutions hold the same notebooks with the outputs of 
 that study decides it. Minutes are measured: running from the study's provenance, reading from the words.
 """
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,18 +174,8 @@ def _save(notebook: Any, path: Path) -> None:
 
 def main() -> None:
     """Build the course from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", help="experiment whose outputs are shown (default: the demo, else smoke)")
-    parser.add_argument("--out", type=Path, default=own.ROOT / "course")
-    asked = parser.parse_args()
-    try:
-        experiment = own.load_experiment(asked.study) if asked.study else own.find_study(needed=False)
-        stale = build_course(experiment, asked.out)
-    except KarmaError as error:
-        sys.exit(f"course: {error}")
-    for name in stale:
-        print(f"note: {name}: code has changed since this study ran, so these outputs are left out")
-    print(f"written: {asked.out} (with the outputs of {experiment.settings.name}); next: make lab")
+    own.build_from_shell(build_course, own.ROOT / "course", "index.md", __doc__, needed=False)
+    print("next: make lab")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ cell. Decision: outputs are taken only for a cell whose code is still the same, 
 that did not make it; what is out of date is named. Limit: of a stage with many jobs one is shown.
 """
 
+import argparse
 import ast
 import copy
 import re
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 import nbformat
 
-from karma.errors import InputError
+from karma.errors import InputError, KarmaError
 from karma.study.execute import execute_notebook
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.outputs import tidy_outputs
@@ -66,6 +69,29 @@ def find_study(needed: bool = True) -> Experiment:
     if not needed:
         return load_experiment(ROOT / STUDIES[0])
     raise InputError("no finished study: run `karma demo --recorded FILE`, `make demo` or `make smoke` first")
+
+
+def build_from_shell(
+    build: Callable[[Experiment, Path], list[str]], out: Path, page: str, described: str | None, needed: bool = True
+) -> None:
+    """Build what a command line asks for, name what is out of date, and say where to begin reading.
+
+    Args:
+        build: writes into a folder and returns what has changed since the study ran. out: the folder, unless --out says
+            another. page: where to begin, relative to it. described: for --help. needed: as of `find_study`.
+    """
+    parser = argparse.ArgumentParser(description=described)
+    parser.add_argument("--study", help="experiment whose outputs are shown (default: the demo, else smoke)")
+    parser.add_argument("--out", type=Path, default=out)
+    asked = parser.parse_args()
+    try:
+        experiment = load_experiment(asked.study) if asked.study else find_study(needed)
+        stale = build(experiment, asked.out)
+    except KarmaError as error:
+        sys.exit(f"{out.name}: {error}")
+    for name in stale:
+        print(f"note: {name}: code has changed since this study ran, so what it changed has no outputs")
+    print(f"written: {asked.out / page} (the study {experiment.settings.name})")
 
 
 def read_notebook(path: Path) -> Any:
@@ -161,11 +187,6 @@ def read_goal(notebook: Any) -> tuple[str, str]:
     title = first.splitlines()[0].removeprefix("# ").partition(" · ")[2]
     goal = re.search(r"At the end you (.+?\.)(?:\s|$)", first)
     return title, goal[1] if goal else ""
-
-
-def read_source_line(notebook: Any) -> str:
-    """Return the line that says what a notebook reads and writes."""
-    return next(line for line in notebook.cells[0].source.splitlines() if line.startswith("*Reads*"))
 
 
 def measure(experiment: Experiment) -> dict[str, Measured]:

@@ -52,13 +52,13 @@ def _draw_flips(axes: Axes, pairs: pd.DataFrame, models: list[str]) -> None:
     place = {model: at for at, model in enumerate(models)}
     grid = np.full((len(models), len(models)), np.nan)
     for row in pairs[pairs["chosen"].isin(place) & pairs["rejected"].isin(place)].itertuples():
-        grid[place[row.chosen], place[row.rejected]] = row.p_flip
-    image = axes.imshow(grid, cmap="Oranges", vmin=0, vmax=0.5, origin="lower", aspect="auto")
+        grid[place[row.chosen], place[row.rejected]] = 100 * row.p_flip
+    image = axes.imshow(grid, cmap="Oranges", vmin=0, vmax=50, origin="lower", aspect="auto")
     size = 8 if len(models) <= 16 else 0
     for (row, column), value in np.ndenumerate(grid):
-        if size and value >= COIN_FLIP:
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=size,
-                      color="white" if value > 0.35 else "black")  # fmt: skip
+        if size and value >= 100 * COIN_FLIP:
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size,
+                      color="white" if value > 35 else "black")  # fmt: skip
     axes.set_xticks(range(len(models)), models, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_xlabel("less preferred")
     n = f"{int(pairs['coin_flip'].sum())} of {len(pairs)}"
@@ -67,7 +67,7 @@ def _draw_flips(axes: Axes, pairs: pd.DataFrame, models: list[str]) -> None:
     axes.grid(False)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.colorbar(image, ax=axes, label="redraws that flip the pair (share)", shrink=0.7)
+    figure.colorbar(image, ax=axes, label="redraws that flip the pair (%)", shrink=0.7)
 
 
 def plot_sensitivity(study: "KinshipStudy") -> list[Axes]:

@@ -101,7 +101,7 @@ def plot_curve(compared: pd.DataFrame) -> np.ndarray:
         sharey=False if several else "row",
     )  # fmt: skip
     columns = (["accuracy", "low", "high"], ["difference", "difference_low", "difference_high"])
-    labels = ("held-out accuracy (share)", "less random (share, paired)")
+    labels = ("held-out accuracy (share)", "minus random (share, paired)")
     for row, ((policy, strategy, method), part) in zip(axes, panels, strict=True):
         for ax, names, level, label in zip(row, columns, (0.5, 0.0), labels, strict=True):
             known = part[part[names[0]].notna()]

@@ -40,11 +40,14 @@ def plot_capabilities(bars: pd.DataFrame, leads: pd.DataFrame) -> np.ndarray:
         own = bars[bars["capability"] == group]
         _draw_dots(axes[0, column], own, strategies, 1)
         n = own["n"].max()
-        axes[0, column].set(title=f"{group}\n(n = {n:,.0f})" if n else group, xlabel="accuracy (share)")
+        told = f"n = {n:,.0f}" if n else ""
+        if n and own.loc[own["value"].notna(), "low"].isna().any():  # then there is no interval
+            told += ", partly unknown"
+        axes[0, column].set(title=f"{group}\n({told})" if told else group, xlabel="accuracy (share, 95 %)")
         if others:
             _draw_dots(axes[1, column], leads[leads["capability"] == group], others, 100)
             axes[1, column].axvline(0, color="black", lw=1)
-            axes[1, column].set_xlabel("less RLAIF (points)")
+            axes[1, column].set_xlabel("minus RLAIF (points, 95 %)")
     axes[0, 0].set_xlim(0, _compute_top(bars))
     return axes
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.files.reading import load_json
+from karma.statistics.exact import widen_unchanged
 from karma.statistics.intervals import compute_two_way, compute_wilson
 from karma.study.benchmark_settings import name_benchmark
 from karma.study.experiment import Experiment
@@ -152,13 +153,14 @@ def compute_difference(right: pd.DataFrame, baseline: pd.DataFrame | None) -> di
         right, baseline: from `compute_outcomes`; without a baseline everything is NaN.
 
     Returns:
-        As `compute_two_way`, and n: the units compared.
+        As `compute_two_way`, with an exact interval where nothing changed; n: the units compared; clusters: the pairs
+        or items that hold them.
     """
     both = (right - baseline).dropna() if baseline is not None else right[:0]
     if both.empty:
         return {**dict.fromkeys(("value", "standard_error", "low", "high", "df"), float("nan")), "n": 0}
     units = get_units(both)
-    return {**compute_two_way(both.T, units), "n": int(units.sum())}
+    return {**widen_unchanged(compute_two_way(both.T, units), len(both)), "n": int(units.sum())}
 
 
 def compute_share(right: pd.DataFrame) -> dict[str, float]:

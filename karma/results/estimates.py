@@ -120,7 +120,7 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         most = max(part["weight"].clip(lower=0).sum(), -part["weight"].clip(upper=0).sum())  # that one item can change
         unchanged += [(float(most), items)] if found[0] < NOTHING and most and basis == PAIRED else []
         bases.add(basis)
-    of_items = sum(v for v, _ in parts)
+    of_items, n_benchmarks = sum(v for v, _ in parts), len(parts)
     if len(seeds) > 1:
         between = _compute_seed_variance(trained)
         missing = f"noise of training left out: the {len(seeds)} seeds' cells differ"
@@ -128,7 +128,7 @@ def compute_weighted(study: Study, weights: pd.Series) -> Estimate:
         parts += [] if between is None else [(between, len(seeds) - 1), *twice]
     variance, df = combine_variances(parts, of_items)
     error = round(float(np.sqrt(variance)), 12)
-    exact = tuple(unchanged) if not error and len(unchanged) == len(parts) else ()
+    exact = tuple(unchanged) if not error and len(unchanged) == n_benchmarks else ()
     return Estimate(value, error, df, n, max(len(seeds), 1), ", ".join(sorted(bases, reverse=True)), exact)
 
 

@@ -6,13 +6,12 @@ shown unasked. Limit: hints are counted in this process; a restarted kernel begi
 they ask for a change of the study, so no number is checked.
 """
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma.results.solutions import Solution, solve
+from karma.results.solutions import Solution, is_number, solve
 
 NUMBER, NAME, PAIR = "a number", "a name in quotes", "two names: (chosen, rejected)"
 
@@ -165,7 +164,7 @@ def _has_form(answer: Any, solution: Solution) -> bool:
         return isinstance(answer, list | tuple) and len(answer) == len(solution.right)
     if isinstance(solution.right, str):
         return isinstance(answer, str)
-    return isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    return is_number(answer)
 
 
 def _say_where(answer: Any, solution: Solution) -> str:

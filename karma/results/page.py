@@ -28,7 +28,6 @@ from karma.results.study import Study
 from karma.study.escape import escape_html
 from karma.study.stages import Job, find_job
 
-RECORDS = ("training.json", "scores.json", "accounting.json", "strategies.json", "provenance.json")
 ACTIVE = "script, iframe, frame, object, embed, link, meta, base, form, applet, portal"
 NOT_SHOWN = "not-in-report"  # a cell's tag
 _PARTS = files("karma") / "data" / "report"

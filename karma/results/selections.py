@@ -20,8 +20,6 @@ from karma.potential.study import compare_metrics, compare_selections
 from karma.results.pictures import show_picture
 from karma.results.study import find_titles
 from karma.results.tables import Table, build_plain
-from karma.statistics.exact import compute_unchanged
-from karma.statistics.verdicts import SMALLEST, judge
 from karma.study.escape import escape_formula, escape_frame
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
@@ -41,7 +39,7 @@ def show_held_out(experiment: Experiment, tables: Path, figures: Path) -> list[A
         experiment: the study. tables, figures: folders to write to.
     """
     runs, outcomes = collect_selections(experiment)
-    compared = widen_unchanged(compare_selections(runs, outcomes))
+    compared = compare_selections(runs, outcomes)
     if compared.empty:
         return []
     made = [
@@ -61,7 +59,7 @@ def show_on_benchmarks(experiment: Experiment, tables: Path, figures: Path) -> l
         experiment: the study. tables, figures: folders to write to.
     """
     answers, untrained = collect_answers(experiment)
-    compared = widen_unchanged(compare_selections(collect_selections(experiment)[0], answers, untrained))
+    compared = compare_selections(collect_selections(experiment)[0], answers, untrained)
     if compared.empty:
         return []
     own = find_titles(experiment.settings)
@@ -75,45 +73,6 @@ def show_on_benchmarks(experiment: Experiment, tables: Path, figures: Path) -> l
     axes = plot_leads(compared, titles)
     drawn = [show_picture(axes, figures / "selection_benchmarks")] if len(axes) else []
     return [*drawn, *made]
-
-
-def widen_unchanged(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return comparisons with an exact interval where nothing changed, instead of one without width.
-
-    Args:
-        compared: from `compare_selections`; n: items of each row.
-
-    Example:
-        >>> same = pd.DataFrame({"difference": [0.0], "difference_low": [0.0], "difference_high": [0.0], "n": [100]})
-        >>> widen_unchanged(same)["difference_high"].round(4).tolist()
-        [0.0362]
-    """
-    wide = compared.copy()
-    for name in ("difference", "change"):
-        if name not in wide:
-            continue
-        still = (wide[f"{name}_high"] - wide[f"{name}_low"]).abs().lt(1e-12) & wide[name].abs().lt(1e-12)
-        for row, n in wide.loc[still, "n"].items():
-            half = compute_unchanged([1.0], [int(n)])
-            wide.loc[row, [name, f"{name}_low", f"{name}_high"]] = [0.0, -half, half]
-    return wide
-
-
-def judge_unchanged(tested: pd.DataFrame) -> pd.DataFrame:
-    """Return tested differences with exact intervals and verdicts where nothing changed.
-
-    Args:
-        tested: from `karma.potential.rivals.compare_rivals`; a family is all of its rows.
-    """
-    judged = tested.copy()
-    for row in judged.index[judged["low"].eq(judged["high"]) & judged["value"].eq(0)] if len(judged) else ():
-        n = int(judged.loc[row, "n"])
-        low, high = (sign * compute_unchanged([1.0], [n]) for sign in (-1, 1))
-        wide = compute_unchanged([1.0], [n], n_tests=len(judged))
-        size = judged.loc[row, "verdict"].partition("(")[2].rstrip(")") or f"n = {n}"
-        judged.loc[row, ["low", "high"]] = [low, high]
-        judged.loc[row, "verdict"] = judge(0.0, 1.0, (-wide, wide), SMALLEST, size)
-    return judged
 
 
 def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) -> None:
@@ -167,7 +126,7 @@ def build_test_tables(outcomes: pd.DataFrame, titles: Mapping[str, str] | None =
     rivals = ("Accuracy after training on a metric's selection less that after another's." if titles else
               "Held-out accuracy after training on M_AP's selection less that after a rival's.")  # fmt: skip
     asked = {
-        f"{name}_rivals": (judge_unchanged(compare_rivals(outcomes, all_against="random" if titles else "")),
+        f"{name}_rivals": (compare_rivals(outcomes, all_against="random" if titles else ""),
                            [*place, "selection", "rival"], rivals),
         f"{name}_trends": (compute_trends(outcomes), [*place, "strategy", "metric"],
                            "Does a metric's lead over `random` change with the pairs kept? Its change a doubling."),

@@ -7,6 +7,7 @@ that was measured is accepted within its 95 % interval, since a prediction canno
 """
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,18 @@ class Solution:
             return _spell(answer) == _spell(self.right)
         if isinstance(self.right, str):
             return isinstance(answer, str) and _spell(answer) in _spell([self.right, *self.ties])
-        number = isinstance(answer, int | float) and not isinstance(answer, bool)
-        return number and self.low <= answer <= self.high
+        return is_number(answer) and bool(self.low <= answer <= self.high)
+
+
+def is_number(answer: Any) -> bool:
+    """Tell whether an answer is a finite number, numpy's among them; True and False are none.
+
+    Example:
+        >>> import numpy as np
+        >>> is_number(np.int64(7)), is_number(True), is_number(float("nan"))
+        (True, False, False)
+    """
+    return isinstance(answer, numbers.Real) and not isinstance(answer, bool) and math.isfinite(answer)
 
 
 def _spell(answer: Any) -> Any:

@@ -65,6 +65,7 @@ class Table:
         """Return the table as HTML, one head row and no joined cells, so that a page can sort it."""
         flat, css = self.frame.reset_index(), self._css().reset_index()
         css[list(self.frame.index.names)] = ""
+        css = css.map(lambda own: f"{own} color: #1a1a1a;" if "background" in own else own)  # on a dark page, too
         shown = style(flat).format(self.format).apply(lambda _: css, axis=None).hide(axis="index")
         shown = shown.set_table_attributes(f'id="{escape_html(self.name)}"').set_caption(self.caption)
         notes = "".join(f"<li>{escape_html(note)}</li>" for note in self.notes)

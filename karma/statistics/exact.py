@@ -7,7 +7,7 @@ which all of them together show none. Limit: items are taken as independent, and
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from karma.statistics.intervals import ALPHA
 
@@ -40,3 +40,18 @@ def compute_unchanged(weights: Sequence[float], counts: Sequence[int], n_tests: 
         spent = sum(n * t for n, t in zip(counts, spend(price), strict=True))
         low, high = (price, high) if spent > room else (low, price)
     return sum(w * (1 - math.exp(-t)) for w, t in zip(weights, spend(high), strict=True))
+
+
+def widen_unchanged(found: Mapping[str, float], n: int) -> dict[str, float]:
+    """Return a difference of shares with its exact interval where nothing changed, and n as `clusters`.
+
+    Args:
+        found: value, standard_error, low and high, as `compute_mean` returns them. n: clusters, at least 1.
+
+    Example:
+        >>> same = {"value": 0.0, "standard_error": 0.0, "low": 0.0, "high": 0.0}
+        >>> round(widen_unchanged(same, 100)["high"], 4), widen_unchanged({**same, "value": 0.1}, 100)["high"]
+        (0.0362, 0.0)
+    """
+    half = compute_unchanged([1.0], [n]) if not found["value"] and not found["standard_error"] else None
+    return {**found, "clusters": n, **({} if half is None else {"low": -half, "high": half})}

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
+from karma.statistics.exact import compute_unchanged
 from karma.statistics.intervals import ALPHA, compute_interval, compute_p_value
 
 POWER = 0.8  # of the test whose size `compute_needed_n` asks for
@@ -62,7 +63,8 @@ def judge_family(
     """Test each estimate of a family against 0, corrected for the family (Holm), and say what follows.
 
     Args:
-        found: value, standard_error and df of each, as `compute_mean` returns them. n: units behind each.
+        found: value, standard_error and df of each, as `compute_mean` returns them; clusters, where units come in such:
+            where nothing changed, they say what may still. n: units behind each.
         unit: what they are. smallest: a difference below it does not count.
 
     Returns:
@@ -80,6 +82,9 @@ def judge_family(
     for each, units, own, p_holm in zip(found, n, p, corrected, strict=True):
         value, error, size = each["value"], each["standard_error"], f"n = {units:,} {unit}"
         bounds = compute_interval(value, error, each["df"], max(n_tests, 1)) if error else (value, value)
+        if not error and not value:
+            half = compute_unchanged([1.0], [int(each.get("clusters", units))], max(n_tests, 1))
+            bounds = (-half, half)
         needed = compute_needed_n(units, error, smallest, n_tests) if error and not math.isnan(own) else None
         more = f"{needed:,} would show {smallest}" if needed else ""
         judged.append({"p": own, "p_holm": p_holm, "verdict": judge(value, p_holm, bounds, smallest, size, more)})

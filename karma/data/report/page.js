@@ -117,7 +117,7 @@ for (const browser of document.querySelectorAll(".browser")) {
   place.setAttribute("role", "status");
   const choice = document.createElement("select");
   choice.setAttribute("aria-label", "which prompts");
-  const kinds = [["", "all prompts"], ["wrong", "a label is wrong"], ["right", "all labels are right"], ["differ", "strategies differ"]];
+  const kinds = [["", "all prompts"], ["wrong", "a label is wrong"], ["right", "a label is right, none wrong"], ["differ", "strategies differ"]];
   for (const [value, text] of kinds) choice.add(new Option(text, value));
   let at = 0;
   const list = () => prompts.filter((prompt) => !choice.value || prompt.dataset.kinds.split(" ").includes(choice.value));
