@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from karma.labels import tournament
@@ -66,6 +66,8 @@ def find_live_markdown(text: str) -> list[str]:
 
 
 @given(TEXTS)
+@example("__0__")
+@example("a__b__c")
 @settings(max_examples=100, deadline=None)
 def test_a_text_in_markdown_reads_as_it_is(text):
     render = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # An underscore inside of a word marks nothing, and a bracket that nothing hangs on is one; a link's or a picture's has.
-_MARKDOWN = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
+_MARKDOWN = re.compile(r"[\\`*|~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 _LEADING = re.compile(r"(?:[-+=#]+|\d+(?=[.)]))(?=[.)]?(?:\s|$))")  # what begins a list, a heading or a rule
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
           **{mark: f"\\{mark}" for mark in "&%$#_{}"}}  # fmt: skip
