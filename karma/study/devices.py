@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from karma.files.locks import open_lock
 from karma.files.places import cache_folder
-from karma.study.locks import open_lock
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from karma.files.locks import open_own_lock
 from karma.files.reading import compute_digest, compute_file_digest, load_json
 from karma.files.writing import save_json
 from karma.study.experiment import Experiment
-from karma.study.locks import open_own_lock
 from karma.study.stages import Job, list_jobs
 
 RECORDED = (

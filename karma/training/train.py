@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import torch
 
 from karma.errors import InputError
+from karma.files.locks import open_own_lock
 from karma.files.reading import compute_digest, load_json
 from karma.files.writing import atomic_path, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.rewards import load_reward_model
 from karma.pairs.turns import show_turns
-from karma.study.locks import open_own_lock
 from karma.training.card import build_model_card
 from karma.training.checks import check_memory, estimate_memory, find_memory
 from karma.training.health import compare_lengths, find_alarms, sample_answers
