@@ -97,7 +97,7 @@ def _read_help(name: str) -> str:
 
 
 app = typer.Typer(
-    cls=_ByNeed, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=_ByNeed, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )  # fmt: skip
 
@@ -134,7 +134,7 @@ def main() -> None:
     try:
         _refuse_empty(sys.argv[1:])
         with _say_a_word(_find_command(sys.argv[1:])):
-            code = app(standalone_mode=False)
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Exception as error:
         if debug:
             raise

@@ -47,6 +47,14 @@ def test_the_help_shows_every_command_in_its_group():
     assert sorted(COMMANDS) == sorted(name for group in GROUPS.values() for name in group)
 
 
+def test_no_word_at_all_shows_the_help_and_nothing_else(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["karma"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and "binarize" in said.out and not said.err
+
+
 def test_the_version_is_said_without_a_command():
     result = call("--version")
     assert result.exit_code == 0 and result.output.startswith(f"karma {karma.__version__} (Python 3.")

