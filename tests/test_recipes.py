@@ -156,11 +156,11 @@ def _trained(experiment, records, step):
 
 
 def test_one_step_by_command_goes_on_from_a_run_s_folder(trained, tmp_path):
-    from karma.commands.train import name_policy
+    from karma.models.describe import name_model
 
     experiment, records, _ = trained
     folder = find_training(experiment, "distil-2-dpo").folder
-    specs, name = name_policy(str(folder), None)
+    specs, name = name_model(str(folder))
     assert compute_weights_digest(specs, name) == compute_weights_digest(
         *(lambda s: (s.models, s.policy))(records["distil-3-grpo"][2]))  # fmt: skip
     assert load_json(folder / "training.json")["adapter"] is False

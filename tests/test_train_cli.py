@@ -1,5 +1,7 @@
 """`karma train`: what it writes, that the same command goes on or does nothing, and one line for every bad input."""
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -43,6 +45,24 @@ def test_a_pair_folder_is_trained_and_not_twice(pair_folder, policy, tmp_path, m
     files = ["held_out.parquet", "model", "training.json", *beside]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == files
     assert "nothing to do" in call(*arguments).output
+
+
+def test_a_run_s_folder_is_the_policy_it_trained_for_every_command(pair_folder, policy, tmp_path):
+    run, items = tmp_path / "run", Path("karma/data/demo").resolve()
+    lora = ["-p", "lora={rank: 4, alpha: 8, dropout: 0.0, last_layers: 1}", "-p", "learning_rate=0.01"]
+    call("--pairs", pair_folder, "--policy", policy, "--method", "sft", "--out", run, *lora)
+    assert (run / "model" / "adapter_config.json").is_file()
+    asked = ["--benchmark", "arc_easy", "--benchmark-data", items, "--limit", 4, "--dtype", "float32"]
+    for name, model in (("before", policy), ("after", run)):
+        words = ["evaluate", "--model", model, *asked, "--out", tmp_path / name]
+        assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
+    before, after = (load_json(tmp_path / name / "scores.json") for name in ("before", "after"))
+    assert before["weights_digest"] != after["weights_digest"] and (before["model"], after["model"]) == (
+        policy.name,
+        "run",
+    )
+    words = ["select", "--pairs", pair_folder, "--policy", run, "--ratio", 0.5, "--out", tmp_path / "selected"]
+    assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
 
 
 def test_another_seed_is_tested_on_the_same_pairs(pair_folder, policy, tmp_path):

@@ -17,7 +17,7 @@ from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
 from karma.evaluation.scoring import list_warnings
 from karma.files.yaml import parse_yaml
-from karma.models.describe import build_spec
+from karma.models.describe import name_model
 from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import load_base
 from karma.vocabulary import BENCHMARKS
@@ -163,7 +163,7 @@ def _ask(
     from karma.models.ask import CachedModel
     from karma.models.load import check_model
 
-    specs = {model: build_spec(model, base_url, key_env, revision)}
+    specs, model = name_model(model, revision, base_url, key_env)
     check_model(specs, model)
     if base_url:
         from karma.models.api import check_server

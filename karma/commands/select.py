@@ -7,7 +7,7 @@ from what was measured.
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -44,6 +44,9 @@ from karma.potential.selection import (
 )
 from karma.study.experiment import load_base
 from karma.vocabulary import METRICS
+
+if TYPE_CHECKING:
+    from karma.models.load import Specs
 
 
 def select(
@@ -145,7 +148,7 @@ def run_select(
     _check_candidates(source, found, explicit, ratio, k)
     models = _open_models(policy, asking.pop("revision"), reference)
     kept = asking.pop("cache") or out / "cache"
-    logps = [measure_logps(source.table, {name: spec}, name, compute, cache=kept, **asking) for name, spec in models]
+    logps = [measure_logps(source.table, specs, name, compute, cache=kept, **asking) for specs, name in models]
     asked, against = logps[0], logps[1] if reference else None
     pool = gather_candidates(
         source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
@@ -170,16 +173,15 @@ def run_select(
     yield tell_next("karma", "train", "--pairs", out, "--policy", policy, "--method", "dpo", "--out", "POLICY")
 
 
-def _open_models(policy: str, revision: str | None, reference: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """Return the name and specification of the policy and of the reference, both looked at before either is asked."""
-    from karma.models.describe import build_spec
+def _open_models(policy: str, revision: str | None, reference: str | None) -> list[tuple["Specs", str]]:
+    """Return specifications and name of the policy and of the reference, both looked at before either is asked."""
+    from karma.models.describe import name_model
     from karma.models.load import check_model
 
-    specs = [(policy, build_spec(policy, None, None, revision))]
-    specs += [(reference, build_spec(reference, None, None, None))] if reference else []
-    for model, spec in specs:
-        check_model({model: spec}, model)
-    return specs
+    opened = [name_model(policy, revision), *([name_model(reference)] if reference else [])]
+    for specs, model in opened:
+        check_model(specs, model)
+    return opened
 
 
 def _name(model: str) -> str:

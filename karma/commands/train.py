@@ -14,7 +14,7 @@ from karma.commands.options import LAST_SEED, Out, check_out, default, leave_not
 from karma.errors import InputError, quote
 from karma.files.writing import save_json
 from karma.files.yaml import parse_yaml
-from karma.models.describe import build_spec, find_trained
+from karma.models.describe import name_model
 from karma.study.experiment import load_base
 from karma.study.training_settings import Online, Training
 from karma.vocabulary import METHODS
@@ -112,7 +112,7 @@ def run_train(
     if settings.accelerate:
         find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
-    models, policy = name_policy(policy, revision)
+    models, policy = name_model(policy, revision)
     check_model(models, policy)
     tokenizer = load_tokenizer(models, policy)
     if drop_unusable:
@@ -123,7 +123,8 @@ def run_train(
     train_pairs = load_instructions(train_pairs, method, settings, instructions)
     online = getattr(settings, method, None)
     if isinstance(online, Online) and online.reward_model:
-        models[online.reward_model] = name_rater(online.reward_model)
+        rater, name = name_model(online.reward_model)
+        models[online.reward_model] = rater[name]
     report = checks.check_pairs(train_pairs, tokenizer, method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])
@@ -151,22 +152,6 @@ def run_train(
     else:
         command = ("karma", "win-rate", policy, out, "--prompts", "PROMPTS.jsonl", "--judge", "MODEL")
         yield tell_next(*command, "--out", "WIN_RATES", why="who writes better, before or after")
-
-
-def name_policy(policy: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return (specifications, name) of what is to be tuned; a run's folder is taken up where it ended."""
-    if trained := find_trained(Path(policy)) if Path(policy).is_dir() else None:
-        return trained
-    spec = build_spec(policy, None, None, revision)
-    name = Path(policy).name if spec["path"] else policy
-    return {name: spec}, name
-
-
-def name_rater(model: str) -> dict[str, Any]:
-    """Return the specification of a reward model: a name, a folder, or the run that trained it."""
-    if trained := find_trained(Path(model)) if Path(model).is_dir() else None:
-        return trained[0][trained[1]]
-    return build_spec(model, None, None, None)
 
 
 def describe_dropped(whole: "PairSet", usable: "PairSet") -> str:

@@ -86,19 +86,15 @@ class _Asking:
         """Return a model that can be asked; what cannot be one is an InputError that says which option it was."""
         from karma.models.api import check_server
         from karma.models.ask import CachedModel
-        from karma.models.describe import build_spec, find_trained
+        from karma.models.describe import name_model
         from karma.models.load import check_model
 
-        trained = find_trained(Path(model)) if Path(model).is_dir() and not any(api) else None
-        if trained is not None:
-            specs, name = trained
-        elif model in self.known and not any(api):
+        if model in self.known and not any(api):
             specs, name = self.known, model
         elif model.startswith((".", "/", "~")) and not Path(model).is_dir():
             raise InputError(f"{what} {model}: there is no such folder or file")
         else:
-            name = Path(model).name if Path(model).is_dir() else model
-            specs = {name: build_spec(model, *api, revision)}
+            specs, name = name_model(model, revision, *api)
         if source := specs[name].get("api"):
             check_server(source["base_url"])
         try:

@@ -76,6 +76,22 @@ def build_spec(model: str, base_url: str | None, key_env: str | None, revision: 
         raise InputError(f"{where or 'model'}: {error.errors()[0]['msg']}") from None
 
 
+def name_model(
+    model: str, revision: str | None = None, base_url: str | None = None, key_env: str | None = None
+) -> tuple[Specs, str]:
+    """Return (specifications, name) of what an option names: as `build_spec`, and of a run's folder what it trained.
+
+    Example:
+        >>> name_model("smollm2-135m")[1]
+        'smollm2-135m'
+    """
+    if not base_url and not key_env and Path(model).is_dir() and (trained := find_trained(Path(model))):
+        return trained
+    spec = build_spec(model, base_url, key_env, revision)
+    name = Path(model).name if spec["path"] else model
+    return {name: spec}, name
+
+
 def _check_hub_name(model: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

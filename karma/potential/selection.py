@@ -73,11 +73,11 @@ def select_pairs(
 
     Paper: arXiv 2503.01864.
     """
-    from karma.models.describe import build_spec
+    from karma.models.describe import name_model
     from karma.potential.logps import measure_logps
 
     base = load_base()
-    specs = models or {policy: build_spec(policy, None, None, None)}
+    specs, policy = (models, policy) if models else name_model(policy)
     asked = measure_logps(pairs.table, specs, policy, base.compute, base.training.max_length,
                           base.potential.batch_tokens, cache)  # fmt: skip
     form = base.potential.implicit
