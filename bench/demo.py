@@ -8,10 +8,9 @@ where the goal is missed.
 """
 
 import sys
-from collections import defaultdict
 
 from karma.study.experiment import load_experiment
-from karma.study.provenance import compute_minutes, load_records
+from karma.study.provenance import compute_minutes, group_by_stage, load_records
 
 GOAL_MINUTES = 20
 
@@ -19,22 +18,16 @@ GOAL_MINUTES = 20
 def main() -> int:
     """Print the table of one experiment (default: the demo), or say that it has not been run."""
     name = next((arg for arg in sys.argv[1:] if not arg.startswith("-")), "params/demo.yaml")
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    devices = set()
     records = load_records(load_experiment(name))
-    for label, record in records.items():
-        if "core_seconds" in record:  # older provenance holds none
-            found[label.split(".")[0]].append((record["seconds"], record["core_seconds"]))
-            devices.add(record["device"])
-    if not found:
+    if not records:
         print(f"{name}: no finished job: run `karma run {name}` first")
         return 0
-    print(f"{name} on {', '.join(sorted(devices))}")
-    for stage, times in found.items():
-        seconds, cores = (sum(column) for column in zip(*times, strict=True))
-        print(f"{stage:24} {len(times):3} jobs {seconds:7.0f} s {cores:7.0f} core-s")
-    total = sum(cores for times in found.values() for _, cores in times)
-    print(f"{'all':24} {sum(map(len, found.values())):3} jobs {total:19.0f} core-s")
+    print(f"{name} on {', '.join(sorted({one['device'] for one in records.values()}))}")
+    for stage, few in group_by_stage(records).items():
+        seconds, cores = (sum(one[key] for one in few) for key in ("seconds", "core_seconds"))
+        print(f"{stage:24} {len(few):3} jobs {seconds:7.0f} s {cores:7.0f} core-s")
+    total = sum(one["core_seconds"] for one in records.values())
+    print(f"{'all':24} {len(records):3} jobs {total:19.0f} core-s")
     ratio = compute_minutes(records.values()) / GOAL_MINUTES
     print(f"ratio minutes from first job to last / {GOAL_MINUTES} {ratio:.2f} goal 1")
     return int("--check" in sys.argv and ratio > 1)

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ from karma.results.published import load_published
 from karma.results.study import Study
 from karma.results.tables import TOTAL
 from karma.study.experiment import Experiment
-from karma.study.provenance import compute_minutes, describe_device, load_records
-from karma.study.stages import list_jobs
+from karma.study.provenance import describe_device, list_unfinished
 from karma.study.times import describe_times, save_times
 from karma.vocabulary import BASELINE, KINSHIP_STRATEGIES, START, title_of
 
@@ -50,17 +49,11 @@ RECORDED_FIGURE = "docs/recorded_labels.png"
 
 
 def describe_run(experiment: Experiment) -> str:
-    """Say when, where and from which commit a study was run, and how long it took."""
-    found = load_records(experiment)
-    if missing := [job.label for job in list_jobs(experiment) if job.label not in found]:
-        raise InputError(f"{missing[0]} has not been run: run `make demo` first, then `make readme`")
-    records = list(found.values())
-    ends = [datetime.fromisoformat(record["finished_at"]) for record in records]
-    devices = " and ".join(sorted({record["device"] for record in records}))
-    commits = " and ".join(sorted({record["commit"].removesuffix("+changes")[:9] for record in records}))
-    cores = sum(record["core_seconds"] for record in records) / 60
-    return (f"The demo of {max(ends):%d %B %Y} on {devices}, float32, commit {commits}: {len(records)} jobs in "
-            f"{compute_minutes(records):.0f} minutes ({cores:.0f} core-minutes), set-up not counted.")  # fmt: skip
+    """Say when, where and from which commit a finished study was run, and how long it took."""
+    run = describe_times(experiment)
+    return (f"The demo of {date.fromisoformat(run['date']):%d %B %Y} on {run['device']}, float32, commit "
+            f"{run['commit']}: {run['n_jobs']} jobs in {run['minutes']:.0f} minutes ({run['core_minutes']:.0f} "
+            "core-minutes), set-up not counted.")  # fmt: skip
 
 
 def _show(frame: pd.DataFrame) -> str:
@@ -265,7 +258,7 @@ def main() -> None:
         _write(page, insert_example(page.read_text("utf-8"), build_example(demo)))
         shutil.copy(demo.outputs / "labels" / "figures" / "label_accuracy.png", ROOT / FIGURE)
         for study in (demo, load_experiment("params/smoke.yaml")):
-            if len(load_records(study)) == len(list_jobs(study)):
+            if not list_unfinished(study):
                 save_times(describe_times(study), TIMES)
     make_picture.main()
     today = datetime.now(UTC).date().isoformat()

@@ -24,7 +24,7 @@ from karma.errors import InputError, KarmaError
 from karma.study.execute import execute_notebook
 from karma.study.experiment import Experiment, load_experiment
 from karma.study.outputs import tidy_outputs
-from karma.study.provenance import load_records
+from karma.study.provenance import group_by_stage, load_records
 from karma.study.recorded import find_shown
 from karma.study.stages import STAGES, find_job
 
@@ -191,13 +191,10 @@ def read_goal(notebook: Any) -> tuple[str, str]:
 
 def measure(experiment: Experiment) -> dict[str, Measured]:
     """Return stage -> how long one of its jobs took (median), from the study's provenance."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for label, record in load_records(experiment).items():
-        found.setdefault(label.partition(".")[0], []).append(record)
     return {
         name: Measured(median(r["seconds"] for r in records) / 60, len(records), records[0]["device"],
                        max(r["finished_at"] for r in records)[:10])
-        for name, records in found.items() if name in STAGES
+        for name, records in group_by_stage(load_records(experiment)).items() if name in STAGES
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +77,31 @@ def load_records(experiment: Experiment) -> dict[str, dict[str, Any]]:
         path = job.folder / "provenance.json"
         if path.is_file() and (record := load_json(path).get(job.stage.name)):
             found[job.label] = record
+    return found
+
+
+def list_unfinished(experiment: Experiment) -> list[str]:
+    """Return the labels of a study's jobs without a record, in the order of its graph.
+
+    Example:
+        >>> from karma.study.experiment import load_experiment
+        >>> "02_kinship_analysis" in list_unfinished(load_experiment("params/paper.yaml"))
+        True
+    """
+    found = load_records(experiment)
+    return [job.label for job in list_jobs(experiment) if job.label not in found]
+
+
+def group_by_stage(records: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return stage -> its jobs' records, of `load_records`.
+
+    Example:
+        >>> {stage: len(few) for stage, few in group_by_stage({"pool": {}, "x.k_sim": {}, "x.delta": {}}).items()}
+        {'pool': 1, 'x': 2}
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for label, record in records.items():
+        found.setdefault(label.partition(".")[0], []).append(record)
     return found
 
 

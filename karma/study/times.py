@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from karma.errors import InputError
 from karma.files.writing import save_json
 from karma.study.experiment import Experiment
 from karma.study.progress import JobState
-from karma.study.provenance import compute_minutes, load_records
+from karma.study.provenance import compute_minutes, group_by_stage, list_unfinished, load_records
 from karma.study.stages import Job
 
 REFERENCE = "demo"  # whose times stand in for those of another study of the embedded model
@@ -55,9 +56,7 @@ class Estimate:
 def estimate_times(experiment: Experiment, states: Sequence[JobState]) -> Estimate:
     """Return how long jobs will take, by the study's own last run, else by a recorded one."""
     own = load_records(experiment)
-    by_stage: dict[str, list[float]] = {}
-    for label, record in own.items():
-        by_stage.setdefault(label.partition(".")[0], []).append(float(record["seconds"]))
+    by_stage = _average_stages(own)
     recorded = next((run for run in load_times() if run["experiment"] == experiment.settings.name), None)
     borrowed = next((run for run in load_times() if run["experiment"] == REFERENCE), None)
     found, sources = dict[str, float](), list[str]()
@@ -65,7 +64,7 @@ def estimate_times(experiment: Experiment, states: Sequence[JobState]) -> Estima
         job, label = state["job"], state["label"]
         stage = job.stage.name
         if label in own or stage in by_stage:
-            found[label] = float(own[label]["seconds"]) if label in own else fmean(by_stage[stage])
+            found[label] = float(own[label]["seconds"]) if label in own else by_stage[stage]
             sources.append("by the last run here")
         elif recorded and stage in recorded["stages"]:
             found[label] = recorded["stages"][stage]
@@ -77,6 +76,11 @@ def estimate_times(experiment: Experiment, states: Sequence[JobState]) -> Estima
     if recorded and whole is not None and len(found) < len(states):
         sources.append(f"as measured on {recorded['device']}")
     return Estimate(found, "; ".join(dict.fromkeys(sources)), whole)
+
+
+def _average_stages(records: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return stage -> the mean seconds of its jobs."""
+    return {stage: fmean(float(one["seconds"]) for one in few) for stage, few in group_by_stage(records).items()}
 
 
 def _loads_embedded_only(job: Job) -> bool:
@@ -103,11 +107,15 @@ def load_times() -> list[dict[str, Any]]:
 
 
 def describe_times(experiment: Experiment) -> dict[str, Any]:
-    """Return what `times.json` keeps of a finished study: when, on what, how long, and each stage's mean seconds."""
+    """Return what `times.json` keeps of a finished study: when, on what, how long, and each stage's mean seconds.
+
+    Raises:
+        InputError: a job has not been run.
+    """
+    if missing := list_unfinished(experiment):
+        where = f"params/{experiment.path.name}"
+        raise InputError(f"{missing[0]} has not been run: its times are known after `karma run {where}`")
     records = load_records(experiment)
-    stages: dict[str, list[float]] = {}
-    for label, record in records.items():
-        stages.setdefault(label.partition(".")[0], []).append(float(record["seconds"]))
     values = list(records.values())
     return {
         "experiment": experiment.settings.name,
@@ -117,7 +125,7 @@ def describe_times(experiment: Experiment) -> dict[str, Any]:
         "n_jobs": len(values),
         "minutes": round(compute_minutes(values), 1),
         "core_minutes": round(sum(record["core_seconds"] for record in values) / 60, 1),
-        "stages": {name: round(fmean(seconds), 1) for name, seconds in stages.items()},
+        "stages": {name: round(seconds, 1) for name, seconds in _average_stages(records).items()},
     }
 
 
