@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from karma import load_experiment
+from karma.commands.next_step import tell_next
 from karma.errors import KarmaError
 from karma.study.recorded import pack_study
 
@@ -19,7 +20,8 @@ def main() -> None:
         size = pack_study(experiment, experiment.root / path)
     except KarmaError as error:
         sys.exit(f"recorded: {error}")
-    print(f"written: {path} ({size:,} bytes); next: karma demo --recorded {path}")
+    print(f"written: {path} ({size:,} bytes)")
+    print(tell_next("karma", "demo", "--recorded", path))
 
 
 if __name__ == "__main__":

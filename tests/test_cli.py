@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 import karma
 from karma import cli
 from karma.cli import COMMANDS, GROUPS, app
-from karma.commands import doctor, report
+from karma.commands import doctor, report, study
 from karma.commands.new import write_new
 from karma.commands.next_step import tell_next
 from karma.errors import InputError, KarmaError
+from karma.study import cluster
 from karma.study.experiment import load_experiment
 from karma.study.fields import check_name
 from karma.study.progress import list_changes
@@ -182,9 +183,9 @@ def test_a_report_is_shown_in_a_browser_or_said_to_be_there(monkeypatch, tmp_pat
         call("report", "paper"),
     )
     assert shown == [page.as_uri()] * 2
-    assert opened.output.splitlines()[-1] == f"next: read {page}, which your browser shows"
-    assert refused.output.splitlines()[-1] == f"next: open {page}; no browser could be started here"
-    assert closed.output.splitlines()[-1] == f"next: open {page}, or give --open"
+    assert opened.output.splitlines()[-1] == f"next: read {page}   (your browser shows it)"
+    assert refused.output.splitlines()[-1] == f"next: open {page}   (no browser could be started here)"
+    assert closed.output.splitlines()[-1] == f"next: open {page}   (or give --open)"
     assert all(f"written: {page}" in result.output for result in (opened, refused, closed))
 
 
@@ -202,6 +203,20 @@ def test_every_command_says_what_to_type_next():
 def test_what_to_type_next_is_quoted_for_a_shell():
     line = tell_next("karma", "train", "--pairs", Path("my pairs; rm"))
     assert shlex.split(line.removeprefix("next: ")) == ["karma", "train", "--pairs", "my pairs; rm"]
+
+
+def test_a_dry_run_s_next_line_is_the_command_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_project(tmp_path))
+    monkeypatch.setattr(cluster, "find_remote", lambda executor, profile, jobs: cluster.Remote(executor, profile, jobs))
+    given = {"--cores": "2", "--until": "02_kinship_analysis", "--executor": "slurm", "--profile": "my profile",
+             "--jobs": "7"}  # fmt: skip
+    words = [word for option in given.items() for word in option]
+    result = call("run", "params/paper.yaml", "--dry-run", *words)
+    assert result.exit_code == 0, result.output
+    last = result.output.splitlines()[-1]
+    assert shlex.split(last) == ["next:", "karma", "run", "params/paper.yaml", *words]
+    own = {name for parameter in cli._build("run", study.run).params for name in parameter.opts if name.startswith("-")}
+    assert own - {"--dry-run"} == {*given}, "an option of karma run that the line may leave out"
 
 
 def test_without_a_terminal_each_job_is_a_line_when_it_begins_and_when_it_ends():

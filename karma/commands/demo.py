@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from karma.commands.next_step import tell_next
+
 
 def demo(
     recorded: Annotated[Path, typer.Option("--recorded", help="A recorded study, as `make recorded` writes it.")],
@@ -21,4 +23,4 @@ def demo(
 
     folder, manifest = unpack_study(recorded, find_project_root(), replace)
     typer.echo(f"written: outputs/{folder.name}: {describe_recorded(manifest)}")
-    typer.echo(f"next: open outputs/{folder.name}/report.html, or `make lab`")
+    typer.echo(tell_next("open", f"outputs/{folder.name}/report.html", why="or `make lab`"))

@@ -1,12 +1,12 @@
 """What `karma report` does: tables, figures and report.html of a study, of the paper's numbers, or of two compared."""
 
-import shlex
 import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import check_out
 from karma.errors import InputError
 from karma.results.page import export_html, open_results
@@ -27,14 +27,14 @@ def report(
     """Write tables, figures and report.html of a study, of the paper's own numbers, or of two studies compared."""
     page = write_report(study, other, out, price)
     typer.echo(f"written: {page}, beside its tables/ and figures/" if page.suffix == ".html" else f"written: {page}")
-    typer.echo(show_page(page) if open_it else f"next: open {shlex.quote(str(page))}, or give --open")
+    typer.echo(show_page(page) if open_it else tell_next("open", page, why="or give --open"))
 
 
 def show_page(page: Path) -> str:
     """Show a page in a browser, and return what to tell the user: where none could be started, what to open."""
     if webbrowser.open(page.resolve().as_uri()):
-        return f"next: read {shlex.quote(str(page))}, which your browser shows"
-    return f"next: open {shlex.quote(str(page))}; no browser could be started here"
+        return tell_next("read", page, why="your browser shows it")
+    return tell_next("open", page, why="no browser could be started here")
 
 
 def write_report(study: str, other: str | None = None, out: Path | None = None, price: float | None = None) -> Path:

@@ -5,16 +5,17 @@ Nothing here writes to disk. Hours of GPUs and of stages that were never measure
 """
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from karma.commands.next_step import tell_next
 from karma.study.cluster import estimate_billions, find_resources
 from karma.study.experiment import Experiment
 from karma.study.plan import plan_sweep
@@ -29,14 +30,20 @@ _BYTES = 2e9  # of a billion parameters, as most models of the Hub lie there (bf
 
 
 def show_plan(
-    experiment: Experiment, until: str | None = None, elsewhere: bool = False, cores: int | None = None
-) -> None:
-    """Print what a run would do, a line a stage; `elsewhere`: what its jobs ask a scheduler for, too."""
+    experiment: Experiment, command: Sequence[str], until: str | None = None, elsewhere: bool = False,
+    cores: int | None = None,
+) -> None:  # fmt: skip
+    """Print what a run would do, a line a stage.
+
+    Args:
+        experiment: whose. command: the words that run it. until: the last stage of it. elsewhere: whether to say what
+            its jobs ask a scheduler for, too. cores: of this machine.
+    """
     states, name = plan_sweep(experiment, until), experiment.settings.name
     out = Console(width=None if console.is_terminal else 220)
     if not states:
         out.print(f"{name}: everything is up to date; nothing was written")
-        _say_next(out, "open", experiment.outputs / "report.html")
+        typer.echo(tell_after(experiment))
         return
     times, beside = estimate_times(experiment, states), count_beside(experiment, cores)
     fetched = list_downloads(experiment, states)
@@ -54,7 +61,7 @@ def show_plan(
     for line in _sum_up(states, times, beside, fetched):
         out.print(line, soft_wrap=True, highlight=False)
     out.print("nothing was written, and nothing was run", highlight=False)
-    _say_next(out, "karma", "run", _name(experiment), *(["--until", until] if until else []))
+    typer.echo(tell_next(*command))
 
 
 def show_status(experiment: Experiment) -> None:
@@ -62,7 +69,7 @@ def show_status(experiment: Experiment) -> None:
     events = experiment.outputs / ".sweep" / "events.jsonl"
     if is_running(experiment):
         console.print(render(experiment, read_events(experiment, events), find_elapsed(events)))
-        _say_next(console, "karma", "status", _name(experiment))
+        typer.echo(tell_next("karma", "status", _name(experiment)))
         return
     todo = {state["label"]: state for state in plan_sweep(experiment)}
     table = Table("stage", "done", "to do", "why", title=f"{experiment.settings.name}: no sweep is running")
@@ -81,14 +88,16 @@ def show_status(experiment: Experiment) -> None:
         seconds = left.sum_up(list(todo.values()), count_beside(experiment))
         if seconds is not None:
             console.print(f"to do: about {say_time(seconds)}, {left.source}", soft_wrap=True, highlight=False)
-        _say_next(console, "karma", "run", _name(experiment))
+        typer.echo(tell_next("karma", "run", _name(experiment)))
     else:
-        _say_next(console, "open", experiment.outputs / "report.html")
+        typer.echo(tell_after(experiment))
 
 
-def _say_next(out: Console, *words: str | Path) -> None:
-    shown = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
-    out.print(f"next: {shlex.join(shown)}", soft_wrap=True, highlight=False, markup=False)
+def tell_after(experiment: Experiment) -> str:
+    """Return what to type after a study has run: open its report, or where it has none yet, ask what is left."""
+    page = experiment.outputs / "report.html"
+    words = ("open", os.path.relpath(page)) if page.exists() else ("karma", "status", _name(experiment))
+    return tell_next(*words)
 
 
 def _name(experiment: Experiment) -> str:

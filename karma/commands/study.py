@@ -30,6 +30,7 @@ def run(
 ) -> None:
     """Run a whole study: every stage, policy, strategy and method; the same command resumes or updates it."""
     from karma.commands.named import check_named
+    from karma.commands.show import show_plan, tell_after
     from karma.study.cluster import check_resources, find_remote
     from karma.study.experiment import load_experiment
     from karma.study.stages import STAGES
@@ -41,13 +42,14 @@ def run(
     remote = find_remote(executor, profile, jobs)
     check_named(study, installed=not dry_run)
     if dry_run:
-        from karma.commands.show import show_plan
-
-        show_plan(study, until, remote is not None, cores)
+        given = {"--cores": cores, "--until": until, "--executor": executor, "--profile": profile, "--jobs": jobs}
+        options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        show_plan(study, ["karma", "run", experiment, *options], until, remote is not None, cores)
         return
     from karma.study.sweep import run_sweep
 
     run_sweep(study, cores, until, remote)
+    typer.echo(tell_after(study))
 
 
 def status(experiment: Experiment) -> None:

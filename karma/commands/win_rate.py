@@ -4,7 +4,6 @@ What models answer and what the judge says is kept below --out (or --cache), so 
 was stopped.
 """
 
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from karma.commands.next_step import tell_next
 from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
 from karma.errors import InputError, KarmaError
 from karma.labels.compared import SUFFIXES, Compared, load_prompts, load_responses
@@ -173,4 +173,4 @@ def _judge(
     yield f"judge: {judge.n_asked} questions asked ({judge.n_cached} kept from before), {judge.seconds:.0f} s"
     yield from describe_tournament(found)
     yield f"written to {out}: win_rates.csv, verdicts.parquet, a card"
-    yield f"next: read {shlex.quote(str(out / 'README.md'))}"
+    yield tell_next("read", out / "README.md")

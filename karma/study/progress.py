@@ -6,7 +6,6 @@ that ends instead, with the time left.
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -231,8 +230,3 @@ def show_where(experiment: Experiment) -> None:
     for name, path in found.items():
         if path.exists():
             console.print(f"  {name:<12} {os.path.relpath(path)}", soft_wrap=True)
-    if (page := found["report.html"]).exists():
-        console.print(f"next: open {shlex.quote(os.path.relpath(page))}", soft_wrap=True, highlight=False)
-    else:
-        name = shlex.quote(os.path.relpath(experiment.path))
-        console.print(f"next: karma status {name}", soft_wrap=True, highlight=False)
