@@ -15,16 +15,17 @@ from typing import Any
 import pandas as pd
 
 from karma import load_experiment
-from karma.commands.show import list_downloads
+from karma.commands.show import count_gpu_hours, list_downloads
 from karma.errors import InputError
-from karma.study.cluster import find_resources
+from karma.study.experiment import Experiment
 from karma.study.plan import plan_sweep
 from karma.study.progress import say_time
+from karma.study.stages import list_jobs
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {
     "smoke": ("`make smoke`", "the same graph with tiny random models: every kind of file"),
-    "demo": ("`make demo`", "six origin models, seven strategies, nine trainings, a report"),
+    "demo": ("`make demo`", "{origin_models} origin models, {strategies} strategies, {trainings} trainings, a report"),
 }
 
 
@@ -61,20 +62,33 @@ def build_ladder(quick: list[list[str]], times: list[dict[str, Any]], device: st
     """
     nothing = "nothing"
     rows = [[*row, f"{device} ({today})", nothing] for row in quick]
-    for name, words in STUDIES.items():
+    for name, (typed, got) in STUDIES.items():
+        filled = got.format(**count_parts(load_experiment(f"params/{name}.yaml")))
         for run in (run for run in times if run["experiment"] == name):
             took = f"{run['minutes']:.0f} min ({run['n_jobs']} jobs)"
-            rows.append([*words, took, f"{run['device']} ({run['date']})", nothing])
+            rows.append([typed, filled, took, f"{run['device']} ({run['date']})", nothing])
     paper = load_experiment("params/paper.yaml")
     states = plan_sweep(paper)
-    hours = sum(one["gpu"] * one["runtime"] for one in (find_resources(state["job"]) for state in states)) / 60
     fetched = [one for few in list_downloads(paper, states).values() for one in few]
-    size = sum(int(n) for n in re.findall(r"about (\d+) GB", " ".join(fetched)))
-    rows.append(["`karma run params/paper.yaml`", "the paper's 32 trainings", f"not run; up to {hours:,.0f} GPU hours",
-                 "GPUs, four a job", f"about {size} GB of models, and data"])  # fmt: skip
+    size = sum(one.n_bytes or 0 for one in fetched) / 1e9
+    rows.append(["`karma run params/paper.yaml`", f"the paper's {count_parts(paper)['trainings']} trainings",
+                 f"not run; up to {count_gpu_hours(states):,.0f} GPU hours",
+                 f"GPUs, {paper.settings.compute.gpus_per_job} a job",
+                 f"about {size:.0f} GB of models, and data"])  # fmt: skip
     columns = ["you type", "you get", "it takes", "on", "it downloads"]
     table = pd.DataFrame(rows, columns=columns).set_index("you type")
     return f"{table.to_markdown(disable_numparse=True)}\n\n{describe_size()}"
+
+
+def count_parts(experiment: Experiment) -> dict[str, int]:
+    """Return how many origin models, strategies and trainings a study has."""
+    settings = experiment.settings
+    trainings = sum(job.stage.name == "04_alignment_training" for job in list_jobs(experiment))
+    return {
+        "origin_models": len(settings.origin_models),
+        "strategies": len(settings.strategies),
+        "trainings": trainings,
+    }
 
 
 def describe_size() -> str:

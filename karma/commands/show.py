@@ -7,6 +7,7 @@ Nothing here writes to disk. Hours of GPUs and of stages that were never measure
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,25 @@ from karma.study.times import Estimate, count_beside, estimate_times
 from karma.vocabulary import START
 
 _BYTES = 2e9  # of a billion parameters, as most models of the Hub lie there (bfloat16)
+_WHEEL_BYTES = 100e6  # of a packaged model
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a study fetches first.
+
+    Attributes:
+        name: of the model or the data. n_bytes: its size, about; None: data, whose size is not known before.
+    """
+
+    name: str
+    n_bytes: float | None = None
+
+    def __str__(self) -> str:
+        if self.n_bytes is None:
+            return f"{self.name} (data)"
+        size = f"{self.n_bytes / 1e9:.0f} GB" if self.n_bytes >= 1e9 else f"{self.n_bytes / 1e6:.0f} MB"
+        return f"{self.name} (about {size})"
 
 
 def show_plan(
@@ -115,16 +135,22 @@ def _group(states: Sequence[JobState]) -> list[tuple[str, list[JobState]]]:
 
 
 def _describe_stage(
-    name: str, states: list[JobState], seconds: float | None, fetched: list[str], elsewhere: bool
+    name: str, states: list[JobState], seconds: float | None, fetched: list[Download], elsewhere: bool
 ) -> list[str]:
     asked = [find_resources(state["job"]) for state in states]
     hours = max(one["runtime"] for one in asked) / 60
     about = say_time(seconds) if seconds is not None else f"up to {hours:.0f} h each" if elsewhere else "not measured"
-    gpu_hours = sum(one["gpu"] * one["runtime"] for one in asked) / 60
+    gpu_hours = count_gpu_hours(states)
     return [
         name, str(len(states)), describe_params(states), _say_why(states), about, describe_needs(states, elsewhere),
-        f"up to {gpu_hours:,.0f}" if gpu_hours else "", ", ".join(fetched),
+        f"up to {gpu_hours:,.0f}" if gpu_hours else "", ", ".join(map(str, fetched)),
     ]  # fmt: skip
+
+
+def count_gpu_hours(states: Sequence[JobState]) -> float:
+    """Return the GPU hours that jobs ask a scheduler for: a bound, not a measurement."""
+    asked = [find_resources(state["job"]) for state in states]
+    return float(sum(one["gpu"] * one["runtime"] for one in asked)) / 60
 
 
 def describe_params(states: Sequence[JobState]) -> str:
@@ -181,14 +207,14 @@ def describe_needs(states: Sequence[JobState], elsewhere: bool = False) -> str:
     return ", ".join(needs)
 
 
-def list_downloads(experiment: Experiment, states: Sequence[JobState]) -> dict[str, list[str]]:
-    """Return, by the stage that wants it first, what is not here yet: models with their size, data by their name.
+def list_downloads(experiment: Experiment, states: Sequence[JobState]) -> dict[str, list[Download]]:
+    """Return, by the stage that wants it first, the models and data that are not here yet.
 
     The Hub is not asked: a model's size is reckoned from its name, at two bytes a parameter.
     """
     from karma.models.describe import describe_model
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Download]] = {}
     known: set[str] = set()
     for state in states:
         job, s = state["job"], experiment.settings
@@ -197,25 +223,27 @@ def list_downloads(experiment: Experiment, states: Sequence[JobState]) -> dict[s
                 known.add(name)
                 here = describe_model(job.models, name)[1]
                 if here == "not yet":
-                    size = estimate_billions(name, {**spec, "path": None}) * _BYTES / 1e9
-                    found.setdefault(job.stage.name, []).append(f"{spec['hub']} (about {size:.0f} GB)")
+                    size = estimate_billions(name, {**spec, "path": None}) * _BYTES
+                    found.setdefault(job.stage.name, []).append(Download(spec["hub"], size))
                 elif here.startswith("no"):
-                    found.setdefault(job.stage.name, []).append(f"{name}'s wheel (100 MB)")
+                    found.setdefault(job.stage.name, []).append(Download(f"{name}'s wheel", _WHEEL_BYTES))
         for what in _list_data(job, s, experiment.root):
             if what not in known:
                 known.add(what)
-                found.setdefault(job.stage.name, []).append(what)
+                found.setdefault(job.stage.name, []).append(Download(what))
     return found
 
 
 def _list_data(job: Job, s: Any, root: Path) -> Iterator[str]:
     if job.stage.name == "pool" and s.pool.source != "generate" and not (root / s.pool.source).exists():
-        yield f"{s.pool.source} (data)"
+        yield str(s.pool.source)
     if job.stage.name in ("01_origin_evaluation", "05_policy_evaluation") and s.benchmarks.folder is None:
-        yield "the benchmarks' items (data)"
+        yield "the benchmarks' items"
 
 
-def _sum_up(states: Sequence[JobState], times: Estimate, beside: int, fetched: dict[str, list[str]]) -> Iterator[str]:
+def _sum_up(
+    states: Sequence[JobState], times: Estimate, beside: int, fetched: dict[str, list[Download]]
+) -> Iterator[str]:
     seconds = times.sum_up(states, beside)
     if seconds is not None:
         yield f"time: about {say_time(seconds)}, {beside} side by side, {times.source}"
@@ -223,7 +251,7 @@ def _sum_up(states: Sequence[JobState], times: Estimate, beside: int, fetched: d
         yield f"time: about {say_time(times.whole)}, {times.source}"
     else:
         yield "time: these models were not measured; `karma status` tells what is left once each stage has had a job"
-    if gpus := sum(one["gpu"] * one["runtime"] for one in (find_resources(s["job"]) for s in states)) / 60:
+    if gpus := count_gpu_hours(states):
         yield f"GPUs: up to {gpus:,.0f} hours are asked for; this is a bound, not a measurement"
     n = sum(map(len, fetched.values()))
     yield f"downloads: {n} of what the table names, kept for other studies" if n else "downloads: nothing"
