@@ -16,6 +16,7 @@ from karma.figures.claims import find_verdict
 from karma.files.reading import load_json
 from karma.results.ledger import build_ledger, compute_break_even, describe_break_even
 from karma.results.study import Study
+from karma.statistics.verdicts import SMALLEST
 from karma.study.escape import escape_html
 from karma.vocabulary import BASELINE
 
@@ -190,7 +191,7 @@ def _answer(question: str, rows: pd.DataFrame, caveats: list[str], unit: str = "
         said = [f"{text} ({find_verdict(v)})" for text, v in zip(said, known["verdict"], strict=True)]
     needed = known["needed_n"][known["needed_n"] > known["n"]].dropna()
     more = (
-        [f"n = {known['n'].max():,}; {needed.min():,} or more would show .02"]
+        [f"n = {known['n'].max():,}; {needed.min():,} or more would show {SMALLEST}"]
         if len(needed)
         else [f"n = {known['n'].max():,}"]
     )

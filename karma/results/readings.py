@@ -5,6 +5,8 @@ one go, and `karma.results.pictures` shows no figure without them. Limit: a tabl
 where the table is made.
 """
 
+from karma.statistics.verdicts import SMALLEST
+
 FIGURES = {  # file -> (title, how to read it, what is seen); {braces} are filled by who draws
     "claims": (
         "The claims, put to this study.",
@@ -120,7 +122,7 @@ TABLES = {  # table -> how to read it
     "table4_beside_paper": "Policies and items differ from the paper's, so that a difference is no error of either.",
     "table3": "One row an origin model; its average after min-max is S_pref, which decides the labels.",
     "table4": "One row a benchmark, policy and method. Bold: the best data set; small differences are mostly noise.",
-    "claims": "Cannot tell comes with the n there is and the n that would show a gain of .02.",
+    "claims": f"Cannot tell comes with the n there is and the n that would show a gain of {SMALLEST}.",
     "premise": "Mantel's r above 0: the less akin two origin models, the more unlike their responses.",
     "labels": "One half is a coin; the row of the truth is the most that any label can reach.",
     "recorded_labels": "One half is a coin. Intervals are clustered by prompt and by model.",
