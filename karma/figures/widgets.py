@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from karma.figures.style import PAGE_WIDTH_IN, PALETTE, row_style
 from karma.kinship.similarity import compute_kinship
+from karma.pool.responses import index_responses
 from karma.scores.names import canonical_model_name
 from karma.scores.normalise import compute_s_pref
 from karma.scores.table import ScoreTable
@@ -196,8 +197,8 @@ def choose_pairs_to_judge(
         rated: row_id, response_id, score, of a judge. n: how many, fewer where fewer are decided.
         seed: of the choice and the order.
     """
-    truth = _index(truths, "truth")
-    ratings = {} if rated is None else _index(rated, "score")
+    truth = index_responses(truths, "truth")
+    ratings = {} if rated is None else index_responses(rated, "score")
     rng = np.random.default_rng(seed)
     rows = [row for row in pairs.to_dict("records") if _compare(truth, row) != "neither"]
     chosen = [rows[k] for k in sorted(rng.permutation(len(rows))[:n])]
@@ -212,11 +213,6 @@ def choose_pairs_to_judge(
             texts, found = texts[::-1], {who: turn[verdict] for who, verdict in found.items()}
         judged.append(Judged(row["prompt"][-1]["content"], texts[0], texts[1], found))
     return judged
-
-
-def _index(frame: pd.DataFrame, column: str) -> dict[tuple[str, str], float]:
-    keys = zip(frame["row_id"], frame["response_id"], strict=True)
-    return dict(zip(keys, frame[column].astype(float), strict=True))
 
 
 def _compare(values: Mapping[tuple[str, str], float], row: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from karma.errors import InputError
 from karma.scores.names import canonical_model_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ANNOTATION_FIELDS = ("overall_score", "fine-grained_score", "mean_aspect")
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -101,6 +104,22 @@ def list_responses(pool: Path) -> list[dict[str, str]]:
          "model": c["model"], "instruction": row["instruction"], "response": c["response"]}
         for row in pq.read_table(pool).to_pylist() for c in row["completions"] if c["response"]
     ]  # fmt: skip
+
+
+def index_responses(table: "pd.DataFrame", column: str) -> dict[tuple[str, str], float]:
+    """Return (row_id, response_id) -> a response's number in a column; where there is none, it is left out.
+
+    Args:
+        table: row_id, response_id and the column. column: e.g. score or truth.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"row_id": ["p", "p"], "response_id": ["a", "b"], "score": [4, None]})
+        >>> index_responses(table, "score")
+        {('p', 'a'): 4.0}
+    """
+    known = table.dropna(subset=[column])
+    return dict(zip(zip(known["row_id"], known["response_id"], strict=True), known[column].astype(float), strict=True))
 
 
 def compute_row_id(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from karma.pool.responses import compute_response_id, compute_row_id
+from karma.pool.responses import compute_response_id, compute_row_id, index_responses
 from karma.study.escape import escape_html
 from karma.study.experiment import Experiment
 from karma.vocabulary import title_strategy
@@ -52,19 +52,18 @@ def collect_prompts(experiment: Experiment, most: int = MOST_PROMPTS) -> list[di
         return []
     pool = pq.read_table(path, columns=["source", "instruction", "completions"])
     rows = pool.take(np.unique(np.linspace(0, max(pool.num_rows - 1, 0), most).astype(int))).to_pylist()
-    judge = _look_up(outputs / "pool" / "annotations.parquet", "score")
-    truth = _look_up(outputs / "labels" / "responses.csv", "truth")
+    judge = _load_numbers(outputs / "pool" / "annotations.parquet", "score")
+    truth = _load_numbers(outputs / "labels" / "responses.csv", "truth")
     pairs = {title_strategy(name, s.annotation.source): _load_pairs(outputs / "pairs" / name) for name in s.strategies}
     return [_build_prompt(row, judge, truth, pairs) for row in rows]
 
 
-def _look_up(path: Path, column: str) -> dict[tuple[str, str], float]:
+def _load_numbers(path: Path, column: str) -> dict[tuple[str, str], float]:
     if not path.is_file() or path.stat().st_size == 0:
         return {}
     ids = {"row_id": str, "response_id": str}
     table = pd.read_csv(path, dtype=ids) if path.suffix == ".csv" else pd.read_parquet(path)
-    known = table.dropna(subset=[column])
-    return dict(zip(zip(known["row_id"], known["response_id"], strict=True), known[column].astype(float), strict=True))
+    return index_responses(table, column)
 
 
 def _load_pairs(folder: Path) -> dict[str, tuple[str, str]]:
