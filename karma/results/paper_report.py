@@ -25,8 +25,7 @@ from karma.results.page import build_page
 from karma.results.pictures import Picture, show_picture
 from karma.results.published import load_published
 from karma.results.study import Study
-from karma.results.tables import Table, build_plain, build_tables, compute_intervals
-from karma.study.escape import escape_formula, escape_frame
+from karma.results.tables import Table, build_plain, build_tables, compute_intervals, save_frame
 from karma.study.experiment import load_base
 from karma.study.provenance import find_commit
 
@@ -59,12 +58,6 @@ def report_paper(out: Path) -> Path:
     with atomic_path(out / "report.html") as temporary:
         temporary.write_text(build_page(_assemble(study, tables, audit, _draw(study, out / "figures"))), "utf-8")
     return out / "report.html"
-
-
-def save_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, gaps as n/a, whole or not at all."""
-    with atomic_path(path) as temporary:
-        escape_frame(frame, escape_formula).to_csv(temporary, index=False, na_rep="n/a")
 
 
 def _draw(study: Study, folder: Path) -> dict[int, Picture]:

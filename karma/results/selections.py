@@ -13,14 +13,12 @@ import pandas as pd
 
 from karma.figures.potential import plot_curve, plot_leads
 from karma.files.reading import load_json
-from karma.files.writing import atomic_path
 from karma.potential.outcomes import collect_answers, collect_selections
 from karma.potential.rivals import compare_rivals, compute_trends
 from karma.potential.study import compare_metrics, compare_selections
 from karma.results.pictures import show_picture
 from karma.results.study import find_titles
-from karma.results.tables import Table, build_plain
-from karma.study.escape import escape_formula, escape_frame
+from karma.results.tables import Table, build_plain, save_frame
 from karma.study.experiment import Experiment
 from karma.study.stages import STAGES, Job
 from karma.vocabulary import order_benchmarks
@@ -47,7 +45,7 @@ def show_held_out(experiment: Experiment, tables: Path, figures: Path) -> list[A
         *build_test_tables(outcomes),
         *filter(None, [build_agreement_table(experiment), build_union_table(outcomes)]),
     ]
-    _save(made, compared, tables, "selection_intervals")
+    _save(made, compared, tables / "selection_intervals.csv")
     metrics = ", ".join(dict.fromkeys(compared["metric"]))
     return [show_picture(plot_curve(compared), figures / "selections", metrics=metrics), *made]
 
@@ -69,17 +67,16 @@ def show_on_benchmarks(experiment: Experiment, tables: Path, figures: Path) -> l
     missing = n_jobs - int(compared.groupby("benchmark")["n_seeds"].sum().max())
     notes = (f"{missing} of {n_jobs} evaluations are missing: the gaps name them",) if missing else ()
     made = [build_selection_table(compared, titles, notes), *build_test_tables(answers, titles)]
-    _save(made, compared, tables, "selection_benchmark_intervals")
+    _save(made, compared, tables / "selection_benchmark_intervals.csv")
     axes = plot_leads(compared, titles)
     drawn = [show_picture(axes, figures / "selection_benchmarks")] if len(axes) else []
     return [*drawn, *made]
 
 
-def _save(made: list[Table], compared: pd.DataFrame, tables: Path, name: str) -> None:
+def _save(made: list[Table], compared: pd.DataFrame, path: Path) -> None:
     for table in made:
-        table.save(tables)
-    with atomic_path(tables / f"{name}.csv") as temporary:
-        escape_frame(compared, escape_formula).to_csv(temporary, index=False)
+        table.save(path.parent)
+    save_frame(compared, path)
 
 
 def build_selection_table(

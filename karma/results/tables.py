@@ -105,6 +105,12 @@ class Table:
         return [folder / f"{self.name}.{suffix}" for suffix in ("csv", "md", "tex")]
 
 
+def save_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write numbers as CSV without an index, gaps as n/a, whole or not at all."""
+    with atomic_path(path) as temporary:
+        escape_frame(frame, escape_formula).to_csv(temporary, index=False, na_rep="n/a")
+
+
 def build_tables(study: Study) -> list[Table]:
     """Return Tables 1 to 4 of a study, whatever part of it exists."""
     return [build_table1(study), build_table2(study), build_table3(study), build_table4(study)]
