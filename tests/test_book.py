@@ -9,7 +9,7 @@ from docs.book import build as book
 from docs.book import docstrings
 from docs.course import build as course
 from docs.course import notebooks
-from karma.errors import KarmaError
+from karma.errors import InputError, KarmaError
 from karma.study.experiment import load_experiment
 from karma.study.recorded import pack_study, unpack_study
 from tests.conftest import ROOT, copy_project
@@ -84,6 +84,13 @@ def test_a_fault_in_a_page_fails_the_build(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(book, "sys", type("Sys", (), {"executable": "/bin/false"}))
     with pytest.raises(KarmaError, match="the book has faults"):
         book.build_book(load_experiment(ROOT / STUDY), tmp_path)
+
+
+def test_a_study_without_a_finished_job_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_project(tmp_path / "clone"))
+    with pytest.raises(InputError, match="smoke has no finished job: run it, or name another with --study"):
+        book.build_book(load_experiment(STUDY), tmp_path / "book")
+    assert not (tmp_path / "book").exists()
 
 
 def test_docstrings_are_made_readable_for_sphinx():

@@ -38,38 +38,34 @@ _IMPORTED = re.compile(r"""(?:@import\s+|url\()["']?((?:https?:)?//[^"')]+)""")
 
 
 def build_sources(experiment: Experiment, out: Path) -> list[str]:
-    """Gather the book's pages in a folder; return the notebooks whose code has changed since the study ran."""
+    """Gather the book's pages in a folder; return the notebooks whose code has changed since the study ran.
+
+    Raises:
+        InputError: the study has no finished job; nothing is written then.
+    """
+    run = max(own.measure(experiment).values(), key=lambda m: m.date, default=None)
+    if run is None:
+        raise InputError(f"{experiment.settings.name} has no finished job: run it, or name another with --study")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(HERE / "static", out / "_static")
     shutil.copy(HERE / "conf.py", out)
     stale, gallery, solutions = [], list[str](), ["# Solutions\n"]
     for path in own.NOTEBOOKS:
         notebook, number = own.read_notebook(path), path.stem[:2]
-        executed = own.find_executed(experiment, path)
-        solved, changed = course.build_solutions(notebook, executed, number, experiment)
+        filled, changed = course.fill_outputs(notebook, own.find_executed(experiment, path))
         stale += [path.name] if changed else []
-        solutions.append(f"## {path.stem[:2]}\n\n{solved.cells.pop().source.split(chr(10) * 2, 2)[2]}\n")
-        gallery += write_figures(solved, path.stem, out / "gallery")
-        for cell in solved.cells:
+        solutions.append(f"## {number}\n\n{course.write_solutions(notebook, number, experiment)}\n")
+        gallery += write_figures(filled, path.stem, out / "gallery")
+        for cell in filled.cells:
             cell.source = mend_links(cell.source, out, path.parent) if cell.cell_type == "markdown" else cell.source
             unlink_outputs(cell)
         (out / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(solved, out / "notebooks" / path.name)
+        nbformat.write(filled, out / "notebooks" / path.name)
     (out / "solutions.md").write_text("\n".join(solutions), "utf-8")
-    rows, measured = course.list_rows(experiment), own.measure(experiment)
-    landing = course.write_landing_page(rows, experiment, measured)
-    landing = re.sub(r"\| \[open\]\(students/[^)]*\) ", "", landing)  # in the book there is one page of each
-    landing = landing.replace("| students | solutions |", "| shown |").replace(
-        "|---|---|---|---|---|---|---|", "|---|---|---|---|---|---|"
-    )
-    landing = re.sub(r"\((?:students|solutions)/", "(notebooks/", landing)
-    (out / "course.md").write_text(landing, "utf-8")
+    (out / "course.md").write_text(course.write_landing_page(experiment, {"shown": "notebooks"}), "utf-8")
     pages = sorted(p for p in (own.ROOT / "docs").glob("*.md"))
     for page in pages:
         (out / page.name).write_text(mend_fences(mend_links(page.read_text("utf-8"), out, page.parent)), "utf-8")
-    if not measured:
-        raise InputError(f"{experiment.settings.name} has no finished job: run it, or name another with --study")
-    run = max(measured.values(), key=lambda m: m.date)
     parts = {
         "RUN": f"the study *{experiment.settings.name}*, finished on {run.date} ({run.device}).",
         "NOTEBOOKS": "\n".join(f"notebooks/{path.stem}" for path in own.NOTEBOOKS),

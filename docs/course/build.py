@@ -6,6 +6,7 @@ that study decides it. Minutes are measured: running from the study's provenance
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from karma.results.exercises import EXERCISES, explain_exercise
 from karma.study.experiment import Experiment
 
 TEXTS = Path(__file__).parent
+COPIES = {"students": "students", "solutions": "solutions"}  # of each notebook: heading -> folder
 WORDS_A_MINUTE = 180
 MINUTES_A_CELL = 0.5  # to look at code and what it shows
 MINUTES_AN_EXERCISE = 4
@@ -42,15 +44,15 @@ def build_course(experiment: Experiment, out: Path) -> list[str]:
         solved, changed = build_solutions(notebook, own.find_executed(experiment, path), number, experiment)
         _save(solved, out / "solutions" / path.name)
         stale += [f"{path.name} ({len(changed)} cells)"] if changed else []
-    text = write_landing_page(list_rows(experiment), experiment, own.measure(experiment))
+    text = write_landing_page(experiment)
     (out / "index.md").write_text(text, "utf-8")
     _save(new_notebook(cells=[new_markdown_cell(text, id="landing")]), out / "index.ipynb")
     return stale
 
 
-def list_rows(experiment: Experiment) -> list[dict[str, Any]]:
+def list_rows(experiment: Experiment, measured: dict[str, own.Measured]) -> list[dict[str, Any]]:
     """Return what the landing page says of each notebook, in order."""
-    measured, rows = own.measure(experiment), []
+    rows = []
     for path in own.NOTEBOOKS:
         executed = None if path.stem in measured else own.find_executed(experiment, path)
         minutes = measured[path.stem].minutes if path.stem in measured else executed and executed.minutes
@@ -93,15 +95,26 @@ def build_solutions(
     notebook: Any, executed: own.Executed | None, number: str, experiment: Experiment
 ) -> tuple[Any, list[str]]:
     """Return a notebook with a study's outputs and computed solutions, and the cells that are out of date."""
+    filled, stale = fill_outputs(notebook, executed)
+    text = f"## Solutions\n\nAs the study *{experiment.settings.name}* decides them.\n\n"
+    text += write_solutions(notebook, number, experiment)
+    filled.cells.append(new_markdown_cell(text, id="solutions", metadata={"tags": ["solution"]}))
+    return filled, stale
+
+
+def fill_outputs(notebook: Any, executed: own.Executed | None) -> tuple[Any, list[str]]:
+    """Return a notebook without solutions and with a study's outputs, and the cells that are out of date."""
     stale = list[str]()
     if executed is not None:
         notebook, stale = own.join_outputs(notebook, executed.notebook)
         own.set_parameters(notebook, executed.parameters)
     cells = [cell for cell in notebook.cells if not own.has_tag(cell, "solution")]
-    solutions = [f"**{name}.** {solve_here(name, experiment)}" for name in own.list_exercises(notebook, number)]
-    text = f"## Solutions\n\nAs the study *{experiment.settings.name}* decides them.\n\n" + "\n\n".join(solutions)
-    cells.append(new_markdown_cell(text, id="solutions", metadata={"tags": ["solution"]}))
     return new_notebook(cells=cells, metadata=notebook.metadata), stale
+
+
+def write_solutions(notebook: Any, number: str, experiment: Experiment) -> str:
+    """Return the solutions of a notebook's exercises as a study decides them, as Markdown."""
+    return "\n\n".join(f"**{name}.** {solve_here(name, experiment)}" for name in own.list_exercises(notebook, number))
 
 
 def solve_here(name: str, experiment: Experiment) -> str:
@@ -123,12 +136,19 @@ def describe(notebook: Any, path: Path, minutes: float | None) -> dict[str, Any]
             "exercises": exercises, "run": minutes}  # fmt: skip
 
 
-def write_landing_page(rows: list[dict[str, Any]], experiment: Experiment, measured: dict[str, own.Measured]) -> str:
-    """Return index.md: a map, goals, prerequisites, minutes, plans and misconceptions."""
-    run = max(measured.values(), key=lambda m: m.date, default=None)
-    lines = ["| | question | students | solutions | read | run | exercises |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['number']} | {r['question']} | [open](students/{r['name']}) | [open](solutions/{r['name']}) | "
-              f"{r['read']:.0f} min | {_say_minutes(r['run'])} | {r['exercises']} min |" for r in rows]  # fmt: skip
+def write_landing_page(experiment: Experiment, copies: Mapping[str, str] = COPIES) -> str:
+    """Return index.md: a map, goals, prerequisites, minutes, plans and misconceptions.
+
+    Args:
+        experiment: the study shown. copies: of each notebook, heading -> folder; where to begin is the first's.
+    """
+    measured = own.measure(experiment)
+    rows, run = list_rows(experiment, measured), max(measured.values(), key=lambda m: m.date, default=None)
+    lines = [f"| | question | {' | '.join(copies)} | read | run | exercises |", "|---" * (5 + len(copies)) + "|"]
+    for row in rows:
+        links = " | ".join(f"[open]({folder}/{row['name']})" for folder in copies.values())
+        lines.append(f"| {row['number']} | {row['question']} | {links} | {row['read']:.0f} min | "
+                     f"{_say_minutes(row['run'])} | {row['exercises']} min |")  # fmt: skip
     said = (f"Minutes to read are words at {WORDS_A_MINUTE} a minute and {MINUTES_A_CELL:g} a code cell; an exercise "
             f"counts {MINUTES_AN_EXERCISE}. Minutes to run: 00 was run when this page was written, ")  # fmt: skip
     said += "of the others no study is finished here yet." if run is None else (
@@ -138,6 +158,7 @@ def write_landing_page(rows: list[dict[str, Any]], experiment: Experiment, measu
     parts = {
         "MAP": "\n".join(lines) + "\n\n" + said,
         "GOALS": "\n".join(goals),
+        "FOLDER": next(iter(copies.values())),
         "PLANS": "\n\n".join(write_plan(name, rows) for name in PLANS),
         "MISCONCEPTIONS": (TEXTS / "misconceptions.md").read_text("utf-8").partition("\n")[2].strip(),
     }
