@@ -86,7 +86,7 @@ audit:  ## known holes in the tested set of packages (needs the network)
 
 bench: setup  ## speed and memory, as ratios against named baselines
 	mkdir -p outputs/bench
-	@for script in bench/*.py; do $(BIN)/python $$script | tee outputs/bench/$$(basename $$script .py).txt || exit 1; done
+	@for script in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$script | tee outputs/bench/$$(basename $$script .py).txt || exit 1; done
 
 # vLLM wants other versions of what the kit needs, so it has an environment of its own. The wheel for CPUs needs torch's
 # build for CPUs, which PyTorch's own index has (PIP_EXTRA_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS). What reads

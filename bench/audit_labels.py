@@ -3,7 +3,6 @@
 python bench/audit_labels.py [--models 60] [--prompts 805] [--check]
 """
 
-import argparse
 import json
 import resource
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import Ratio, conclude, read_options
 
 GOAL_S, GOAL_GIB = 180.0, 2.0
 BENCHMARKS = ("ifeval", "mmlu_stem", "mmlu_pro", "hellaswag", "arc_easy", "arc_challenge")
@@ -41,11 +41,7 @@ def write_source(folder: Path, n_models: int, n_prompts: int) -> None:
 def main() -> int:
     from karma.commands.audit_labels import run_audit_labels
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=int, default=60)
-    parser.add_argument("--prompts", type=int, default=805)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, models=60, prompts=805)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_source(folder, options.models, options.prompts)
@@ -56,9 +52,8 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print("\n".join(told[:4]))
     print(f"{options.models} models x {options.prompts} prompts: {seconds:.1f} s, peak {peak:.2f} GiB")
-    print(f"ratio audit / three minutes {seconds / GOAL_S:.2f} goal 1")
-    print(f"ratio peak memory / 2 GiB {peak / GOAL_GIB:.2f} goal 1")
-    return int(options.check and (seconds > GOAL_S or peak > GOAL_GIB))
+    found = [Ratio("audit / three minutes", seconds / GOAL_S, 1), Ratio("peak memory / 2 GiB", peak / GOAL_GIB, 1)]
+    return conclude(found, options.check)
 
 
 if __name__ == "__main__":

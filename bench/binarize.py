@@ -7,7 +7,6 @@ about 200 (99 % below 888).
 Every measurement runs in a process of its own, so that one's memory is not another's.
 """
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import Ratio, conclude, read_options
 
 MODELS = [
     "gpt-4",
@@ -174,11 +174,7 @@ def best_of(n: int, work, *args) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=64_000)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, rows=64_000, repeats=2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pool(folder / "pool.parquet", options.rows)
@@ -198,9 +194,7 @@ def main() -> int:
     }
     print(json.dumps({"rows": options.rows, "one": one, "floor": floor, "all": every, "floor_all": floor_all,
                       "loop": loop, "ten_times_the_rows": large}))  # fmt: skip
-    for what, value in ratios.items():
-        print(f"ratio binarize: {what} {value:.2f} goal {GOALS[what]}")
-    return int(options.check and any(value > GOALS[what] for what, value in ratios.items()))
+    return conclude([Ratio(f"binarize: {what}", value, GOALS[what]) for what, value in ratios.items()], options.check)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ where the goal is missed.
 
 import sys
 
+from common import Ratio, conclude
+
 from karma.study.experiment import load_experiment
 from karma.study.provenance import compute_minutes, group_by_stage, load_records
 
@@ -29,8 +31,7 @@ def main() -> int:
     total = sum(one["core_seconds"] for one in records.values())
     print(f"{'all':24} {len(records):3} jobs {total:19.0f} core-s")
     ratio = compute_minutes(records.values()) / GOAL_MINUTES
-    print(f"ratio minutes from first job to last / {GOAL_MINUTES} {ratio:.2f} goal 1")
-    return int("--check" in sys.argv and ratio > 1)
+    return conclude([Ratio(f"minutes from first job to last / {GOAL_MINUTES}", ratio, 1)], "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ Each way is warmed up on one batch; rounds take turns, so that a busy machine hu
 CPU seconds are printed too: on a shared machine they say more.
 """
 
-import argparse
 import sys
 import time
+
+from common import Ratio, conclude, read_options
 
 BENCHMARKS = ("arc_easy", "arc_challenge", "hellaswag", "mmlu_stem", "mmlu_pro", "ifeval")
 GOAL_SAME_DTYPE, GOAL_PICKED_DTYPE, GOAL_OPTIONS = 0.95, 2.0, 2.0
@@ -100,13 +101,7 @@ def measure(model, requests: dict[str, list]) -> tuple[float, float, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, default=24, help="a benchmark")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, items=24, tokens=128, threads=2, rounds=2)
     import torch
 
     torch.set_num_threads(options.threads)
@@ -123,10 +118,12 @@ def main() -> int:
     theirs = ways[f"lm-eval hf float32 batch {BATCH}"]
     options_ways = {"lm-eval hf, a row an option": theirs, "ours, options in one row": ours}
     compared = measure_options(options_ways, options.items, options.rounds)
-    return report({name: min(both) for name, both in seconds.items()}, answers, compared, options.check)
+    return compare({name: min(both) for name, both in seconds.items()}, answers, compared, options.check)
 
 
-def report(seconds: dict[str, tuple[float, float]], answers: dict[str, list[str]], compared: float, check: bool) -> int:
+def compare(
+    seconds: dict[str, tuple[float, float]], answers: dict[str, list[str]], compared: float, check: bool
+) -> int:
     base, same, picked = seconds
     n = len(answers[base])
     for name, (took, cpu) in seconds.items():
@@ -135,15 +132,13 @@ def report(seconds: dict[str, tuple[float, float]], answers: dict[str, list[str]
         print(f"{name}: {n / took:.2f} items/s ({cpu:.0f} CPU s), {differ}")
     equal = sum(a == b for a, b in zip(answers[same], answers[base], strict=True)) / n
     speed = {name: seconds[base][0] / seconds[name][0] for name in seconds}
-    ratios = [
+    ratios = (
         ("equal answers, ours / lm-eval hf, float32", equal, 1.0),
         ("items per second, ours / lm-eval hf, float32", speed[same], GOAL_SAME_DTYPE),
         (f"items per second, {picked} / lm-eval hf float32", speed[picked], GOAL_PICKED_DTYPE),
         ("cloze items per second, options in one row / lm-eval hf, a row an option", compared, GOAL_OPTIONS),
-    ]
-    for what, value, goal in ratios:
-        print(f"ratio {what} {value:.2f} goal {goal}")
-    return int(check and any(value < goal for _, value, goal in ratios))
+    )
+    return conclude([Ratio(*one, at_least=True) for one in ratios], check)
 
 
 if __name__ == "__main__":

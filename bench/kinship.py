@@ -9,7 +9,6 @@ of five counts. The study is `karma read-scores` and `karma kinship` of a CSV of
 process each as a user starts them: tables, clusters, the page to search in, and figures; once.
 """
 
-import argparse
 import multiprocessing
 import resource
 import subprocess
@@ -20,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import Ratio, conclude, read_options
 
 from karma.scores.table import ScoreTable, load_benchmarks
 
 GOAL_TIME, GOAL_GIB = 3.0, 1.0
-GOAL_STUDY_S, GOAL_STUDY_GIB = 60.0, 2.0
+GOAL_STUDY_S, GOAL_STUDY_GIB = 60, 2
 N_BENCHMARKS, N_REPEATS = 6, 5
 N_STUDY_BENCHMARKS, FAMILY = 12, 50  # models of one family score alike
 
@@ -85,11 +85,7 @@ def run_study(n_models: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=int, default=10_000)
-    parser.add_argument("--study-models", type=int, default=20_000)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, models=10_000, study_models=20_000)
     study_s, study_gib = run_study(options.study_models)  # first: the peak is of all processes so far
     bare, ours = [], []
     for _ in range(N_REPEATS):
@@ -99,14 +95,14 @@ def main() -> int:
     peak_gib = max(o[1] for o in ours)
     size = f"{options.models:,} models x {N_BENCHMARKS} benchmarks"
     print(f"{size}: bare float32 {bare_s:.3f} s, nearest kin {ours_s:.3f} s, peak {peak_gib:.2f} GiB")
-    print(f"ratio nearest kin / bare product and argmax {ours_s / bare_s:.2f} goal {GOAL_TIME}")
-    print(f"ratio peak memory / GiB {peak_gib:.2f} goal {GOAL_GIB}")
     print(f"study: {options.study_models:,} models x {N_STUDY_BENCHMARKS} benchmarks, read and analysed with figures")
-    print(f"ratio study / s {study_s:.1f} goal {GOAL_STUDY_S:g}")
-    print(f"ratio study, peak memory / GiB {study_gib:.2f} goal {GOAL_STUDY_GIB:g}")
-    missed = (ours_s > GOAL_TIME * bare_s or peak_gib > GOAL_GIB or study_s > GOAL_STUDY_S
-              or study_gib > GOAL_STUDY_GIB)  # fmt: skip
-    return int(options.check and missed)
+    found = [
+        Ratio("nearest kin / bare product and argmax", ours_s / bare_s, GOAL_TIME),
+        Ratio("peak memory / GiB", peak_gib, GOAL_GIB),
+        Ratio("study / s", study_s, GOAL_STUDY_S, form=".1f"),
+        Ratio("study, peak memory / GiB", study_gib, GOAL_STUDY_GIB),
+    ]
+    return conclude(found, options.check)
 
 
 if __name__ == "__main__":

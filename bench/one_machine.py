@@ -7,7 +7,6 @@ of the pairs, in time and memory; the report (stage 06, the executed notebook) a
 in the files' own formats: 8 strategies x 2 methods x seeds, each with 300 answers a benchmark.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import yaml
+from common import Ratio, conclude, read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the study is written by what writes the tests' studies
@@ -92,11 +92,7 @@ def measure_report(folder: Path, n_seeds: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=50_000)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, pairs=50_000, seeds=10)
     with tempfile.TemporaryDirectory(dir=ROOT / "outputs", prefix="bench-") as name:
         folder = Path(name)
         write_policy(folder / "tiny")
@@ -107,14 +103,12 @@ def main() -> int:
         )
         seconds, peak = measure_report(folder, options.seeds)
     print(f"report of {options.seeds} seeds x {len(STRATEGIES)} strategies: {seconds:.1f} s, {peak:.0f} MiB")
-    found = (
-        ("select: ten times the pairs, time", many[0] / few[0], GOAL_TIME),
-        ("select: ten times the pairs, memory", many[1] / few[1], GOAL_MEMORY),
-        ("report / a minute", seconds / GOAL_REPORT_S, 1.0),
-    )
-    for what, value, goal in found:
-        print(f"ratio {what} {value:.2f} goal {goal}")
-    return int(options.check and any(value > goal for _, value, goal in found))
+    found = [
+        Ratio("select: ten times the pairs, time", many[0] / few[0], GOAL_TIME),
+        Ratio("select: ten times the pairs, memory", many[1] / few[1], GOAL_MEMORY),
+        Ratio("report / a minute", seconds / GOAL_REPORT_S, 1.0),
+    ]
+    return conclude(found, options.check)
 
 
 if __name__ == "__main__":

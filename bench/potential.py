@@ -10,7 +10,6 @@ takes about twenty minutes on two cores. The pairs are UltraFeedback's from $KAR
 it is absent, the demo's own instructions with made-up answers stand in, and the first line says so.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import Ratio, conclude, read_options
 
 GOAL_FLOAT32, GOAL_PICKED, GOAL_NATS = 1.5, 3.0, 1e-3
 MAX_LENGTH = 1024  # TRL's default
@@ -96,12 +97,7 @@ class Ours:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, pairs=48, threads=2, rounds=3)
     import torch
 
     from karma.models.load import choose_dtype, load_model, load_tokenizer
@@ -121,10 +117,10 @@ def main() -> int:
             found[name] = way.run()
             seconds[name].append((time.perf_counter() - started, time.process_time() - cpu))
     lengths = ways["ours float32"].measure()[1].clamp(min=1)
-    return report(seconds, found, lengths, picked, options.check)
+    return compare(seconds, found, lengths, picked, options.check)
 
 
-def report(seconds: dict, found: dict, lengths, picked: str, check: bool) -> int:
+def compare(seconds: dict, found: dict, lengths, picked: str, check: bool) -> int:
     base, same = "TRL float32", "ours float32"
     medians = {name: tuple(statistics.median(kind) for kind in zip(*rounds, strict=True))
                for name, rounds in seconds.items()}  # fmt: skip
@@ -135,11 +131,12 @@ def report(seconds: dict, found: dict, lengths, picked: str, check: bool) -> int
     for name, (clock, cpu) in medians.items():
         print(f"{name}: {n / clock:.2f} pairs/s ({cpu:.0f} CPU s), at most {apart[name]:.1e} nats a token from {base}")
     speed = {name: medians[base][0] / medians[name][0] for name in medians}
-    print(f"ratio pairs per second, ours float32 / TRL float32 {speed[same]:.2f} goal {GOAL_FLOAT32}")
-    print(f"ratio pairs per second, ours {picked} / TRL float32 {speed[f'ours {picked}']:.2f} goal {GOAL_PICKED}")
-    print(f"ratio largest difference in float32 / nats a token {apart[same]:.1e} goal {GOAL_NATS}")
-    missed = speed[same] < GOAL_FLOAT32 or speed[f"ours {picked}"] < GOAL_PICKED or apart[same] > GOAL_NATS
-    return int(check and missed)
+    ratios = [
+        Ratio("pairs per second, ours float32 / TRL float32", speed[same], GOAL_FLOAT32, True),
+        Ratio(f"pairs per second, ours {picked} / TRL float32", speed[f"ours {picked}"], GOAL_PICKED, True),
+        Ratio("largest difference in float32 / nats a token", apart[same], GOAL_NATS, form=".1e"),
+    ]
+    return conclude(ratios, check)
 
 
 if __name__ == "__main__":

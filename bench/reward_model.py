@@ -7,11 +7,11 @@ checkpointing). First one batch's loss is shown equal in float32, and its gradie
 best round counts. Pairs are those of bench/training.py, whose texts fit the length: TRL leaves the others out.
 """
 
-import argparse
 import sys
 import tempfile
 import time
 
+from common import Ratio, conclude, read_options
 from training import LEARNING_RATE, MAX_LENGTH, NAME, PAIRS_AN_UPDATE, build_settings, build_table, load, load_texts
 
 GOAL, GOAL_LOSS, GOAL_GRADIENT = 1.5, 1e-4, 0.01
@@ -70,12 +70,7 @@ def compare(texts: list[tuple[str, str, str]], folder: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="exit 1 where the goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, pairs=12, threads=2, rounds=1)
     import torch
 
     from karma.models.load import choose_dtype
@@ -104,8 +99,8 @@ def main() -> int:
                       f"{log[-1]['num_tokens'] / seconds[name][-1]:.0f} tokens/s, first loss {log[0]['loss']:.4f}",
                       flush=True)  # fmt: skip
     ratio = min(seconds["TRL"]) / min(seconds["ours"])
-    print(f"ratio pairs a second over TRL's RewardTrainer, same precision {ratio:.2f} goal {GOAL}")
-    return int(options.check and ratio < GOAL)
+    what = "pairs a second over TRL's RewardTrainer, same precision"
+    return conclude([Ratio(what, ratio, GOAL, at_least=True)], options.check)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ once), with 2 processes, in runs of their own: to look at it ten times a second 
 their time. A Ray cluster of two workers is started before, and not timed; without Ray its lines are left out.
 """
 
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import psutil
 from binarize import RULES, make_pool, read_and_write
+from common import Ratio, conclude, read_options
 
 STRATEGY = "k_sim"
 GOALS = {
@@ -141,11 +141,7 @@ def start_cluster():
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, rows=1_000_000, repeats=2)
     best: dict[str, float] = {}
     peak: dict[str, float] = {}
 
@@ -187,11 +183,8 @@ def main() -> int:
     if "ray" in best:
         ratios["Ray with 2 workers / 2 processes, speed"] = best["two"] / best["ray"]
     print(json.dumps({"rows": options.rows, "seconds": best, "peak_mib": peak}))
-    missed = False
-    for what, value in ratios.items():
-        print(f"ratio scale: {what} {value:.2f} goal {GOALS[what]}")
-        missed |= value < GOALS[what] if what.endswith(AT_LEAST) else value > GOALS[what]
-    return int(options.check and missed)
+    found = [Ratio(f"scale: {what}", value, GOALS[what], what.endswith(AT_LEAST)) for what, value in ratios.items()]
+    return conclude(found, options.check)
 
 
 if __name__ == "__main__":

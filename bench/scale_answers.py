@@ -11,12 +11,13 @@ Ray's workers are on a cluster of one and of two nodes on this machine, each of 
 clock starts, so that starting them and loading the model do not count.
 """
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import Ratio, conclude, read_options
 
 GOAL_BOOKS, GOAL_WORKERS = 0.02, 1.5
 MODEL = "smollm2-135m"
@@ -96,10 +97,7 @@ def measure_workers(n: int) -> dict[int, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", type=int, default=256, help="of the judge")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, calls=256)
     with tempfile.TemporaryDirectory() as folder:
         local = measure_calls(options.calls, folder)
     books = measure_books()
@@ -108,7 +106,7 @@ def main() -> int:
         f"judge calls a second: {local:.2f} in this process; bookkeeping: {books:.3f} s for 1,000 prompts", flush=True
     )
     print(f"bookkeeping reaches 2 % of the work at {GOAL_BOOKS * 1000 / books:.0f} calls a second of one worker")
-    ratios = [("shard bookkeeping / the work", share, GOAL_BOOKS, share <= GOAL_BOOKS)]
+    ratios = [Ratio("shard bookkeeping / the work", share, GOAL_BOOKS, form=".4g")]
     try:
         rates = measure_workers(options.calls)
     except ModuleNotFoundError:
@@ -117,10 +115,8 @@ def main() -> int:
         for n_workers, rate in rates.items():
             print(f"judge calls a second: {rate:.2f} by {n_workers} of Ray's workers")
         gain = rates[2] / rates[1]
-        ratios.append(("judge calls a second, 2 of Ray's workers / 1", gain, GOAL_WORKERS, gain >= GOAL_WORKERS))
-    for what, value, goal, _ in ratios:
-        print(f"ratio {what} {value:.4g} goal {goal}")
-    return int(options.check and not all(reached for *_, reached in ratios))
+        ratios.append(Ratio("judge calls a second, 2 of Ray's workers / 1", gain, GOAL_WORKERS, True, ".4g"))
+    return conclude(ratios, options.check)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ Snakemake without work on a workflow of as many jobs, each one file made from th
 counts, and the goal is five seconds.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import Ratio, conclude, read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project is copied by what copies it for the tests
@@ -48,11 +49,7 @@ def clock(command: list[str], folder: Path) -> tuple[float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="params/paper.yaml")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--check", action="store_true", help="exit 1 where the goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, experiment="params/paper.yaml", repeats=3)
     from tests.conftest import copy_project
 
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +70,8 @@ def main() -> int:
             ours.append(seconds)
             theirs.append(clock([sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"], alone)[0])
     print(f"{n_jobs} jobs, all done: `karma run` {min(ours):.1f} s, Snakemake alone {min(theirs):.1f} s")
-    print(f"ratio no-op sweep / {GOAL_S:g} s {min(ours) / GOAL_S:.2f} goal 1.0")
     print(f"besides: no-op sweep / Snakemake alone {min(ours) / min(theirs):.2f}")
-    return int(options.check and min(ours) > GOAL_S)
+    return conclude([Ratio(f"no-op sweep / {GOAL_S:g} s", min(ours) / GOAL_S, 1.0)], options.check)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ where it is absent, stand-ins from the demo's instructions. On a CUDA device tok
 for this shape and a random one of 3B parameters, against TRL's defaults.
 """
 
-import argparse
 import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import Ratio, conclude, read_options
 
 GOAL_SAME_DTYPE, GOAL_DEFAULTS, GOAL_NATS, GOAL_GRADIENT = 1.5, 2.5, 1e-3, 0.01
 PAIRS_AN_UPDATE, MAX_LENGTH, LEARNING_RATE = 4, 512, 1e-6
@@ -230,17 +231,12 @@ def measure_cuda(shape: str, texts: list[tuple[str, str, str]], folder: str, dev
         memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
         print(f"{shape} {name}: {speeds[name]:.0f} tokens/s, peak {memory:.1f} GiB, MFU {mfu:.1f} %", flush=True)
         del model, reference, trainer
-    print(f"ratio {shape} on {device}: tokens/s over TRL's defaults {speeds['ours'] / speeds['TRL defaults']:.2f} "
-          "goal 1.0")  # fmt: skip
+    what = f"{shape} on {device}: tokens/s over TRL's defaults"
+    conclude([Ratio(what, speeds["ours"] / speeds["TRL defaults"], 1.0, at_least=True)], check=False)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    options = parser.parse_args()
+    options = read_options(__doc__, pairs=12, threads=2, rounds=1)
     import torch
 
     torch.set_num_threads(options.threads)
@@ -254,15 +250,14 @@ def main() -> int:
                  ("pairs a second over TRL's defaults, precision picked", defaults / ours, GOAL_DEFAULTS)]  # fmt: skip
         found += [(f"{method}: pairs a second over TRL's trainer, same precision", ratio, GOAL_SAME_DTYPE)
                   for method, ratio in measure_methods(texts, folder).items()]  # fmt: skip
-        for what, value, goal in found:
-            print(f"ratio {what} {value:.2f} goal {goal}")
+        code = conclude([Ratio(*one, at_least=True) for one in found], options.check)
         print(f"besides: over TRL's defaults with bf16=True {defaults_bf16 / ours:.2f}")
         if torch.cuda.is_available():
             for shape in SHAPES:
                 measure_cuda(shape, load_texts(96)[1], folder)
         else:
             print("no CUDA device here: tokens a second, memory and MFU on one were not measured")
-    return int(options.check and any(value < goal for _, value, goal in found))
+    return code
 
 
 if __name__ == "__main__":
