@@ -42,7 +42,7 @@ def test_a_tree_of_some_finds_the_families_of_all():
     table, own = build(1500)
     found = compute_large_tree(table, "rmsd", "average", 0.3, most=200)
     assert adjusted_rand_score(own, found.clusters["total"]) == 1 and found.n_in_tree == 200 and 0 < found.radius < 0.2
-    assert "tree of 200 models by lot" in describe_large_tree(found, 0.3)[0]
+    assert "tree of 200 models drawn at random" in describe_large_tree(found, 0.3)[0]
     turned = replace(table, scores=table.scores.iloc[::-1])
     again = compute_large_tree(turned, "rmsd", "average", 0.3, most=200).clusters["total"]
     assert adjusted_rand_score(again.loc[table.scores.index], found.clusters["total"]) == 1  # not by the table's order

@@ -16,7 +16,7 @@ def plot_lineage(tests: pd.DataFrame) -> Axes:
         tests: from `karma.kinship.lineage.compare_fathers`.
 
     Returns:
-        The axes; right of the dotted line a father is nearer than a stranger drawn by lot, the small ticks are where
+        The axes; right of the dotted line a father is nearer than a stranger drawn at random, the small ticks are where
         another's father stands.
     """
     measures = list(dict.fromkeys(tests["measure"]))

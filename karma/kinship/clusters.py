@@ -6,7 +6,7 @@ trees, and unlike 1 - cosine it sees level and is defined for a model that is la
 one benchmark (instruction following) the tree is a clustering on a line.
 
 Of more than 500 models no square of distances is kept (`compute_large_tree`). Up to 5,000 the tree is of all of them;
-of more it is that of 5,000 drawn by lot, and every other model joins the cluster of the nearest of these, so that
+of more it is that of 5,000 drawn at random, and every other model joins the cluster of the nearest of these, so that
 memory is bounded and small clusters may be missed. The last twelve branches are told as well, since the paper's cut
 may leave one cluster of thousands of models, which fill the space between any two.
 """
@@ -164,7 +164,7 @@ def compute_large_tree(
     """Return the clusters of any number of models, in memory bounded by `most` squared.
 
     Args:
-        table: n models. distance, linkage, cut: as of the paper's trees. seed: of the lot. most: models in a tree.
+        table: n models. distance, linkage, cut: as of the paper's trees. seed: of the draw. most: models in a tree.
 
     Example:
         >>> from karma.scores.read import load_score_table
@@ -241,7 +241,8 @@ def describe_large_tree(tree: LargeTree, cut: float) -> list[str]:
     n, inside = len(tree.clusters), tree.n_in_tree
     of = "of all models"
     if inside < n:
-        of = f"of {inside:,} models by lot; each other joins the nearest's cluster, at most {tree.radius:.2f} away"
+        joins = f"each other joins the nearest's cluster, at most {tree.radius:.2f} away"
+        of = f"of {inside:,} models drawn at random; {joins}"
     sizes = tree.clusters["total"].value_counts()
     largest = f", the largest of {sizes.iloc[0]:,}" if len(sizes) > 1 else ""
     return [f"clusters at distance {cut:g}: {len(sizes):,} of {n:,} models{largest} (tree {of}); its last "

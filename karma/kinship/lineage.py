@@ -25,7 +25,7 @@ from karma.statistics.intervals import compute_mean
 
 LIKE_SIZE = 1.2
 MAX_STEPS = 4
-MAX_SONS = 1000  # asked for their strangers, by lot where there are more
+MAX_SONS = 1000  # asked for their strangers, drawn at random where there are more
 KINDS = ("sons of a father in the table", "sons of a father who is not in the table",
          "merges whose parents are not declared", "their own base", "nothing declared")  # fmt: skip
 _TOLD = dict(zip(KINDS[:2], ("with a base model in the table", "whose base model is not in the table"), strict=True))

@@ -35,7 +35,7 @@ DROPPED = {
     "empty_answer": "one of the policy's answers is empty (self-play)",
     "identical_answers": "all of the policy's answers are the same text (self-play)",
     "equal_scores": "all of the policy's answers score the same: no preference (self-play)",
-    "not_drawn": "a pair beyond the number of candidates, by lot (self-play)",
+    "not_drawn": "a pair beyond the number of candidates, which are drawn at random (self-play)",
     "not_shared": "another requested strategy dropped the row (match_rows)",
     "beyond_smallest": "a pair beyond the number that the smallest set trains on, by draw (equal_numbers)",
     "held_out": "kept out of training (split)",

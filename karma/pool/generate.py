@@ -45,7 +45,7 @@ def build_pool(job: Any, share: Share | None = None) -> list[dict[str, Any]]:
 
 
 def _load_instructions(path: Path, n: int | None = None, seed: int = 0) -> dict[str, str]:
-    """Return text -> source of a file's instructions, or of `n` of them by lot, in the file's order."""
+    """Return text -> source of a file's instructions, or of `n` of them at random, in the file's order."""
     instructions: dict[str, str] = {}
     for number, row in load_json_lines(path):
         text = row.get("instruction") if isinstance(row, dict) else None

@@ -222,7 +222,7 @@ def compare_objectives(pool: Candidates, weights: Mapping[str, float], k: int, s
         pool: candidates with several objectives. weights: source -> weight. k: pairs kept. seed: of draws.
 
     Returns:
-        One row a selection (by M_AP over each source alone, over the weighted sum, by Pareto rank, and by lot) and
+        One row a selection (by M_AP over each source alone, over the weighted sum, by Pareto rank, and at random) and
         source: selection, source, value (the mean margin of what is kept, in standard deviations above the candidates'
         mean), low, high (95 %, over the pairs kept), margin (the same mean in the source's own unit), and on_front (no
         other selection has a larger mean for one source and a smaller one for none).

@@ -1,10 +1,10 @@
 """One round of self-play, step by step: play, propose prompts, select, train, evaluate.
 
 Every arm of a study trains on base pairs and on as many added ones, selected from equally many candidates: of the pairs
-that equally many new prompts gave, the same number by lot. Arms differ in where the new prompts come from, or in what
+that equally many new prompts gave, the same number at random. Arms differ in where new prompts come from, or in what
 selects: `evolve_then_select` rewrites all base prompts, `select_then_evolve` those of the base pairs with the largest
 potential, `fresh` (the control) takes further prompts of the file; these three keep the largest potential.
-`fresh_random`, `fresh_explicit` and `fresh_implicit` keep pairs of `fresh`'s candidates by lot, by the explicit or by
+`fresh_random`, `fresh_explicit` and `fresh_implicit` keep pairs of `fresh`'s candidates at random, by the explicit or
 the implicit margin alone: in their first round they differ from `fresh` in nothing else. A round begins with the policy
 that the same arm's round before trained. Whoever calls a step again gets the kept answers, scores and margins; only
 training and reading are repeated.
@@ -114,7 +114,7 @@ def play(this: Round, prompts: list[Prompt], policy: str = "", most: int | None 
     Args:
         this: the round. prompts: what to ask.
         policy: who answers; the round's own policy where not given.
-        most: so many of the pairs are kept, by lot; None: all.
+        most: so many of the pairs are kept, at random; None: all.
     """
     name = policy or this.policy
     answers, scores = answer(this, name, prompts)
@@ -135,7 +135,7 @@ def play_candidates(this: Round, prompts: list[Prompt]) -> Played:
 def propose_prompts(this: Round, base: Played) -> tuple[list[Prompt], list[Attempt]]:
     """Return the prompts an arm adds to its base prompts, and the rewritings they came from (of fresh ones: none).
 
-    Of the usable rewritings as many are drawn by lot as another arm takes fresh prompts.
+    Of the usable rewritings as many are drawn at random as another arm takes fresh prompts.
     """
     if this.arm.startswith("fresh"):
         return this.prompts["fresh"], []

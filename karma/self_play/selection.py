@@ -102,7 +102,7 @@ def find_best(pairs: PairSet, k: int, arm: str = "") -> np.ndarray:
 
 
 def draw_places(keys: list[str], k: int, seed: int, what: str) -> np.ndarray:
-    """Return the places of (at most) k of some texts, ascending, by lot: a draw on (seed, what, text).
+    """Return the places of (at most) k of some texts, ascending, at random: a draw on (seed, what, text).
 
     Example:
         >>> len(draw_places(list("abcdef"), 4, 0, "pairs")), draw_places(["a"], 4, 0, "pairs").tolist()
