@@ -71,7 +71,7 @@ def test_a_stranger_unpacks_it_and_reads_on(packed, tmp_path):
 
 def test_a_study_that_is_not_finished_is_not_recorded(tmp_path, monkeypatch):
     monkeypatch.chdir(copy_project(tmp_path / "clone"))
-    with pytest.raises(InputError, match=r"has not been run: run `karma run params/smoke.yaml` first, then record it"):
+    with pytest.raises(InputError, match=r"has not been run: run `karma run params/smoke.yaml` first"):
         pack_study(load_experiment("params/smoke.yaml"), tmp_path / "x.tar.gz")
 
 

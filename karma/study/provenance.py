@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from karma.errors import InputError
 from karma.files.locks import open_own_lock
 from karma.files.reading import compute_digest, compute_file_digest, load_json
 from karma.files.writing import save_json
@@ -90,6 +91,18 @@ def list_unfinished(experiment: Experiment) -> list[str]:
     """
     found = load_records(experiment)
     return [job.label for job in list_jobs(experiment) if job.label not in found]
+
+
+def load_finished(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the records of a study whose jobs have all been run, as `load_records` does.
+
+    Raises:
+        InputError: a job has not been run.
+    """
+    if missing := list_unfinished(experiment):
+        where = f"params/{experiment.path.name}"
+        raise InputError(f"{missing[0]} has not been run: run `karma run {where}` first")
+    return load_records(experiment)
 
 
 def group_by_stage(records: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ from karma.errors import InputError
 from karma.files.reading import check_file, compute_digest, parse_json
 from karma.files.writing import atomic_path
 from karma.study.experiment import Experiment
-from karma.study.provenance import list_unfinished, load_records
+from karma.study.provenance import load_finished
 from karma.study.stages import STAGES, Job, list_jobs
 
 MANIFEST = "recorded.json"
@@ -45,10 +45,7 @@ def pack_study(experiment: Experiment, path: Path) -> int:
     Raises:
         InputError: the study is not finished, or too large.
     """
-    if missing := list_unfinished(experiment):
-        where = f"params/{experiment.path.name}"
-        raise InputError(f"{missing[0]} has not been run: run `karma run {where}` first, then record it")
-    records = load_records(experiment)
+    records = load_finished(experiment)
     contents = {name: _read(experiment, file) for name, file in _list_files(experiment).items()}
     first = next(iter(records.values()))
     finished = max(record["finished_at"] for record in records.values())
