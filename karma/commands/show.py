@@ -37,6 +37,10 @@ class Download:
 
     Attributes:
         name: of the model or the data. n_bytes: its size, about; None: data, whose size is not known before.
+
+    Example:
+        >>> [str(one) for one in (Download("a/b-3b", 6e9), Download("b's wheel", 1e8), Download("a/pool"))]
+        ['a/b-3b (about 6 GB)', "b's wheel (about 100 MB)", 'a/pool (data)']
     """
 
     name: str
