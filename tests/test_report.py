@@ -271,3 +271,27 @@ def test_errors_are_one_line(arguments, message):
     done = run_karma(find_project_root(), "report", *arguments)
     assert done.returncode == 2 and message in done.stderr
     assert done.stderr.startswith("karma: ") and done.stderr.count("\n") == 1
+
+
+def _luminance(color):
+    """WCAG 2.1's relative luminance of #rrggbb or #rgb."""
+    digits = color.lstrip("#")
+    digits = digits if len(digits) == 6 else "".join(2 * c for c in digits)
+    parts = [int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4)]
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_text_can_be_read_on_the_light_and_on_the_dark_page():
+    style = (find_project_root() / "karma" / "data" / "report" / "page.css").read_text()
+    themes = [
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{3,6});", block)) for block in re.findall(r"\{([^{}]*)\}", style)
+    ]
+    light, dark, chosen = (theme for theme in themes if theme)
+    assert dark == chosen and dark.keys() == light.keys(), "asked for by the system, or by the button"
+    pairs = [(text, back) for text in ("ink", "dim", "link") for back in ("paper", "soft")]
+    pairs += [(name, f"{name}-back") for name in ("yes", "no", "same", "open")]
+    for theme in (light, dark):
+        for text, back in pairs:
+            one, two = sorted((_luminance(theme[text]), _luminance(theme[back])))
+            assert (two + 0.05) / (one + 0.05) >= 4.5, f"{text} {theme[text]} on {back} {theme[back]}: WCAG 2.1, AA"
