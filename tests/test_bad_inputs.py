@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from karma.errors import show_line
 from karma.study.forks import start_server
 from tests.bad_inputs import ARGUMENTS, LINES, Case, build_words, list_cases, write_good
 from tests.conftest import ROOT, project_environment
@@ -123,7 +124,7 @@ def find_faults(case: Case, value: str, ended: Ended, changed: list[str]) -> Ite
     inside = {"items": ["arc_easy"], "judgments": ["annotations.json"], "annotations": ["annotation", "density_ratio"]}
     inside = inside.get(case.kind, [])
     inside += [] if value.strip() else ["an argument is empty"]
-    shown = value.encode("unicode_escape").decode() if not value.isprintable() else value  # as errors show it
+    shown = show_line(value)  # as errors do
     starts = [shown[-12:], Path(value).name[:12].split("\n")[0], value.split("\n")[0][:12]] if value.strip() else []
     names = [option if len(option) > 1 else "", option.replace("-", "_"), *starts, *besides, *inside, "new\\nline"]
     if not any(name and name in ended.err for name in names):

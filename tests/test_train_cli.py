@@ -63,6 +63,10 @@ def test_a_run_s_folder_is_the_policy_it_trained_for_every_command(pair_folder, 
     )
     words = ["select", "--pairs", pair_folder, "--policy", run, "--ratio", 0.5, "--out", tmp_path / "selected"]
     assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
+    file = run / "model" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # a float32 that is NaN
+    bad = CliRunner().invoke(app, [*map(str, ["evaluate", "--model", run, *asked, "--out", tmp_path / "bad"])])
+    assert "holds NaN or infinite weights" in str(bad.exception) and "the adapter" in str(bad.exception)
 
 
 def test_another_seed_is_tested_on_the_same_pairs(pair_folder, policy, tmp_path):

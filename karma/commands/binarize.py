@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -269,8 +270,13 @@ def check_made_any(accounting: Accounting) -> None:
 
 
 def load_quality(named: str) -> AnnotationTable | str:
-    """Return what --affinity-quality names: a word, or the table of a file."""
-    return load_annotations(named) if Path(named).suffix == ".parquet" else named
+    """Return what --affinity-quality names: a word, or the table of a file, in which something must be scored."""
+    if Path(named).suffix != ".parquet":
+        return named
+    table = load_annotations(named)
+    if not np.isfinite(table.scores).any():
+        raise InputError(f"--affinity-quality {named}: no response has a score in it")
+    return table
 
 
 def _load_items(names: list[str], folder: str | None, ngram: int | None, overlap: float | None) -> Items | None:

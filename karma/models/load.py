@@ -10,7 +10,7 @@ fetched yet nothing is known before it is loaded.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,27 +238,43 @@ def check_folder(folder: Path, name: str) -> None:
 def check_model(models: Specs, name: str) -> None:
     """Raise an InputError where a model would be refused when it is asked, before anything is written or asked.
 
-    The weights of a folder are read once, one in memory at a time; of others the tokenizer alone is opened.
+    The weights of a folder or an adapter are read once, one in memory at a time; of others the tokenizer alone is
+    opened.
 
     Args:
         models: name -> specification. name: which one; one behind an API is not looked at.
     """
-    from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     if models.get(name, {}).get("api"):
         return
+    spec = _get_spec(models, name)
+    if adapter := spec.get("adapter"):
+        here = f"model '{name}' (the adapter {adapter})"
+        try:
+            check_model(models, spec["base"])
+        except InputError as error:
+            raise InputError(f"{here}: {error}") from error
+        refuse_reward_model(models, name)
+        _check_weights([Path(adapter) / "adapter_model.safetensors"], (), here)
+        return
     load_tokenizer(models, name)
     refuse_reward_model(models, name)
-    spec = _get_spec(models, name)
     if spec["path"]:
         folder, here = Path(spec["path"]), f"model '{name}' ({spec['path']})"
         _, report = _from_pretrained(AutoModelForCausalLM, str(folder), name, use_safetensors=True, device_map="meta",
                                      output_loading_info=True)  # fmt: skip
-        for file in list_files(folder, here):
-            with safe_open(file, "pt") as weights:
-                each = ((weight, weights.get_tensor(weight)) for weight in weights.keys())  # noqa: SIM118 - no mapping
-                check_whole(report["missing_keys"], each, here)
+        _check_weights(list_files(folder, here), report["missing_keys"], here)
+
+
+def _check_weights(files: Sequence[Path], missing: Collection[str], here: str) -> None:
+    from safetensors import safe_open
+
+    for file in files:
+        read_header(file)
+        with safe_open(file, "pt") as weights:
+            each = ((weight, weights.get_tensor(weight)) for weight in weights.keys())  # noqa: SIM118 - no mapping
+            check_whole(missing, each, here)
 
 
 def _check_shapes(shapes: dict[str, list[int]], folder: Path, name: str) -> None:
