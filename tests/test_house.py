@@ -76,8 +76,9 @@ def test_package_files_hold_a_docstring_only(path):
 def test_a_training_is_made_of_few_modules_and_of_nothing_that_only_shows():
     modules = compute_stage_code(STAGES["04_alignment_training"], ROOT)["modules"]
     # 20, and what methods have of their own: losses, trainers, rewards, ranking between epochs by potential.margins; the
-    # checkers that reward sampled answers, with what reads prompts and answers; alarms of hacked rewards; recipes
-    assert len(modules) <= 44, sorted(modules)
+    # checkers that reward sampled answers, with what reads prompts and answers; alarms of hacked rewards; recipes;
+    # the locks under which the cache's model is made
+    assert len(modules) <= 45, sorted(modules)
     for stage in STAGES.values():
         if not stage.draws:
             reached = compute_stage_code(stage, ROOT)["modules"]

