@@ -2,7 +2,7 @@
 
 The same judged models, sets and prompts, one pick a set and prompt. `affinity` is taken with quality by S_pref, without
 quality (complexity alone), by S_pref alone, and with the judged values themselves as quality; beside it `k_sim` (the
-nearest kin) and `random` (eligible kin by lot). Every label is S_pref's. Decision: gaps in length and readability
+nearest kin) and `random` (any eligible kin). Every label is S_pref's. Decision: gaps in length and readability
 stand beside label accuracy, since they are what affinity is made to narrow: that they are small shows no more than that
 it does what it says; whether its labels are right as well is the question.
 Limit: with the judged values as quality the judged gap is small by construction, and decided pairs are few.

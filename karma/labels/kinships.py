@@ -39,7 +39,7 @@ from karma.statistics.intervals import compute_comparison_share
 BY = ("score", "origin", "behaviour")
 QUESTIONS = {"responses": "the nearer kin's response is the closer one", "labels": "the label is right against the "
              "nearer kin"}  # fmt: skip
-MAX_MODELS = 40  # compared at once; of more, some by lot
+MAX_MODELS = 40  # compared at once; of more, some at random
 COLUMNS = ["by", "kinship", "question", "n_models", "n_prompts", "n_comparisons", "told", "share", "low", "high"]
 MODEL, ITEM, ANSWER = ("origin_model", "model"), ("item_id", "id"), ("extracted", "pred", "answer")
 
