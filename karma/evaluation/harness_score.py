@@ -3,7 +3,7 @@
 The metric becomes a fraction of which higher is better, by its declared unit and direction. Chance, `measured`: the
 mean, over an item's choices, of what the task's own scoring gives for betting all on that one (log-probability 0, the
 others far below): for accuracies one over the number of choices, for TruthfulQA's mc2 the share of an item's choices
-that are true. A metric that is no mean over items is averaged over such bets drawn at random. Of answers that are written
+that are true. A metric that is no mean over items is averaged over random such bets. Of answers that are written
 freely it is a floor, not a level: the model's own answers given to other items, as for IFEval. Limit: a metric that is
 no mean has no share an item, so that differences of two models are not paired over items.
 """
