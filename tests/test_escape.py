@@ -240,6 +240,20 @@ def test_notebooks_style_no_table_but_by_the_helper():
         assert not re.search(r"\.style\b(?!\s+import)|\bHTML\(|to_html\(|escape=False", code), path.name
 
 
+def test_modules_style_no_table_but_by_the_helper():
+    """LaTeX tables are styled by pandas itself, which escapes for LaTeX there."""
+    for path in sorted((ROOT / "karma").rglob("*.py")):
+        if path.name != "escape.py":
+            found = re.findall(r"\.style\.[a-z_]+\(.*", path.read_text())
+            assert not [line for line in found if 'escape="latex"' not in line], path
+
+
+def test_the_same_table_is_the_same_page_and_another_one_is_not():
+    frame = pd.DataFrame({"a": [1.5, 2.5]}, index=["x", "y"])
+    assert style(frame).to_html() == style(frame.copy()).to_html() != style(frame + 1).to_html()
+    assert style(frame).uuid != style(frame + 1).uuid
+
+
 def test_the_card_of_a_tournament_escapes(monkeypatch):
     frame = pd.DataFrame({"model_a": [SCRIPT], "model_b": [REMOTE], "win_rate": [0.5]})
     assert find_live_markdown(tournament._table(("what", "value"), [(SCRIPT, REMOTE)])) == []

@@ -9,12 +9,13 @@ from karma.pairs.pairs import PairSet
 from karma.self_play.evolution import Attempt
 from karma.self_play.rounds import Played
 from karma.self_play.selection import MARGINS
+from karma.study.escape import style
 
 
 def show_answers(played: Played, place: int):
-    """Return one prompt's answers with their scores, styled so that whole texts can be read."""
+    """Return one prompt's answers with their scores, escaped, and styled so that whole texts can be read."""
     frame = pd.DataFrame({"answer": played.answers[place], "score": played.scores[place]})
-    return frame.style.format(precision=2).set_properties(**{"white-space": "pre-wrap", "text-align": "left"})
+    return style(frame).format(precision=2).set_properties(**{"white-space": "pre-wrap", "text-align": "left"})
 
 
 def describe_margins(pairs: PairSet) -> pd.DataFrame:

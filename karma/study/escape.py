@@ -11,6 +11,8 @@ import html
 import re
 from typing import TYPE_CHECKING, Any
 
+from karma.files.reading import compute_digest
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -134,6 +136,8 @@ def write_markdown(frame: "pd.DataFrame", **options: Any) -> str:
 def style(frame: "pd.DataFrame") -> Any:
     """Return `frame.style` with every text escaped, whatever it is told later; for tables in notebooks.
 
+    The same table is the same page, byte for byte: its cells are named by its content.
+
     Example:
         >>> import pandas as pd
         >>> "<b>" in style(pd.DataFrame({"<b>": ["<b>"]}, index=["<b>"])).format("{}!").to_html()
@@ -155,7 +159,7 @@ def style(frame: "pd.DataFrame") -> Any:
     for axis in ("index", "columns"):
         names = [None if name is None else escape_html(name) for name in getattr(shown, axis).names]
         setattr(shown, axis, getattr(shown, axis).set_names(names))
-    return Escaped(shown).format_index().format_index(axis="columns")
+    return Escaped(shown, uuid=compute_digest(shown.to_csv())[:8]).format_index().format_index(axis="columns")
 
 
 def _is_number(cell: object) -> bool:
