@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -295,3 +296,13 @@ def test_text_can_be_read_on_the_light_and_on_the_dark_page():
         for text, back in pairs:
             one, two = sorted((_luminance(theme[text]), _luminance(theme[back])))
             assert (two + 0.05) / (one + 0.05) >= 4.5, f"{text} {theme[text]} on {back} {theme[back]}: WCAG 2.1, AA"
+
+
+def test_what_killed_reports_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("karma.results.paper_report.report_paper", lambda out: out / "report.html")
+    own, machine = tmp_path / "figures", socket.gethostname().partition(".")[0][:40]
+    left = [own / f".figure3.svg.{machine}-{pid}-abcdefgh" for pid in (999_999_999, os.getpid())]
+    for folder in left:
+        folder.mkdir(parents=True)
+    write_report("paper", out=tmp_path)
+    assert [folder.exists() for folder in left] == [False, True], "what is at work is left alone"

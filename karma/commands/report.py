@@ -9,6 +9,7 @@ import typer
 from karma.commands.next_step import tell_next
 from karma.commands.options import check_out
 from karma.errors import InputError
+from karma.files.writing import remove_leftovers
 from karma.results.page import export_html, open_results
 from karma.results.study import collect_results
 from karma.study.execute import execute_notebook
@@ -56,15 +57,23 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
     if study == "paper":
         from karma.results.paper_report import report_paper
 
+        _remove_leftovers(out or Path("outputs") / "published")
         return report_paper(out or Path("outputs") / "published")
     job, started = open_results(study), read_clock()
     values = {"experiment": str(job.experiment.path), "out": str((out or job.folder).resolve()),
               "price_per_million_tokens": price}  # fmt: skip
+    _remove_leftovers(out or job.folder)
     execute_notebook(job, values)  # unlike `karma notebook` it does not ask that the study be whole
     page = export_html(job.executed_notebook, (out or job.folder) / "report.html")
     if out is None and all(path.exists() for needed in job.inputs for path in needed.products):
         save_provenance(job, started, f"karma report {study}")
     return page
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what reports that were killed had begun to write."""
+    for place in (folder, folder / "tables", folder / "figures", folder / "figures" / "paper"):
+        remove_leftovers(place)
 
 
 def _write_comparison(study: str, other: str, out: Path | None) -> Path:
