@@ -73,10 +73,8 @@ def test_different_sets_stay_as_they_are(tmp_path):
     assert merge_equal(study, experiment) is study
 
 
-def test_tables_list_them_once(experiment):
+def test_the_label_audit_lists_them_once(experiment):
     names = ["rlaif", "k_sim", "k_score_sim", "truth"]
     rows = pd.DataFrame({"strategy": names, "right": [0.4, 0.5, 0.5, 1.0]})
     assert list_once(rows, experiment)["strategy"].tolist() == ["rlaif", "k_sim", "truth"]
-    square = pd.DataFrame([(a, b) for a in names for b in names], columns=["trained_on", "tested_on"])
-    assert len(list_once(square, experiment, ["trained_on", "tested_on"])) == 9
     assert describe_equal(experiment) == ("K_(score,sim): the pairs of K_sim here, listed once",)

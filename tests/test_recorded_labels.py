@@ -419,7 +419,7 @@ def test_the_report_and_the_readme_show_what_was_recorded(tmp_path, monkeypatch)
     judged = pd.DataFrame(rows, columns=["prompt", "model", "value", "length", "annotation"])
     audit = audit_recorded(build_values(judged, "six.json", "own", "share"), table)
     study = SimpleNamespace(outputs=tmp_path, settings=SimpleNamespace(
-        labels=SimpleNamespace(audit=True), annotation=SimpleNamespace(source="recorded")))  # fmt: skip
+        strategies=[], labels=SimpleNamespace(audit=True), annotation=SimpleNamespace(source="recorded")))  # fmt: skip
     folder, written = tmp_path / "labels" / "recorded", tmp_path / "report"
     save_recorded(audit, folder)
     audit.strategies.to_csv(folder.parent / "strategies.csv", index=False)

@@ -20,7 +20,6 @@ import pandas as pd
 from karma.figures.results import plot_square
 from karma.labels.audit import CEILING
 from karma.pairs.pairs import load_pairs, split_pairs
-from karma.results.equal_sets import describe_equal, list_once
 from karma.results.pictures import show_picture
 from karma.results.tables import build_plain
 from karma.statistics.intervals import compute_two_way, compute_wilson
@@ -162,7 +161,6 @@ def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterato
         experiment: whose. written, figures: folders of the report's tables and figures.
     """
     long, notes = build_square(experiment)
-    long = list_once(long, experiment, ["trained_on", "tested_on"])
     if long.empty:
         return
     source = experiment.settings.annotation.source
@@ -176,8 +174,7 @@ def show_square(experiment: Experiment, written: Path, figures: Path) -> Iterato
         index=["method", "trained_on"], columns="tested_on", values="cell"
     )
     sizes = long.drop_duplicates("tested_on").set_index("tested_on")["n_pairs"]
-    sizes_said = "pairs: " + ", ".join(f"{titles[name]} {n}" for name, n in sizes.items())
-    notes = [sizes_said, *describe_equal(experiment), *notes]
+    notes = ["pairs: " + ", ".join(f"{titles[name]} {n}" for name, n in sizes.items()), *notes]
     rows = wide.drop_duplicates(["method", "trained_on"])
     keys = pd.MultiIndex.from_frame(rows[["method", "trained_on"]])
     table = build_plain(

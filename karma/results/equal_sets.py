@@ -3,11 +3,10 @@
 Where the best-scoring and the nearest-kin responses of every prompt are the same, strategies name the same pairs; a
 training of them is kept once (`same_data_as`), and two columns of the same numbers, or two tests in a family, would
 count one finding twice. Decision: sets are compared by a digest of their prompts, chosen, rejected and confidences, not
-by their scores. Limit: sets that differ in a single pair are different sets; selections by a margin (stage 07) read
-scores, which may differ all the same, and are listed under each name.
+by their scores. Limit: sets that differ in a single pair are different sets; the square, of which some are not
+trained, and selections by a margin, whose scores may differ all the same, are listed under each name.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +39,9 @@ def find_equal(experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def list_once(rows: pd.DataFrame, experiment: Experiment, columns: Sequence[str] = ("strategy",)) -> pd.DataFrame:
-    """Return rows of named strategies without those of a pair set that an earlier strategy already has.
-
-    Args:
-        rows: with the names of strategies in `columns`. experiment: whose.
-    """
-    return rows[~rows[list(columns)].isin(set(find_equal(experiment))).any(axis=1)]
+def list_once(rows: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Return rows without those whose `strategy` has a pair set that an earlier one already has."""
+    return rows[~rows["strategy"].isin(set(find_equal(experiment)))]
 
 
 def describe_equal(experiment: Experiment) -> tuple[str, ...]:
