@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from karma.results.claims import test_claims as judge_claims
-from karma.results.equal_sets import describe_equal, digest_pairs, find_equal, list_once, merge_equal
+from karma.results.equal_sets import digest_pairs, find_equal, list_once, merge_equal
 from karma.results.ledger import build_ledger
 from karma.results.study import collect_results
 from karma.results.tables import build_table2
@@ -76,5 +76,6 @@ def test_different_sets_stay_as_they_are(tmp_path):
 def test_the_label_audit_lists_them_once(experiment):
     names = ["rlaif", "k_sim", "k_score_sim", "truth"]
     rows = pd.DataFrame({"strategy": names, "right": [0.4, 0.5, 0.5, 1.0]})
-    assert list_once(rows, experiment)["strategy"].tolist() == ["rlaif", "k_sim", "truth"]
-    assert describe_equal(experiment) == ("K_(score,sim): the pairs of K_sim here, listed once",)
+    once, notes = list_once(rows, experiment)
+    assert once["strategy"].tolist() == ["rlaif", "k_sim", "truth"]
+    assert notes == ("K_(score,sim): the pairs of K_sim here, listed once",)

