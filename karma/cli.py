@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,12 +128,9 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a name that cannot be encoded is no reason to fail
             with suppress(OSError):  # a pipe that cannot tell where it is
                 stream.reconfigure(errors="backslashreplace")
-    if not debug:  # what libraries have to say is not for who uses the command
-        logging.disable(logging.WARNING)
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         _refuse_empty(sys.argv[1:])
-        with _say_a_word(_find_command(sys.argv[1:])):
+        with _say_a_word(_find_command(sys.argv[1:])), nullcontext() if debug else _hear_only_the_kit():
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Exception as error:
         if debug:
@@ -143,6 +140,19 @@ def main() -> None:
         typer.secho("karma: " + "\n".join(map(_show_indented, lines)), err=True, fg="red")
         sys.exit(find_exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _hear_only_the_kit() -> Iterator[None]:
+    """Keep to themselves what libraries have to say: it is not for who uses the command."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 SILENT = ("evaluate", "select", "train", "audit-labels", "win-rate", "report", "export", "push")

@@ -1,12 +1,14 @@
 """The command line as a newcomer meets it: groups, version, a first experiment, the doctor, what to type next."""
 
 import json
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 import webbrowser
 from importlib import import_module
 from pathlib import Path
@@ -48,12 +50,14 @@ def test_the_help_shows_every_command_in_its_group():
     assert sorted(COMMANDS) == sorted(name for group in GROUPS.values() for name in group)
 
 
-def test_no_word_at_all_shows_the_help_and_nothing_else(monkeypatch, capsys):
+def test_no_word_at_all_shows_the_help_and_nothing_else_and_leaves_the_process_as_it_was(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["karma"])
+    before = logging.root.manager.disable, warnings.showwarning
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr()
     assert ended.value.code == 0 and "binarize" in said.out and not said.err
+    assert (logging.root.manager.disable, warnings.showwarning) == before
 
 
 def test_the_version_is_said_without_a_command():

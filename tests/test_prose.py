@@ -120,6 +120,12 @@ def test_of_bars_the_last_state_is_kept_and_nothing_is_red():
     assert settle("\n\n") == ""
 
 
+def test_a_warning_is_a_note_without_the_path_of_a_machine():
+    warned = "/a/b/karma/potential/margins.py:168: UserWarning: the margin is the same\n  z = compute_z(margin)\n"
+    assert settle("first\n" + warned + "last\n") == "first\nnote: the margin is the same\nlast"
+    assert settle(warned + warned.replace(":168", ":9")) == "note: the margin is the same\nnote: the margin is the same"
+
+
 def test_a_bar_without_a_name_is_not_drawn():
     code = "from tqdm.auto import tqdm\nfrom karma.study.outputs import hide_nameless_bars\nhide_nameless_bars()\n"
     code += "list(tqdm(range(3)))\nlist(tqdm(range(4), desc='pairs'))\nlist(tqdm(range(5), 'items'))"

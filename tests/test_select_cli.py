@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from karma.cli import app
+from karma.cli import app, main
 from karma.errors import InputError
 from karma.labels.sources import compute_capability
 from karma.models.load import load_model, load_tokenizer
@@ -181,22 +181,14 @@ def test_annotations_of_single_responses_give_the_margin(pair_folder, policy, tm
     assert kept.table["explicit_margin"].to_pylist() == [abs(i - 1.0) for i in range(19)]
 
 
-def test_dpo_against_itself_is_the_explicit_baseline_and_says_so(pair_folder, policy, tmp_path, caplog):
-    call(
-        "--pairs",
-        pair_folder,
-        "--policy",
-        policy,
-        "--k",
-        4,
-        "--implicit",
-        "dpo",
-        "--reference",
-        policy,
-        "--out",
-        tmp_path / "a",
-    )
-    assert "the implicit margin is the same for all 20 pairs" in caplog.text
+def test_dpo_against_itself_is_the_explicit_baseline_and_says_so(pair_folder, policy, tmp_path, monkeypatch, capsys):
+    words = ["--pairs", pair_folder, "--policy", policy, "--k", 4, "--implicit", "dpo", "--reference", policy]
+    monkeypatch.setattr(sys, "argv", ["karma", "select", *map(str, words), "--out", str(tmp_path / "a")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err.splitlines()
+    assert not ended.value.code
+    assert "karma: note: the implicit margin is the same for all 20 pairs: it says nothing here and counts as 0" in said
     call("--pairs", pair_folder, "--policy", policy, "--k", 4, "--metric", "explicit_large", "--out", tmp_path / "b")
     ids = [load_pairs(tmp_path / name).table["row_id"].to_pylist() for name in "ab"]
     assert ids[0] == ids[1]

@@ -217,11 +217,12 @@ def test_potential_is_the_difference_of_z_scores():
     assert np.allclose(compute_potential(3 * explicit + 7, 0.1 * implicit, 2.5), found)
 
 
-def test_a_side_without_spread_counts_as_0_with_a_warning(caplog):
-    found = compute_potential(np.full(3, 1 / 3), np.array([0.1, 0.2, 0.3]), 1.0)
+def test_a_side_without_spread_counts_as_0_with_a_warning():
+    with pytest.warns(UserWarning, match="explicit margin is the same for all 3 pairs"):
+        found = compute_potential(np.full(3, 1 / 3), np.array([0.1, 0.2, 0.3]), 1.0)
     assert np.isfinite(found).all() and found[0] > found[1] > found[2]
-    assert "explicit margin is the same for all 3 pairs" in caplog.text
-    assert not compute_potential(np.ones(4), np.zeros(4), 2.5).any()
+    with pytest.warns(UserWarning, match="for all 4 pairs"):
+        assert not compute_potential(np.ones(4), np.zeros(4), 2.5).any()
 
 
 def test_the_most_promising_are_kept_and_the_others_counted():

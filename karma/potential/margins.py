@@ -14,8 +14,8 @@ one; `m_ap_signed` tells them apart, and ranks highest the pairs whose rejected 
 Paper: "Larger or Smaller Reward Margins to Select Preferences for LLM Alignment?" (arXiv 2503.01864).
 """
 
-import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,6 @@ RANKED_AS = {  # a metric that is another's ranking, of another pool, or again b
 }
 FORMS = ("absolute", "signed", "dpo")  # of the implicit margin
 DECIMALS = 9  # of a ranking: smaller differences are rounding, and count as ties
-_log = logging.getLogger(__name__)
 
 
 def compute_explicit_margin(scores: ArrayLike, signed: bool = False) -> np.ndarray:
@@ -134,7 +133,9 @@ def compute_z(values: ArrayLike, what: str = "margin") -> np.ndarray:
     if largest:
         x = np.ldexp(x, -math.frexp(largest)[1])  # exact, and neither huge nor tiny units overflow
     if len(x) < 2 or np.ptp(x) <= 1e-12:
-        _log.warning("the %s is the same for all %d pairs: it says nothing here and counts as 0", what, len(x))
+        warnings.warn(
+            f"the {what} is the same for all {len(x)} pairs: it says nothing here and counts as 0", stacklevel=2
+        )
         return np.zeros(len(x))
     ordered = np.sort(x)  # the order of the pairs must not change a rounding
     return (x - ordered.mean()) / ordered.std()

@@ -13,6 +13,7 @@ from typing import Any
 _WIDGET = "application/vnd.jupyter.widget-view+json"  # of a control or a bar that is gone with its kernel
 _STYLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|")  # one that does not say what it counts
+_WARNED = re.compile(r"^\S.*\.py:\d+: \w*Warning: (?P<said>.*)\n(?: {2}\S.*\n?)?", re.MULTILINE)  # with a line of code
 _NOISE = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model through `pretrained`",
           "Kernel is running over TCP without encryption", "IProgress not found")  # fmt: skip
 
@@ -27,7 +28,7 @@ def settle(text: str) -> str:
     lines = [_STYLE.sub("", line).rstrip() for line in re.split(r"\r?\n", text)]
     last = [next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines]
     kept = [line for line in last if line.strip() and not _BAR.match(line) and not any(n in line for n in _NOISE)]
-    return "\n".join(kept)
+    return _WARNED.sub("note: \\g<said>\n", "\n".join([*kept, ""])).rstrip("\n")
 
 
 def tidy_outputs(notebook: Any) -> Any:
