@@ -12,6 +12,7 @@ import warnings
 import webbrowser
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -23,12 +24,12 @@ from karma.commands import doctor, report, study
 from karma.commands.new import write_new
 from karma.commands.next_step import tell_next
 from karma.errors import InputError, KarmaError
-from karma.study import cluster
+from karma.study import cluster, times
 from karma.study.experiment import load_experiment
 from karma.study.fields import check_name
-from karma.study.progress import list_changes
-from karma.study.stages import find_job
-from karma.study.times import Estimate, estimate_times, load_times
+from karma.study.progress import estimate_left, list_changes
+from karma.study.stages import find_job, list_jobs
+from karma.study.times import Estimate, average_stages, estimate_times, load_times
 from tests.conftest import ROOT, copy_project, plain_environment, run_karma
 
 
@@ -229,8 +230,8 @@ def test_without_a_terminal_each_job_is_a_line_when_it_begins_and_when_it_ends()
     states = {str(k): {"job": job, "label": job.label, "status": "running", "reason": "", "started": 100.0, "ended": None,
                        "log": Path("log"), "told": "", "helps": False} for k, job in enumerate(jobs[:1])}  # fmt: skip
     plan, told = {"03_binarization": 3}, set()
-    assert list(list_changes(states, plan, told, 110.0)) == ["[0/3] started 03_binarization.k_sim"]
-    assert list(list_changes(states, plan, told, 120.0)) == []
+    assert list(list_changes(states, plan, told, 110.0, {})) == ["[0/3] started 03_binarization.k_sim"]
+    assert list(list_changes(states, plan, told, 120.0, {})) == []
     states["0"] |= {"status": "done", "ended": 130.0}
     states["1"] = {
         **states["0"],
@@ -240,13 +241,13 @@ def test_without_a_terminal_each_job_is_a_line_when_it_begins_and_when_it_ends()
         "started": 130.0,
         "ended": None,
     }
-    lines = list(list_changes(states, plan, told, 130.0))
+    lines = list(list_changes(states, plan, told, 130.0, {}))
     assert lines == [
         "[1/3] done    03_binarization.k_sim (30 s, about 60 s left)",
         "[1/3] started 03_binarization.k_score",
     ]
     states["1"] |= {"status": "failed", "ended": 140.0}
-    assert list(list_changes(states, plan, told, 140.0)) == [
+    assert list(list_changes(states, plan, told, 140.0, {})) == [
         "[2/3] failed  03_binarization.k_score (10 s, about 20 s left)"
     ]
 
@@ -256,12 +257,42 @@ def test_a_time_is_said_only_where_it_was_measured(tmp_path, monkeypatch):
     shutil.copy(ROOT / "params" / "demo.yaml", "params")
     demo = load_experiment("demo")
     run = next(run for run in load_times() if run["experiment"] == "demo")
-    states = [{"job": job, "label": job.label} for job in __import__("karma.study.stages").study.stages.list_jobs(demo)]
-    assert run["n_jobs"] == len(states), "the demo has other jobs than the recorded run: make readme"
-    found = estimate_times(demo, states)
+    jobs = {job.label: job for job in list_jobs(demo)}
+    assert run["n_jobs"] == len(jobs), "the demo has other jobs than the recorded run: make readme"
+    found = estimate_times(demo, jobs)
     assert found.whole == run["minutes"] * 60 and run["device"] in found.source
-    assert estimate_times(load_experiment("paper"), states[:0]) == Estimate({}, "", None)
+    assert average_stages(demo) == pytest.approx(run["stages"])
+    assert estimate_times(load_experiment("paper"), {}) == Estimate({}, "", None)
     assert Estimate({"a": 1.0}, "").sum_up([{"label": "a"}, {"label": "b"}], 2) is None
+
+
+def test_a_time_is_taken_only_from_the_same_method_and_settings(tmp_path, monkeypatch):
+    """The study of GRPO was said to take eight minutes, as if reinforcement learning took as long as DPO."""
+    monkeypatch.chdir(copy_project(tmp_path))
+    shutil.copy(ROOT / "params" / "demo.yaml", "params")
+    Path("params/mine.yaml").write_text("extends: demo\nname: mine\nseeds: [5]\n")
+    mine, methods = load_experiment("mine"), load_experiment("methods")
+    assert average_stages(mine) == pytest.approx(next(r for r in load_times() if r["experiment"] == "demo")["stages"])
+    known = average_stages(methods)
+    assert "pool" in known and "04_alignment_training" not in known, "it has other epochs"
+    jobs = {job.label: job for job in list_jobs(methods)}
+    done = next(label for label, job in jobs.items() if job.params.get("method") == "dpo")
+    monkeypatch.setattr(times, "load_records", lambda experiment: {done: {"seconds": 50.0}})
+    seconds = estimate_times(methods, jobs).seconds
+    trained = {jobs[label].params["method"] for label in seconds if label.startswith("04")}
+    assert trained == {"dpo", "distil-2-dpo"} and {seconds[label] for label in seconds if label.startswith("04")} == {
+        50.0
+    }
+
+
+def test_the_time_left_goes_by_what_a_stage_took_before_until_a_job_of_it_has_ended():
+    job = SimpleNamespace(stage=SimpleNamespace(name="01"))
+    state = {"job": job, "status": "running", "started": 0.0, "ended": None}
+    assert estimate_left({"1": state}, {"01": 1, "04": 2}, 10.0, {"01": 50.0, "04": 20.0}) == 80.0
+    assert estimate_left({"1": state}, {"01": 1, "04": 2}, 10.0, {"01": 50.0}) is None
+    ended = {**state, "status": "done", "ended": 70.0}
+    assert estimate_left({"1": ended}, {"01": 1, "04": 2}, 70.0, {"01": 50.0, "04": 20.0}) == 40.0
+    assert estimate_left({"1": ended}, {"01": 2, "04": 2}, 70.0, {"01": 50.0}) == 70.0 * 3
 
 
 def test_every_flag_that_stands_for_a_setting_is_one_and_is_an_option():

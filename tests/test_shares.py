@@ -116,7 +116,7 @@ def test_a_plan_shows_helpers_and_counts_the_stages_jobs_as_ever(tmp_path):
     sharing = [job for job in list_jobs(study) if job.stage.shares]
     assert sorted(helping) == sorted(f"{job.label}.shard{k}" for job in sharing for k in (1, 2))
     numbered = {str(number): state for number, state in enumerate(states)}
-    table = render(study, numbered, 1.0)
+    table = render(study, numbered, 1.0, {})
     assert table.row_count == sum(any(True for _ in stage.jobs(study.settings)) for stage in STAGES.values())
 
 

@@ -201,7 +201,7 @@ def test_status_of_a_running_sweep_counts_the_seconds_and_what_running_jobs_have
     job = SimpleNamespace(stage=SimpleNamespace(name="04"))
     states = {"1": {"job": job, "status": "done", "started": 0.0, "ended": 60.0},
               "2": {"job": job, "status": "running", "started": 60.0, "ended": None}}  # fmt: skip
-    assert [estimate_left(states, {"04": 2}, now) for now in (60.0, 80.0, 500.0)] == [60.0, 40.0, 0.0]
+    assert [estimate_left(states, {"04": 2}, now, {}) for now in (60.0, 80.0, 500.0)] == [60.0, 40.0, 0.0]
 
 
 def test_a_clock_that_is_put_back_makes_no_time_negative(tmp_path):
@@ -213,7 +213,7 @@ def test_a_clock_that_is_put_back_makes_no_time_negative(tmp_path):
     states = read_events(demo, events)
     assert find_elapsed(events) == 0 and states["1"]["ended"] == states["1"]["started"]
     states["1"]["ended"] += 60
-    assert estimate_left(states, {job.stage.name: 2}, time.time()) == 60
+    assert estimate_left(states, {job.stage.name: 2}, time.time(), {}) == 60
 
 
 def test_status_counts_what_is_done(smoke):

@@ -24,7 +24,7 @@ from karma.study.progress import JobState, console, explain_failure, find_elapse
 from karma.study.shares import SUFFIX
 from karma.study.stages import STAGES, Job, list_jobs
 from karma.study.sweep import is_running
-from karma.study.times import Estimate, count_beside, estimate_times
+from karma.study.times import Estimate, average_stages, count_beside, estimate_times
 from karma.vocabulary import START
 
 _BYTES = 2e9  # of a billion parameters, as most models of the Hub lie there (bfloat16)
@@ -69,7 +69,10 @@ def show_plan(
         out.print(f"{name}: everything is up to date; nothing was written")
         typer.echo(tell_after(experiment))
         return
-    times, beside = estimate_times(experiment, states), count_beside(experiment, cores)
+    times, beside = (
+        estimate_times(experiment, {state["label"]: state["job"] for state in states}),
+        count_beside(experiment, cores),
+    )
     fetched = list_downloads(experiment, states)
     rows = [
         _describe_stage(stage, group, times.sum_up(group, beside), fetched.get(stage, []), elsewhere)
@@ -92,7 +95,9 @@ def show_status(experiment: Experiment) -> None:
     """Print how far the experiment is: of the sweep at work now, or of what lies in its folder."""
     events = experiment.outputs / ".sweep" / "events.jsonl"
     if is_running(experiment):
-        console.print(render(experiment, read_events(experiment, events), find_elapsed(events)))
+        console.print(
+            render(experiment, read_events(experiment, events), find_elapsed(events), average_stages(experiment))
+        )
         typer.echo(tell_next("karma", "status", _name(experiment)))
         return
     todo = {state["label"]: state for state in plan_sweep(experiment)}
@@ -108,7 +113,7 @@ def show_status(experiment: Experiment) -> None:
         if state["status"] == "failed" and state["label"] in todo:
             console.print(f"failed last time: {explain_failure(state)}")
     if todo:
-        left = estimate_times(experiment, list(todo.values()))
+        left = estimate_times(experiment, {label: state["job"] for label, state in todo.items()})
         seconds = left.sum_up(list(todo.values()), count_beside(experiment))
         if seconds is not None:
             console.print(f"to do: about {say_time(seconds)}, {left.source}", soft_wrap=True, highlight=False)
@@ -254,7 +259,7 @@ def _sum_up(
     elif times.whole is not None:
         yield f"time: about {say_time(times.whole)}, {times.source}"
     else:
-        yield "time: these models were not measured; `karma status` tells what is left once each stage has had a job"
+        yield "time: not all of these jobs were ever measured; a run tells what is left once its first ones have ended"
     if gpus := count_gpu_hours(states):
         yield f"GPUs: up to {gpus:,.0f} hours are asked for; this is a bound, not a measurement"
     n = sum(map(len, fetched.values()))

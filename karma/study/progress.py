@@ -7,9 +7,11 @@ that ends instead, with the time left.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
 from subprocess import Popen
 from typing import Any, TypedDict
 
@@ -84,8 +86,12 @@ def find_elapsed(events: Path) -> float:
     return max(time.time() - first[0]["time"], 0.0) if first else 0.0
 
 
-def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> None:
-    """Redraw the state until the child ends; where there is no terminal, print a line a finished job."""
+def show_progress(experiment: Experiment, events: Path, child: Popen[bytes], known: Mapping[str, float]) -> None:
+    """Redraw the state until the child ends; where there is no terminal, print a line a finished job.
+
+    Args:
+        experiment: whose sweep. events: Snakemake's, so far. child: Snakemake. known: stage -> seconds of a job before.
+    """
     started = time.monotonic()
     told: set[tuple[str, str]] = set()
     if not console.is_terminal:
@@ -95,25 +101,29 @@ def show_progress(experiment: Experiment, events: Path, child: Popen[bytes]) -> 
             time.sleep(0.5)
             states = read_events(experiment, events)
             if console.is_terminal:
-                live.update(render(experiment, states, time.monotonic() - started), refresh=True)
+                live.update(render(experiment, states, time.monotonic() - started, known), refresh=True)
             else:
-                _print_changes(states, read_plan(events), told)
+                _print_changes(states, read_plan(events), told, known)
     if not console.is_terminal:
-        _print_changes(read_events(experiment, events), read_plan(events), told)
+        _print_changes(read_events(experiment, events), read_plan(events), told, known)
 
 
-def _print_changes(states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]]) -> None:
-    for line in list_changes(states, plan, told, time.time()):
+def _print_changes(
+    states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]], known: Mapping[str, float]
+) -> None:
+    for line in list_changes(states, plan, told, time.time(), known):
         print(line, flush=True)
 
 
 def list_changes(
-    states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]], now: float
-) -> Iterator[str]:
+    states: dict[str, JobState], plan: dict[str, int], told: set[tuple[str, str]], now: float,
+    known: Mapping[str, float],
+) -> Iterator[str]:  # fmt: skip
     """Yield a line for each job that has begun or ended since the last call, and remember it.
 
     Args:
         states: from `read_events`. plan: stage -> jobs to run. told: what was said before; added to. now: the time.
+        known: stage -> seconds of a job before.
     """
     total = sum(plan.values()) or len(states)
     own = {number: state for number, state in states.items() if not state["helps"]}
@@ -124,7 +134,7 @@ def list_changes(
         if state["ended"] and (number, "ended") not in told:
             told.add((number, "ended"))
             done, seconds = sum(what == "ended" for _, what in told), state["ended"] - state["started"]
-            left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, now)
+            left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, now, known)
             said = _say_left(left) if done < total else ""
             yield f"[{done}/{total}] {state['status']:<7} {state['label']} ({say_time(seconds)}{said})"
 
@@ -142,8 +152,12 @@ def read_plan(events: Path) -> dict[str, int]:
     return plan
 
 
-def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) -> Table:
-    """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left."""
+def render(experiment: Experiment, states: dict[str, JobState], elapsed: float, known: Mapping[str, float]) -> Table:
+    """Draw one screen: jobs of each stage that are up to date or done, at work, failed, to do; and the time left.
+
+    Args:
+        experiment: whose. states: from `read_events`. elapsed: seconds. known: stage -> seconds of a job before.
+    """
     jobs, plan = list_jobs(experiment), read_plan(experiment.outputs / ".sweep" / "events.jsonl")
     own = {number: state for number, state in states.items() if not state["helps"]}
     table = Table("stage", "jobs", "done", "running", "failed", "to do", title=experiment.settings.name)
@@ -155,7 +169,7 @@ def render(experiment: Experiment, states: dict[str, JobState], elapsed: float) 
         if total:
             counts = (total - plan.get(stage.name, 0) + done, running, failed, to_do)
             table.add_row(stage.name, str(total), *(str(count) if count else "-" for count in counts))
-    left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, time.time())
+    left = estimate_left(own, {rule: n for rule, n in plan.items() if not rule.endswith(SUFFIX)}, time.time(), known)
     now = ", ".join(state["label"] for state in states.values() if state["status"] == "running")
     table.caption = (
         f"{elapsed:.0f} s so far{_say_left(left)}\nat work: {now or 'nothing yet'}\nlogs: {_log_folder(experiment)}"
@@ -183,25 +197,35 @@ def _log_folder(experiment: Experiment) -> str:
     return os.path.relpath(experiment.outputs / ".sweep" / "logs")
 
 
-def estimate_left(states: dict[str, JobState], plan: dict[str, int], now: float) -> float | None:
-    """Estimate the seconds left: a stage's mean so far (else the mean of all), as many side by side as run now.
+def estimate_left(
+    states: dict[str, JobState], plan: dict[str, int], now: float, known: Mapping[str, float]
+) -> float | None:
+    """Estimate the seconds left: a stage's mean so far, as many side by side as run now.
+
+    Of a stage that has ended no job it takes the time of before, and where that is unknown the mean of all jobs so far.
 
     Args:
         states: from `read_events`. plan: stage -> jobs to run. now: the time; what a running job has behind it counts.
+        known: stage -> seconds of a job before (`karma.study.times.average_stages`).
+
+    Returns:
+        Seconds; None where nothing has ended and a stage's time is unknown.
     """
     took: dict[str, list[float]] = {}
     for state in states.values():
         if state["ended"]:
             took.setdefault(state["job"].stage.name, []).append(state["ended"] - state["started"])
-    if not took or not plan:
-        return None
-    everything = [seconds for one in took.values() for seconds in one]
-    mean = {name: sum(took.get(name, everything)) / len(took.get(name, everything)) for name in plan}
+    ended = [seconds for few in took.values() for seconds in few]
+    mean = {
+        **dict.fromkeys(plan, fmean(ended) if ended else nan),
+        **known,
+        **{k: fmean(few) for k, few in took.items()},
+    }
     left = sum((count - len(took.get(name, ()))) * mean[name] for name, count in plan.items())
     running = [state for state in states.values() if state["status"] == "running"]
     for state in running:
         left -= min(max(now - state["started"], 0.0), mean.get(state["job"].stage.name, 0.0))
-    return max(left, 0.0) / max(len(running), 1)
+    return None if isnan(left) or not plan else max(left, 0.0) / max(len(running), 1)
 
 
 def find_last_line(path: Path) -> str:

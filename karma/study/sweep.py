@@ -33,6 +33,7 @@ from karma.study.progress import (
     show_progress,
     show_where,
 )
+from karma.study.times import average_stages
 
 HERE = Path(__file__).parent
 
@@ -57,9 +58,10 @@ def run_sweep(
         save_fingerprints(experiment)
         events = experiment.outputs / ".sweep" / "events.jsonl"
         events.unlink(missing_ok=True)
+        known = average_stages(experiment)
         try:
             child = _start(experiment, events, cores, until, remote)
-            show_progress(experiment, events, child)
+            show_progress(experiment, events, child, known)
         except BaseException as error:
             _end_survivors(experiment)
             if isinstance(error, KeyboardInterrupt):

@@ -2,12 +2,14 @@
 
 `times.json` holds runs that were measured, each with its date and its processor; `make readme` writes them
 (docs/make_readme.py). Decision: an estimate says where it comes from, and there is none rather than a guess where no
-run of these models is known. Limit: seconds are of the processor that was measured, with as many jobs side by side.
+run of these models is known: a job that asks or trains models borrows the demo's time only where its models, settings
+and, of a training, its method are the demo's. Limit: seconds are of the processor that was measured, with as many jobs
+side by side.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -16,11 +18,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from karma.errors import InputError
 from karma.files.writing import save_json
-from karma.study.experiment import Experiment
+from karma.study.experiment import Experiment, load_experiment
 from karma.study.progress import JobState
 from karma.study.provenance import compute_minutes, group_by_stage, load_finished, load_records
-from karma.study.stages import Job
+from karma.study.stages import Job, list_jobs
+from karma.vocabulary import find_method
 
 REFERENCE = "demo"  # whose times stand in for those of another study of the embedded model
 EMBEDDED = "smollm2-135m"
@@ -52,40 +56,75 @@ class Estimate:
         return sum(self.seconds[state["label"]] for state in states) / max(min(beside, len(states)), 1)
 
 
-def estimate_times(experiment: Experiment, states: Sequence[JobState]) -> Estimate:
-    """Return how long jobs will take, by the study's own last run, else by a recorded one."""
+def estimate_times(experiment: Experiment, jobs: Mapping[str, Job]) -> Estimate:
+    """Return how long jobs will take, by the study's own last run, else by a recorded one.
+
+    Args:
+        experiment: whose. jobs: label -> job; helpers have labels of their own.
+    """
     own = load_records(experiment)
-    by_stage = _average_stages(own)
+    by_kind = _average(experiment, own)
     recorded = next((run for run in load_times() if run["experiment"] == experiment.settings.name), None)
     borrowed = next((run for run in load_times() if run["experiment"] == REFERENCE), None)
+    alike = _list_alike(experiment) if borrowed else {}
     found, sources = dict[str, float](), list[str]()
-    for state in states:
-        job, label = state["job"], state["label"]
-        stage = job.stage.name
-        if label in own or stage in by_stage:
-            found[label] = float(own[label]["seconds"]) if label in own else by_stage[stage]
+    for label, job in jobs.items():
+        stage, kind = job.stage.name, _find_kind(job)
+        if label in own or kind in by_kind:
+            found[label] = float(own[label]["seconds"]) if label in own else by_kind[kind]
             sources.append("by the last run here")
         elif recorded and stage in recorded["stages"]:
             found[label] = recorded["stages"][stage]
             sources.append(f"as measured on {recorded['device']}")
-        elif borrowed and stage in borrowed["stages"] and _loads_embedded_only(job):
+        elif borrowed and stage in borrowed["stages"] and kind in alike and (alike[kind] or not job.models):
             found[label] = borrowed["stages"][stage]
             sources.append(f"by the {REFERENCE}'s jobs on {borrowed['device']}")
-    whole = recorded["minutes"] * 60 if recorded and recorded["n_jobs"] == len(states) else None
-    if recorded and whole is not None and len(found) < len(states):
+    whole = recorded["minutes"] * 60 if recorded and recorded["n_jobs"] == len(jobs) else None
+    if recorded and whole is not None and len(found) < len(jobs):
         sources.append(f"as measured on {recorded['device']}")
     return Estimate(found, "; ".join(dict.fromkeys(sources)), whole)
 
 
-def _average_stages(records: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return stage -> the mean seconds of its jobs."""
-    return {stage: fmean(float(one["seconds"]) for one in few) for stage, few in group_by_stage(records).items()}
+def average_stages(experiment: Experiment) -> dict[str, float]:
+    """Return stage -> the mean seconds of its jobs, for stages of which each job's time is known before they run."""
+    jobs = {job.label: job for job in list_jobs(experiment)}
+    seconds = estimate_times(experiment, jobs).seconds
+    unknown = {job.stage.name for label, job in jobs.items() if label not in seconds}
+    stages: dict[str, list[float]] = {}
+    for label, took in seconds.items():
+        stages.setdefault(jobs[label].stage.name, []).append(took)
+    return {name: fmean(few) for name, few in stages.items() if name not in unknown}
 
 
-def _loads_embedded_only(job: Job) -> bool:
-    compute = job.experiment.settings.compute
-    alike = all(spec["perturbed"] or spec["packaged"] == EMBEDDED for spec in job.models.values())
-    return alike and compute.backend == "transformers" and compute.device != "cuda"
+Kind = tuple[str, str]  # what decides how long a job takes, beside models and settings: stage, and a training's method
+
+
+def _find_kind(job: Job) -> Kind:
+    return job.stage.name, find_method(job.params["method"]) if job.stage.name == "04_alignment_training" else ""
+
+
+def _average(experiment: Experiment, records: dict[str, dict[str, Any]]) -> dict[Kind, float]:
+    found: dict[Kind, list[float]] = {}
+    for job in list_jobs(experiment):
+        if job.label in records:
+            found.setdefault(_find_kind(job), []).append(float(records[job.label]["seconds"]))
+    return {kind: fmean(seconds) for kind, seconds in found.items()}
+
+
+def _list_alike(experiment: Experiment) -> dict[Kind, bool]:
+    """Return each kind of the demo's jobs, and whether this study's models and settings for it are the demo's."""
+    try:
+        reference = load_experiment(experiment.root / "params" / f"{REFERENCE}.yaml")
+    except InputError:  # a project without the demo
+        return {}
+    models = experiment.settings.models.values()
+    embedded = all(model.perturbed or model.packaged == EMBEDDED for model in models)
+    found: dict[Kind, bool] = {}
+    for job in list_jobs(reference):
+        if (kind := _find_kind(job)) not in found:
+            own, theirs = (study.select(job.stage.reads, job.stage.name).as_dict() for study in (experiment, reference))
+            found[kind] = embedded and own == theirs
+    return found
 
 
 def count_beside(experiment: Experiment, cores: int | None = None) -> int:
@@ -113,6 +152,7 @@ def describe_times(experiment: Experiment) -> dict[str, Any]:
     """
     records = load_finished(experiment)
     values = list(records.values())
+    stages = {name: fmean(float(one["seconds"]) for one in few) for name, few in group_by_stage(records).items()}
     return {
         "experiment": experiment.settings.name,
         "date": max(datetime.fromisoformat(record["finished_at"]) for record in values).date().isoformat(),
@@ -121,7 +161,7 @@ def describe_times(experiment: Experiment) -> dict[str, Any]:
         "n_jobs": len(values),
         "minutes": round(compute_minutes(values), 1),
         "core_minutes": round(sum(record["core_seconds"] for record in values) / 60, 1),
-        "stages": {name: round(seconds, 1) for name, seconds in _average_stages(records).items()},
+        "stages": {name: round(seconds, 1) for name, seconds in stages.items()},
     }
 
 
