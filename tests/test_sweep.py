@@ -562,7 +562,7 @@ def test_the_paper_s_plan_shows_32_trainings_and_what_each_needs(corner):
     (row,) = [line for line in result.stdout.splitlines() if "04_alignment_training" in line]
     assert [cell.strip() for cell in row.split("│")][2:4] == ["32", "4 policies x 4 strategies x 2 methods"]
     for need in ("meta-llama/Llama-3.2-3B-Instruct (about 6 GB)", "4 GPUs", "96 pairs an update",
-                 "openbmb/UltraFeedback (data)", "up to 2,816", "these models were not measured"):  # fmt: skip
+                 "openbmb/UltraFeedback (data)", "up to 2,816", "not all of these jobs were ever measured"):  # fmt: skip
         assert need in text
     assert not (corner / "outputs").exists(), "a dry run wrote something"
     submitted = run_karma(corner, "run", "params/paper.yaml", "--dry-run", "--until", "02_kinship_analysis")
