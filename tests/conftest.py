@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -171,6 +172,13 @@ def wait_until(happened: Callable[[], object]) -> None:
     deadline = time.monotonic() + CALL_LIMIT
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """Tell whether a process has not ended; one that has and was not waited for (a zombie) is not at work."""
+    with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture

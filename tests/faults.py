@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,9 +140,10 @@ def hit(target: Target, generator: random.Random, tally: Counter[tuple[str, str,
         time.sleep(0.2)
     if left and not (target.sweep and name == "SIGKILL"):  # which a sweep cannot hear: its next run ends them
         tally[target.name, name, "orphans"] += 1
-        print(f"{target.name} {name}: at work after 10 s: {[' '.join(p.cmdline())[-80:] for p in left]}", flush=True)
+        print(f"{target.name} {name}: at work after 10 s: {left}", flush=True)
     for one in left if not target.sweep else ():
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended by itself, late
+            one.kill()
     if not target.sweep and (target.folder / target.outputs).exists() and not _is_part(target):
         tally[target.name, name, "half"] += 1
         print(f"{target.name} {name}: what lies under {target.outputs} is not whole", flush=True)

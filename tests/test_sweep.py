@@ -25,6 +25,7 @@ from tests.conftest import (
     CALL_LIMIT,
     ROOT,
     copy_project,
+    is_at_work,
     plain_environment,
     project_environment,
     run_karma,
@@ -471,7 +472,7 @@ def test_a_killed_sweep_goes_on_to_the_same_pairs(begun, finished):
     try:
         result = run_karma(corner, *RUN_CORNER)
     finally:
-        left = [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        left = [process for process in orphans if is_at_work(process)]
         for process in left:
             process.kill()
     assert result.returncode == 0, result.stderr
