@@ -471,6 +471,7 @@ def parquet_files(good_file: str, text: str, number: str | None = None) -> dict[
         f"{text} is lists": table_file(good_file, lambda t: replace_column(t, text, pa.array([[[1]]] * len(t)))),
         f"{text} is null": table_file(good_file, lambda t: replace_column(t, text, pa.nulls(len(t)))),
         f"without {text}": table_file(good_file, lambda t: t.drop_columns([text])),
+        f"{text} twice": table_file(good_file, lambda t: t.append_column(text, t[text])),
     }  # fmt: skip
     if number:
         found |= {
@@ -576,6 +577,11 @@ PAIRS: dict[str, Make] = {
     "a prompt is null": rows_of_pairs(lambda rows: rows[0].__setitem__("prompt", None)),
     "a message is null": rows_of_pairs(lambda rows: rows[0].__setitem__("chosen", [None])),
     "a text is null?": rows_of_pairs(lambda rows: rows[0].__setitem__("chosen", [{"role": "assistant", "content": None}])),
+    **{f"{key} is {value:g}": rows_of_pairs(lambda rows, k=key, v=value: rows[0].__setitem__(k, v)) for key, value in
+       (("chosen_score", float("inf")), ("rejected_score", -1e308), ("kinship", float("nan")), ("kinship", -5.0),
+        ("label_confidence", 1e308), ("label_confidence", -0.1))},
+    "a pair without an id": rows_of_pairs(lambda rows: rows[0].__setitem__("row_id", None)),
+    "two pairs with one id": rows_of_pairs(lambda rows: rows[0].__setitem__("row_id", rows[1]["row_id"])),
     "a role is odd": rows_of_pairs(lambda rows: rows[0].__setitem__("chosen", [{"role": MARKED, "content": "x"}])),
     "a prompt by nobody": rows_of_pairs(lambda rows: rows[0].__setitem__("prompt", [{"role": None, "content": "x"}])),
 }  # fmt: skip
@@ -648,6 +654,30 @@ def _adapter_only(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
 
 
+def adapter(change: Callable[[dict[str, Any]], Any] = lambda config: None, **shapes: tuple[int, int]) -> Make:
+    """An adapter of the good model in a folder of its own, its settings changed, or the shapes of its weights."""
+
+    def make(folder: Path, good: Path) -> str:
+        import torch
+        from safetensors.torch import save_file
+
+        place, width = folder / "bad-adapter", TINY["random"]["hidden_size"]
+        place.mkdir()
+        settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+                    "base_model_name_or_path": str(good / "model")}  # fmt: skip
+        found = change(settings)
+        (place / "adapter_config.json").write_text(json.dumps(settings if found is None else found))
+        sizes = {"lora_A": (2, width), "lora_B": (width, 2), **shapes}
+        layer = "base_model.model.model.layers.0.self_attn.q_proj"
+        save_file(
+            {f"{layer}.{part}.weight": torch.ones(size) for part, size in sizes.items()},
+            place / "adapter_model.safetensors",
+        )
+        return str(place)
+
+    return make
+
+
 def _drop_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
@@ -660,6 +690,11 @@ def _nan(weights: dict[str, Any]) -> None:
 
 def _one_nan(weights: dict[str, Any]) -> None:
     weights[next(iter(weights))].view(-1)[3] = float("inf")
+
+
+def _whole_numbers(weights: dict[str, Any]) -> None:
+    for name in weights:
+        weights[name] = (weights[name] * 100).int()
 
 
 def _drop_one(weights: dict[str, Any]) -> None:
@@ -711,6 +746,28 @@ MODELS_OF_FOLDERS: dict[str, Make] = {
     "a template that is broken": template("{% for x in"), "a template that raises": template("{{ raise_exception('no\nway') }}"),
     "a template that prints nothing": template("{# nothing #}"), "a template without the message": template("Hello."),
     "a template that reaches for Python": template("{{ messages.__class__.__mro__[1].__subclasses__() }}"),
+    "a template without the answer": template("{{ messages[0]['content'] }}"),
+    "a template that is a folder": model_folder(lambda f: ((f / "chat_template.jinja").unlink(missing_ok=True),
+                                                            (f / "chat_template.jinja").mkdir())),
+    "negative eps": config(rms_norm_eps=-1.0), "eps of text": config(rms_norm_eps="nan"), "eps is NaN": config(rms_norm_eps=float("nan")),
+    "no theta": config(rope_theta=0), "no theta within": config(rope_parameters={"rope_type": "default", "rope_theta": 0}),
+    "no positions": config(max_position_embeddings=0), "an end of text": config(eos_token_id="x"),
+    "generation is a list": model_folder(lambda f: (f / "generation_config.json").write_text("[]")),
+    "negative beams": model_folder(lambda f: (f / "generation_config.json").write_text('{"num_beams": -2}')),
+    "tokenizer is a list": model_folder(lambda f: (f / "tokenizer.json").write_text("[1]")),
+    "tokenizer config is a list": model_folder(lambda f: (f / "tokenizer_config.json").write_text("[]")),
+    "weights are whole numbers": _weights(_whole_numbers),
+    "adapter config is a list": adapter(lambda c: []),
+    "an adapter of itself": adapter(lambda c: c.__setitem__("base_model_name_or_path", "bad-adapter")),
+    "an adapter of nothing": adapter(lambda c: c.pop("base_model_name_or_path") and None),
+    "an adapter of a number": adapter(lambda c: c.__setitem__("base_model_name_or_path", 17)),
+    "an adapter of rank 0": adapter(lambda c: c.__setitem__("r", 0)),
+    "an adapter of another rank": adapter(lambda c: c.__setitem__("r", 7)),
+    "an adapter of another width": adapter(lora_A=(2, 8)),
+    "an adapter of unknown layers": adapter(lambda c: c.__setitem__("target_modules", ["no_such_layer"])),
+    "an adapter of other layers": adapter(lambda c: c.__setitem__("target_modules", ["v_proj"])),
+    "an adapter of an unknown kind": adapter(lambda c: c.__setitem__("peft_type", "NONE_SUCH")),
+    "an adapter's alpha is NaN": adapter(lambda c: c.__setitem__("lora_alpha", float("nan"))),
     "a template that never ends": template("{% for a in range(99999) %}{% for b in range(99999) %}{{ messages }}{% endfor %}{% endfor %}"),
 }  # fmt: skip
 MODELS_OF_FOLDERS.pop("a template that never ends")  # left out: nothing bounds the time that Jinja takes
@@ -859,6 +916,36 @@ ITEMS["an id twice"] = lambda f, g: (
     (f / "items" / "bad.jsonl").rename(f / "items" / "arc_easy.jsonl"),
     str(f / "items"),
 )[-1]
+ITEMS["arc_easy.jsonl: stem is null"] = lambda f, g: (
+    (f / "items").mkdir(),
+    damaged("items/arc_easy.jsonl", lambda rows: rows[1]["question"].__setitem__("stem", None))(f / "items", g),
+    (f / "items" / "bad.jsonl").rename(f / "items" / "arc_easy.jsonl"),
+    str(f / "items"),
+)[-1]
+
+
+def ifeval_item(name: Any, arguments: Any, **more: Any) -> Make:
+    def make(folder: Path, good: Path) -> str:
+        item = {"key": 1, "prompt": "Write.", "instruction_id_list": [name], "kwargs": [arguments], **more}
+        (folder / "items").mkdir()
+        write_lines(folder / "items" / "ifeval.jsonl", [item])
+        return str(folder / "items")
+
+    return make
+
+
+_WORDS, _THERE = "length_constraints:number_words", "keywords:existence"
+IFEVAL_ITEMS = {
+    "a count of text": ifeval_item(_WORDS, {"relation": "at least", "num_words": "many"}),
+    "a negative count": ifeval_item(_WORDS, {"relation": "at least", "num_words": -3}),
+    "a fraction": ifeval_item(_WORDS, {"relation": "at least", "num_words": 1.5}),
+    "an unknown relation": ifeval_item(_WORDS, {"relation": "about", "num_words": 3}),
+    "an unknown argument": ifeval_item(_WORDS, {"words": 3}), "an unknown instruction": ifeval_item(MARKED, {}),
+    "an instruction that is a number": ifeval_item(17, {}), "no arguments": ifeval_item(_WORDS, {}, kwargs=[]),
+    "arguments that are a number": ifeval_item(_WORDS, 17), "a word that is no pattern": ifeval_item(_THERE, {"keywords": ["("]}),
+    "words that are a number": ifeval_item(_THERE, {"keywords": 17}), "a prompt of numbers": ifeval_item(_THERE, {"keywords": ["a"]}, prompt=17),
+    "an unknown language": ifeval_item("language:response_language", {"language": "xx"}),
+}  # fmt: skip
 JSON_FILE = {**with_suffix(OF_FILES, ".json"), **texts(".json"), **json_values(".json")}
 CALIBRATION = {
     **JSON_FILE,
@@ -930,7 +1017,7 @@ KINDS: dict[str, dict[str, Make]] = {
     "annotations": parquet_files("annotations.parquet", "row_id", "score"), "instructions": INSTRUCTIONS,
     "calibration": CALIBRATION, "pair folder": PAIRS, "pairs": PAIR_FILES,
     "pairs as parquet": {k: v for k, v in parquet_files("pairs/pairs.parquet", "chosen").items() if k not in OF_FILES},
-    "model": MODELS_OF_FOLDERS, "model name": MODEL_NAMES,
+    "model": MODELS_OF_FOLDERS, "model name": MODEL_NAMES, "ifeval items": IFEVAL_ITEMS,
     "answers": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("answers.jsonl", "answer")}, "items": ITEMS,
     "judgments": JUDGMENTS, "responses": RESPONSES,
     "cards": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("cards.jsonl", "id")},
@@ -1009,7 +1096,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("select", "--batch-tokens", "count", {}), ("select", "--device", "device", {}), ("select", "--dtype", "dtype", {}),
     ("select", "--out", "out", {}), ("select", "--cache", "out", {}),
     ("evaluate", "--answers", "answers", {}), ("evaluate", "--benchmark-data", "items", {}), ("evaluate", "--benchmark", "word", {}),
-    ("evaluate", "--out", "out", {}), ("evaluate", "--limit", "count", {}), ("evaluate", "--model", "model", ASKED),
+    ("evaluate", "--benchmark-data", "ifeval items", {**ASKED, "--benchmark": "ifeval"}), ("evaluate", "--out", "out", {}), ("evaluate", "--limit", "count", {}), ("evaluate", "--model", "model", ASKED),
     ("evaluate", "--protocol", "word", ASKED), ("evaluate", "--device", "device", ASKED), ("evaluate", "--dtype", "dtype", ASKED),
     ("evaluate", "--threads", "threads", ASKED), ("evaluate", "--batch-size", "count", ASKED), ("evaluate", "--backend", "word", ASKED),
     ("evaluate", "--choice-tokens", "count", ASKED), ("evaluate", "--cache", "out", ASKED),

@@ -121,7 +121,12 @@ def find_faults(case: Case, value: str, ended: Ended, changed: list[str]) -> Ite
         yield f"left behind: {Path(changed[0]).name}"
     option = case.argument.strip("-")
     besides = [str(v).strip("@") for v in case.besides.values() if str(v).startswith("@")]  # the table of a column map
-    inside = {"items": ["arc_easy"], "judgments": ["annotations.json"], "annotations": ["annotation", "density_ratio"]}
+    inside = {
+        "items": ["arc_easy"],
+        "ifeval items": ["ifeval"],
+        "judgments": ["annotations.json"],
+        "annotations": ["annotation", "density_ratio"],
+    }
     inside = inside.get(case.kind, [])
     inside += [] if value.strip() else ["an argument is empty"]
     shown = show_line(value)  # as errors do

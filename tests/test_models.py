@@ -1,5 +1,6 @@
 """Models: random, perturbed and packaged ones, on the spot and the same every time."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -7,8 +8,15 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.models.describe import describe_model
-from karma.models.load import add_trained, compute_weights_digest, load_model, load_tokenizer
+from karma.models.describe import describe_model, find_trained
+from karma.models.load import (
+    add_trained,
+    check_model,
+    compute_weights_digest,
+    load_model,
+    load_shape,
+    load_tokenizer,
+)
 from karma.models.made import PACKAGED, prepare_packaged
 from karma.study.sections import ModelSpec, PackagedName
 
@@ -40,6 +48,42 @@ def test_a_dropped_layer_is_gone_and_generation_still_works():
     assert model.config.num_hidden_layers == len(model.model.layers) == 2
     ids = tokenizer(["hello"], return_tensors="pt")["input_ids"]
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_the_shape_of_a_copy_is_that_without_its_dropped_layers():
+    models = specs(short={"perturbed": "tiny", "drop_layers": [1]})
+    config, n = load_shape(models, "short")
+    assert config.num_hidden_layers == 2 and n == load_model(models, "short").num_parameters()
+
+
+@pytest.mark.parametrize("base", ["tiny", "short"])
+def test_an_adapter_that_fits_is_let_through_also_on_a_copy_without_a_layer(tmp_path, base):
+    """What PEFT saved: every weight is where its settings put it."""
+    from peft import LoraConfig, get_peft_model
+
+    models = specs(short={"perturbed": "tiny", "drop_layers": [1]})
+    model = get_peft_model(load_model(models, base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path / "model")
+    trained, name = add_trained(models, base, tmp_path / "model")
+    check_model(trained, name)
+    (tmp_path / "model" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 3, "target_modules": ["q_proj"]}'
+    )
+    with pytest.raises(
+        InputError, match=r"lora_A.weight has shape .2, 32. among its weights, shape .3, 32. by its config"
+    ):
+        check_model(trained, name)
+
+
+def test_a_run_s_folder_may_be_called_like_its_base_model(tmp_path, monkeypatch):
+    """It was taken for its own base, without end."""
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m/model").mkdir(parents=True)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "smollm2-135m"}
+    Path("smollm2-135m/model/adapter_config.json").write_text(json.dumps(config))
+    models, name = find_trained(Path("smollm2-135m"))
+    assert name == "smollm2-135m (trained)" and models[name]["base"] == "smollm2-135m"
+    assert models["smollm2-135m"]["packaged"] == "smollm2-135m"
 
 
 def test_a_layer_that_does_not_exist_is_refused():

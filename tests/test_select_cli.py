@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from karma.cli import app, main
@@ -192,6 +194,20 @@ def test_dpo_against_itself_is_the_explicit_baseline_and_says_so(pair_folder, po
     call("--pairs", pair_folder, "--policy", policy, "--k", 4, "--metric", "explicit_large", "--out", tmp_path / "b")
     ids = [load_pairs(tmp_path / name).table["row_id"].to_pylist() for name in "ab"]
     assert ids[0] == ids[1]
+
+
+def test_a_policy_that_gives_no_probabilities_is_said_and_leaves_nothing(pair_folder, policy, tmp_path):
+    """Its weights are numbers, so that only its answers tell."""
+    shutil.copytree(policy, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][:], weights["model.embed_tokens.weight"][:] = (
+        3e38,
+        100.0,
+    )  # finite; the answers are not
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    found = call("--pairs", pair_folder, "--policy", tmp_path / "broken", "--k", 4, "--out", tmp_path / "a", ok=False)
+    assert isinstance(found.exception, InputError) and "none of 20 pairs is a candidate (20: " in str(found.exception)
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_public_shape_with_every_flaw(policy, tmp_path):

@@ -4,6 +4,7 @@ Log-probabilities are kept below --out (or --cache), so that the same command, a
 from what was measured.
 """
 
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ from karma.potential.selection import (
     gather_candidates,
     is_signed,
 )
+from karma.scores.missing import RULES
 from karma.study.experiment import load_base
 from karma.vocabulary import METRICS
 
@@ -129,7 +131,7 @@ def run_select(
     _check_models({"--policy": policy, "--reference": reference})
     check_out(out, pairs)
     weights = parse_sources(explicit)
-    _check_options(metric, ratio, k, implicit, reference, weights, scores, annotations)
+    _check_options(metric, ratio, k, implicit, reference, weights, scores, missing, annotations)
     if combine not in COMBINATIONS:
         raise InputError(f"--combine {combine}: choose from {', '.join(COMBINATIONS)}")
     if asking.get("cache"):
@@ -148,12 +150,20 @@ def run_select(
     _check_candidates(source, found, explicit, ratio, k)
     models = _open_models(policy, asking.pop("revision"), reference)
     kept = asking.pop("cache") or out / "cache"
+    is_new = not kept.exists()
     logps = [measure_logps(source.table, specs, name, compute, cache=kept, **asking) for specs, name in models]
     asked, against = logps[0], logps[1] if reference else None
     pool = gather_candidates(
         source.table, found, asked.logps, asked.lengths, weight=weight, form=implicit, signed=is_signed(metric),
         reference_logps=against.logps if against else None,
     )  # fmt: skip
+    if not pool.fit.any():
+        if is_new:
+            shutil.rmtree(kept)  # it holds nothing of use
+        raise InputError(
+            f"none of {len(source)} pairs is a candidate ({_say_dropped(pool.counts)}): where {_name(policy)} gives no "
+            "probabilities, its weights or its config.json are broken"
+        )
     places = margins.select(pool, metric, ratio, k, seed)
     settings = {
         "metric": metric, "rule": METRICS[metric].rule, "ratio": ratio, "k": len(places),
@@ -184,6 +194,10 @@ def _open_models(policy: str, revision: str | None, reference: str | None) -> li
     return opened
 
 
+def _say_dropped(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n}: {DROPPED[reason]}" for reason, n in sorted(counts.items()))
+
+
 def _name(model: str) -> str:
     """Name a model without the path of a machine."""
     return Path(model).name if Path(model).is_dir() else model
@@ -197,7 +211,7 @@ def _check_models(options: dict[str, str | None]) -> None:
 
 def _check_options(
     metric: str, ratio: float | None, k: int | None, implicit: str, reference: str | None,
-    weights: Mapping[str, float], scores: str | None, annotations: Path | None,
+    weights: Mapping[str, float], scores: str | None, missing: str, annotations: Path | None,
 ) -> None:  # fmt: skip
     for option, value, known in (
         ("metric", metric, RANKINGS),
@@ -211,6 +225,8 @@ def _check_options(
         raise InputError("--implicit dpo and --reference belong together: the one means nothing without the other")
     if is_signed(metric) and implicit == "dpo":
         raise InputError(f"--metric {metric} takes the length-normalised margin: leave out --implicit dpo")
+    if missing not in RULES:
+        raise InputError(f"--missing {missing}: choose from {', '.join(RULES)}")
     if any(map(is_kinship, weights)) != (scores is not None):
         raise InputError("--explicit kinship and --scores belong together: S_pref comes from a score table")
     if ("annotation" in weights) != (annotations is not None):
@@ -247,7 +263,7 @@ def parse_sources(text: str) -> dict[str, float]:
 def _check_candidates(source: PairSet, scores: Objectives, explicit: str, ratio: float | None, k: int | None) -> None:
     """Refuse what can be refused before a model is asked: no scores, or more pairs wanted than there can be."""
     usable = np.array(find_unusable(source.table)) == ""
-    known = [np.isfinite(values).all(axis=1) for values in scores.scores.values()]
+    known = [np.isfinite(values) for values in scores.compute_margins().values()]
     n = int((usable & np.stack(known).all(axis=0)).sum())
     if not n:
         raise InputError(

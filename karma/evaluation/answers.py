@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from karma.errors import InputError
+from karma.evaluation.ifeval import check_items
 from karma.evaluation.items import load_items
 from karma.evaluation.protocol import write_choice_prompt
 from karma.evaluation.scoring import (
@@ -83,6 +84,8 @@ def score_recorded(
     scores, rows = {}, []
     for benchmark in benchmarks:
         items = {item["item_id"]: item for item in load_items(benchmark, folder, limit)}
+        if benchmark == "ifeval":
+            check_items(list(items.values()))
         matching = match_answers([line for line in lines if line["benchmark"] == benchmark], benchmark, items)
         if not matching.answers:
             raise InputError(f"{path}: none of its lines matches an item of {benchmark}: is the benchmark right?")

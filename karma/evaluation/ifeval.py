@@ -9,9 +9,11 @@ missing letter and draws one at random; here the draw is seeded too, so their ve
 
 import json
 import random
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from karma.errors import InputError, quote, show_line
 from karma.evaluation.extraction import strip_thinking
 from karma.files.reading import compute_digest
 
@@ -36,6 +38,50 @@ def load_checkers():
     nltk.word_tokenize = punkt.word_tokenize
     langdetect.DetectorFactory.seed = 0
     return utils
+
+
+def check_arguments(ids: Sequence[str], arguments: Sequence[dict[str, Any]], prompt: str = "") -> None:
+    """Raise an InputError where a prompt's instructions cannot be checked, before it is asked.
+
+    Args:
+        ids: names of checkers. arguments: of each its own, without those that are None. prompt: their prompt.
+
+    Example:
+        >>> check_arguments(["length_constraints:number_sentences"], [{"num_sentences": -3, "relation": "at least"}])
+        Traceback (most recent call last):
+        karma.errors.InputError: length_constraints:number_sentences: num_sentences is -3: expected a whole number > 0
+    """
+    checkers = load_checkers().instructions_registry.INSTRUCTION_DICT
+    if isinstance(ids, str) or not isinstance(arguments, Sequence) or not all(isinstance(g, dict) for g in arguments):
+        raise InputError(
+            "expected a list of instructions, and as long a list of their arguments, {} where there are none"
+        )
+    if len(ids) != len(arguments):
+        many = len(arguments)
+        raise InputError(f"{len(ids)} instructions, but {many} sets of arguments: give {{}} where there are none")
+    for name, named in zip(ids, arguments, strict=True):
+        if name not in checkers:
+            raise InputError(f"no checker {quote(name)}; there are {', '.join(sorted(checkers))}")
+        given = {key: value for key, value in named.items() if value is not None}
+        for key, value in given.items():
+            counts = key.startswith(("num_", "nth_")) or key.endswith("frequency")
+            if counts and not (type(value) is int and value >= 1):
+                raise InputError(f"{name}: {key} is {quote(value)}: expected a whole number > 0")
+        item = {"item_id": name, "prompt": prompt, "instruction_id_list": [name], "kwargs": json.dumps([given])}
+        try:
+            check_instructions(item, "karma")
+        except Exception as error:  # checkers raise whatever Python does of an odd argument
+            reason = show_line(str(error)) or type(error).__name__
+            raise InputError(f"{name} cannot be checked with {quote(given)}: {reason}") from error
+
+
+def check_items(items: Sequence[dict[str, Any]]) -> None:
+    """Raise an InputError that names the first of IFEval's items whose instructions cannot be checked."""
+    for item in items:
+        try:
+            check_arguments(item["instruction_id_list"], json.loads(item["kwargs"]), item["prompt"])
+        except InputError as error:
+            raise InputError(f"ifeval: item {quote(item['item_id'])}: {error}") from error
 
 
 def check_instructions(item: dict[str, Any], answer: str) -> dict[str, list[bool]]:

@@ -56,8 +56,13 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
     for where, row in rows:
         try:
             item = _READERS[benchmark](row)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{benchmark}: {where} does not have the benchmark's schema: {error!r}") from error
+            texts = [item["prompt"]] if benchmark == "ifeval" else [item["question"], *item["options"]]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a text that is none")
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else "a value is of another kind"
+            wanted = f"does not have the benchmark's schema ({_SCHEMAS[benchmark]})"
+            raise InputError(f"{benchmark}: {where} {wanted}: {what}") from error
         item["item_id"] = str(item.get("item_id") or f"{benchmark}-{len(items) + 1:05d}")
         if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
             raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
@@ -98,7 +103,7 @@ def _load_local(benchmark: str, folder: Path) -> list[tuple[str, Any]]:
         raise InputError(f"{folder}: expected one {benchmark}*.jsonl or .csv, found {what}")
     try:
         if found[0].suffix == ".csv":
-            rows = pd.read_csv(check_file(found[0]), keep_default_na=False).to_dict("records")
+            rows = pd.read_csv(check_file(found[0]), keep_default_na=False, dtype=str).to_dict("records")
             return [(f"row {number} of {found[0].name}", row) for number, row in enumerate(rows, 1)]
         return [(f"line {number} of {found[0].name}", row) for number, row in load_json_lines(found[0])]
     except InputError:
@@ -166,10 +171,18 @@ def _read_hellaswag(row: dict[str, Any]) -> dict[str, Any]:
 
 def _read_ifeval(row: dict[str, Any]) -> dict[str, Any]:
     kwargs = [{k: v for k, v in (one or {}).items() if v is not None} for one in row["kwargs"]]
+    if not all(isinstance(name, str) for name in row["instruction_id_list"]):
+        raise TypeError("an instruction without a name")
     return {"item_id": row["key"], "prompt": row["prompt"], "instruction_id_list": list(row["instruction_id_list"]),
             "kwargs": json.dumps(kwargs)}  # fmt: skip
 
 
+_SCHEMAS = {
+    "ifeval": "key, prompt, instruction_id_list, kwargs", "mmlu_stem": "subject, question, choices or A to D, answer",
+    "mmlu_pro": "question_id, category, question, options, answer_index", "hellaswag": "ctx, endings, label",
+    "arc_easy": "id, question, choices with text and label, answerKey",
+    "arc_challenge": "id, question, choices with text and label, answerKey",
+}  # fmt: skip
 _READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "ifeval": _read_ifeval, "mmlu_stem": _read_mmlu, "mmlu_pro": _read_mmlu_pro,
     "hellaswag": _read_hellaswag, "arc_easy": _read_arc, "arc_challenge": _read_arc,

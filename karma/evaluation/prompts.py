@@ -63,21 +63,13 @@ def describe_instructions(ids: Sequence[str], kwargs: Sequence[dict[str, Any]]) 
     Raises:
         InputError: an unknown instruction, arguments it does not take, or one it would draw at random.
     """
-    from karma.evaluation.ifeval import load_checkers
+    from karma.evaluation.ifeval import check_arguments, load_checkers
 
+    check_arguments(ids, kwargs)
     checkers, sentences = load_checkers().instructions_registry.INSTRUCTION_DICT, []
-    if len(ids) != len(kwargs):
-        raise InputError(
-            f"{len(ids)} instructions, but {len(kwargs)} sets of arguments: give {{}} where there are none"
-        )
     for name, arguments in zip(ids, kwargs, strict=True):
-        if name not in checkers:
-            raise InputError(f"no checker '{name}'; there are {', '.join(sorted(checkers))}")
         checker = checkers[name](name)
-        try:
-            sentences.append(checker.build_description(**arguments))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name} cannot be checked with {arguments}: {error}") from error
+        sentences.append(checker.build_description(**arguments))
         missing = [key for key in checker.get_instruction_args_keys() if arguments.get(key) is None]
         if missing:
             raise InputError(f"{name} needs '{missing[0]}': without it the checker draws one at random")

@@ -166,9 +166,14 @@ def open_parquet(path: str | Path, what: str = "", **options: Any) -> "pq.Parque
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(check_file(path, what), **options)
+        file = pq.ParquetFile(check_file(path, what), **options)
     except (pa.ArrowException, OSError) as error:
         raise _explain_parquet(path, what, error) from None
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{what} {path} has two columns {quote(twice)}: keep one".lstrip())
+    return file
 
 
 def read_parquet(path: str | Path, what: str = "", columns: list[str] | None = None) -> "pa.Table":

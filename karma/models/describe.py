@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from karma.errors import InputError
 from karma.files.places import cache_folder
 from karma.files.reading import load_json
+from karma.models.folder import load_config
 from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
 from karma.study.sections import ModelSpec
@@ -64,7 +65,7 @@ def build_spec(model: str, base_url: str | None, key_env: str | None, revision: 
         source = {"path": model}
     elif model.startswith((".", "/", "~")):
         raise InputError(f"model {model}: there is no such folder")
-    elif "/" not in model and (near := difflib.get_close_matches(model.lower(), PACKAGED, n=1, cutoff=0.8)):
+    elif "/" not in model and (near := difflib.get_close_matches(model.lower(), PACKAGED, n=1, cutoff=0.65)):
         raise InputError(f"model {model}: no folder; did you mean '{near[0]}'?")
     else:
         _check_hub_name(model)
@@ -122,9 +123,10 @@ def find_trained(folder: Path) -> tuple[Specs, str] | None:
             specs, name = add_trained(stage["models"], policy, model)
             return {**specs, title: specs[name]}, title
     if (model / "adapter_config.json").is_file():
-        base = load_json(model / "adapter_config.json").get("base_model_name_or_path")
-        if not base:
+        base = load_config(model / "adapter_config.json", f"the adapter {model}").get("base_model_name_or_path")
+        if not base or not isinstance(base, str):
             raise InputError(f"{model}: the adapter does not name its base model: set training.merge_adapter to true")
         specs, name = add_trained({base: build_spec(base, None, None, None)}, base, model)
-        return {**specs, run.name: specs[name]}, run.name
+        title = name if run.name in specs else run.name  # a run's folder may be called like its base model
+        return {**specs, title: specs[name]}, title
     return None if model == folder else ({run.name: build_spec(str(model), None, None, None)}, run.name)

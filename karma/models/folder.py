@@ -3,18 +3,33 @@
 Weights are safetensors alone: a pickle could run code, and is refused.
 """
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from karma.errors import InputError
-from karma.files.reading import check_file, load_json, parse_json
+from karma.files.reading import check_file, load_json, parse_json, read_text
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _LARGEST = {  # beyond which a shape is a mistake, and would take hours to build even without weights
     "num_hidden_layers": 10_000, "hidden_size": 1_000_000, "intermediate_size": 10_000_000, "vocab_size": 100_000_000,
     "num_attention_heads": 100_000,
 }  # fmt: skip
+
+_POSITIVE = (  # where 0 or less makes NaN of every answer, or fails when the first one is written
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "max_position_embeddings", "head_dim",
+    "num_beams", "num_return_sequences", "repetition_penalty", "r", "lora_alpha",
+)  # fmt: skip
+_NO_OBJECT = "{here} cannot be loaded: {file} is no JSON object: fetch or save the model again"
+_TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
+
+
+class Tensor(NamedTuple):
+    """What a file's header says of a tensor: its type as safetensors calls it ("F32", "BF16", "I8"), and its shape."""
+
+    dtype: str
+    shape: list[int]
 
 
 def check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], here: str) -> None:
@@ -28,30 +43,63 @@ def check_whole(missing: Collection[str], weights: Iterable[tuple[str, Any]], he
             raise InputError(f"{here}: {weight} holds NaN or infinite weights")
 
 
-def check_parts(folder: Path, name: str) -> dict[str, list[int]]:
-    """Return name -> shape of a folder's weights; raise as `check_folder` where a part is missing or broken."""
+def check_parts(folder: Path, name: str) -> dict[str, Tensor]:
+    """Return a folder's weights by name; raise as `check_folder` where a part is missing or broken."""
     here = f"model '{name}' ({folder})"
     if not (folder / "config.json").exists():
         adapter = (folder / "adapter_config.json").exists()
         what = "it is an adapter alone, give the folder that it was trained in" if adapter else "it has no config.json"
         raise InputError(f"{here} cannot be loaded: {what}")
-    config = load_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = load_config(folder / "config.json", here)
+    if not isinstance(config.get("model_type"), str):
         raise InputError(f"{here} cannot be loaded: its config.json names no model_type")
     for key, most in _LARGEST.items():
         if key in config and not (type(config[key]) is int and 1 <= config[key] <= most):
             raise InputError(f"{here} cannot be loaded: {key} in its config.json is {config[key]!r:.40}")
     if not any((folder / file).exists() for file in _TOKENIZERS):
         raise InputError(f"{here} cannot be loaded: it has no tokenizer ({', '.join(_TOKENIZERS[:3])}, ...)")
-    for file in (*_TOKENIZERS, "tokenizer_config.json", "generation_config.json"):
+    for file in (*_TOKENIZERS, "chat_template.jinja"):
         if (folder / file).exists():
             check_file(folder / file)
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).exists() and not read_text(folder / file).lstrip().startswith("{"):
+            raise InputError(_NO_OBJECT.format(here=here, file=file))
+    if (folder / "generation_config.json").exists():
+        load_config(folder / "generation_config.json", here)
     return list_weights(folder, here)
 
 
-def list_weights(folder: Path, here: str) -> dict[str, list[int]]:
-    """Return name -> shape of a folder's weights, from the headers of its files."""
-    return {weight: shape for file in list_files(folder, here) for weight, shape in read_header(file).items()}
+def load_config(file: Path, here: str) -> dict[str, Any]:
+    """Return one of a model's JSON files; raise an InputError, which begins with `here`, of an impossible value."""
+    config = load_json(file)
+    if not isinstance(config, dict):
+        raise InputError(_NO_OBJECT.format(here=here, file=file.name))
+    for key, value in _list_values(config):
+        number, name = isinstance(value, int | float) and not isinstance(value, bool), key.rpartition(".")[2]
+        broken = isinstance(value, float) and not math.isfinite(value)
+        low = name in _POSITIVE and value is not None and not (number and value > 0)
+        ids = name in _TOKEN_IDS and not all(type(one) is int or one is None for one in _as_list(value))
+        if broken or low or ids:
+            raise InputError(f"{here} cannot be loaded: {key} in its {file.name} is {value!r:.40}")
+    return config
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _list_values(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting, of those within settings too."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _list_values(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def list_weights(folder: Path, here: str) -> dict[str, Tensor]:
+    """Return a folder's weights by name, from the headers of its files."""
+    return {weight: tensor for file in list_files(folder, here) for weight, tensor in read_header(file).items()}
 
 
 def list_files(folder: Path, here: str) -> list[Path]:
@@ -74,8 +122,8 @@ def list_files(folder: Path, here: str) -> list[Path]:
     return files
 
 
-def read_header(file: Path) -> dict[str, list[int]]:
-    """Return name -> shape of a safetensors file; one that is none, or was cut off, is an InputError."""
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name; one that is none, or was cut off, is an InputError."""
     size = check_file(file).stat().st_size
     with file.open("rb") as stream:
         n_bytes = int.from_bytes(stream.read(8), "little")
@@ -85,9 +133,9 @@ def read_header(file: Path) -> dict[str, list[int]]:
             header = parse_json(stream.read(n_bytes).decode())
             weights = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
             end = max((tensor["data_offsets"][1] for tensor in weights.values()), default=0)
-            shapes = {name: list(tensor["shape"]) for name, tensor in weights.items()}
+            found = {name: Tensor(str(tensor["dtype"]), list(tensor["shape"])) for name, tensor in weights.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise InputError(f"{file} is no safetensors file: its header cannot be read") from None
     if size != 8 + n_bytes + end:
         raise InputError(f"{file} was cut off: it has {size:,} of {8 + n_bytes + end:,} bytes; fetch it again")
-    return shapes
+    return found

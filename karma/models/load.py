@@ -17,7 +17,7 @@ from typing import Any
 
 from karma.errors import InputError, show_line
 from karma.files.reading import compute_digest, compute_file_digest, load_json
-from karma.models.folder import check_parts, check_whole, list_files, read_header
+from karma.models.folder import Tensor, check_parts, check_whole, list_files, load_config, read_header
 from karma.models.made import add_noise, build_random, build_tokenizer, drop_layers, prepare_packaged
 
 Specs = dict[str, dict[str, Any]]
@@ -92,8 +92,9 @@ def is_reward_model(models: Specs, name: str) -> bool:
     Of a Hub model that is not fetched yet nothing is known.
     """
     spec = models.get(name, {})
-    if spec.get("adapter"):
-        return load_json(Path(spec["adapter"]) / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    if adapter := spec.get("adapter"):
+        config = load_config(Path(adapter) / "adapter_config.json", f"model '{name}' (the adapter {adapter})")
+        return config.get("task_type") == "SEQ_CLS"
     file = Path(spec["path"]) / "config.json" if spec.get("path") else None
     if spec.get("hub"):
         from huggingface_hub import try_to_load_from_cache
@@ -179,19 +180,8 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
 
 def load_shape(models: Specs, name: str) -> tuple[Any, int]:
     """Return a model's configuration and its number of parameters, without its weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    spec = _get_spec(models, name)
-    if spec["perturbed"] or spec.get("adapter"):
-        return load_shape(models, spec["perturbed"] or spec["base"])
-    if spec["random"]:
-        config = build_random(spec).config
-    else:
-        location, extra = _location(spec)
-        config = _from_pretrained(AutoConfig, location, name, **extra)
-    with torch.device("meta"):
-        return config, AutoModelForCausalLM.from_config(config).num_parameters()
+    empty = _build_empty(models, name)
+    return empty.config, empty.num_parameters()
 
 
 def _from_pretrained(kind, location: str, name: str, **options):
@@ -199,8 +189,9 @@ def _from_pretrained(kind, location: str, name: str, **options):
         with _quiet():
             return kind.from_pretrained(location, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many kinds; each becomes one line
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model '{name}' ({location}) cannot be loaded: {show_line(reason)}") from error
+        reason = show_line(" ".join(str(error).split())) or type(error).__name__
+        where = "" if Path(location).is_dir() else f"; if a folder is meant, there is no {location} here"
+        raise InputError(f"model '{name}' ({location}) cannot be loaded: {reason}{where}") from error
 
 
 def _load_whole(kind, location: str, name: str, **options):
@@ -256,6 +247,7 @@ def check_model(models: Specs, name: str) -> None:
         except InputError as error:
             raise InputError(f"{here}: {error}") from error
         refuse_reward_model(models, name)
+        _check_adapter(models, name, here)
         _check_weights([Path(adapter) / "adapter_model.safetensors"], (), here)
         return
     load_tokenizer(models, name)
@@ -265,6 +257,49 @@ def check_model(models: Specs, name: str) -> None:
         _, report = _from_pretrained(AutoModelForCausalLM, str(folder), name, use_safetensors=True, device_map="meta",
                                      output_loading_info=True)  # fmt: skip
         _check_weights(list_files(folder, here), report["missing_keys"], here)
+
+
+def _check_adapter(models: Specs, name: str, here: str) -> None:
+    """Raise where an adapter's settings make no adapter of its base model, or one of other weights than it has."""
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    folder = Path(models[name]["adapter"])
+    load_config(folder / "adapter_config.json", here)
+    found = read_header(folder / "adapter_model.safetensors")
+    try:
+        with torch.device("meta"), _quiet():
+            empty = get_peft_model(_build_empty(models, models[name]["base"]), PeftConfig.from_pretrained(str(folder)))
+            wanted = {weight: list(values.shape) for weight, values in
+                      get_peft_model_state_dict(empty, save_embedding_layers=False).items()}  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:  # PEFT raises many kinds; each becomes one line
+        reason = show_line(" ".join(str(error).split())) or type(error).__name__
+        raise InputError(f"{here} cannot be loaded: adapter_config.json makes no adapter ({reason})") from error
+    shapes = {weight: tensor.shape for weight, tensor in found.items() if weight in wanted or "lora_" in weight}
+    if odd := sorted(weight for weight in {*wanted, *shapes} if wanted.get(weight) != shapes.get(weight)):
+        has, says = (f"shape {known[odd[0]]}" if odd[0] in known else "no place" for known in (shapes, wanted))
+        raise InputError(f"{here} cannot be loaded: {odd[0]} has {has} among its weights, {says} by its config")
+
+
+def _build_empty(models: Specs, name: str) -> Any:
+    """Return a causal language model of a model's shape, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    spec = _get_spec(models, name)
+    if spec.get("adapter"):
+        return _build_empty(models, spec["base"])
+    if spec["perturbed"]:
+        whole = _build_empty(models, spec["perturbed"])
+        drop_layers(whole, spec["drop_layers"], name)
+        return whole
+    if spec["random"]:
+        return build_random(spec)
+    location, extra = _location(spec)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_from_pretrained(AutoConfig, location, name, **extra))
 
 
 def _check_weights(files: Sequence[Path], missing: Collection[str], here: str) -> None:
@@ -277,7 +312,7 @@ def _check_weights(files: Sequence[Path], missing: Collection[str], here: str) -
             check_whole(missing, each, here)
 
 
-def _check_shapes(shapes: dict[str, list[int]], folder: Path, name: str) -> None:
+def _check_shapes(weights: dict[str, Tensor], folder: Path, name: str) -> None:
     """Raise where weights have other shapes than the model that config.json describes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -290,12 +325,16 @@ def _check_shapes(shapes: dict[str, list[int]], folder: Path, name: str) -> None
     except Exception as error:  # transformers and torch raise many kinds of an odd shape; each becomes one line
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{here} cannot be loaded: config.json makes no model ({show_line(reason)})") from error
-    for weight, shape in shapes.items():
+    quantized = getattr(wanted, "quantization_config", None) is not None
+    for weight, (dtype, shape) in weights.items():
         if weight in expected and list(expected[weight].shape) != shape:
             raise InputError(
                 f"{here} cannot be loaded: {weight} has shape {shape}, config.json says {list(expected[weight].shape)}"
             )
-    if not set(expected) & set(shapes):
+        whole = dtype.startswith(("I", "U", "BOOL")) and not quantized
+        if whole and weight in expected and expected[weight].is_floating_point():
+            raise InputError(f"{here} cannot be loaded: {weight} holds whole numbers ({dtype}), no weights")
+    if not set(expected) & set(weights):
         raise InputError(f"{here} cannot be loaded: its weights are those of another model than config.json describes")
 
 
@@ -309,11 +348,14 @@ def _check_tokenizer(tokenizer: Any, folder: Path | None, name: str) -> None:
     asked = [{"role": "user", "content": "karma"}]
     try:
         text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        answered = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "kinship"}], tokenize=False)
     except Exception as error:  # Jinja's kinds, and whatever a template raises
         reason = show_line(" ".join(str(error).split())) or type(error).__name__
         raise InputError(f"model '{name}': its chat template cannot be used: {reason}") from error
     if "karma" not in text:
         raise InputError(f"model '{name}': its chat template leaves out what it is asked: correct it")
+    if "kinship" not in answered:
+        raise InputError(f"model '{name}': its chat template leaves out what is answered: correct it")
 
 
 def compute_weights_digest(models: Specs, name: str) -> str:

@@ -50,6 +50,11 @@ OVERLAP_SCHEMA = pa.schema([
     ("item", pa.string()), ("duplicate_of", pa.string()), ("overlap", pa.float64()),
 ])  # fmt: skip
 
+_RANGES = (  # with what rounding may add
+    ("chosen_score", -1e12, 1e12), ("rejected_score", -1e12, 1e12), ("kinship", -1 - 1e-9, 1 + 1e-9),
+    (CONFIDENCE, 0.0, 1.0),
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -212,10 +217,23 @@ def load_pairs(folder: str | Path) -> PairSet:
         if pc.any(pc.equal(pc.list_value_length(table[name]), 0)).as_py():
             raise InputError(f"{file}: a {name} holds no message: make it again with `karma binarize`")
         _check_turns(table[name], name, file)
+    _check_values(table, file)
     accounting = Accounting.from_dict(load_json(folder / "accounting.json"), str(folder / "accounting.json"))
     if accounting.pairs_out != table.num_rows:
         raise InputError(f"{folder}: {table.num_rows} pairs, but accounting.json counts {accounting.pairs_out}")
     return PairSet(table, accounting)
+
+
+def _check_values(table: pa.Table, file: Path) -> None:
+    """Raise where a row has no id of its own, or a number is none that `karma binarize` could have written."""
+    if table["row_id"].null_count or pc.count_distinct(table["row_id"]).as_py() < table.num_rows:
+        raise InputError(f"{file}: two pairs have one row_id, or a pair has none: give each pair its own")
+    for name, low, high in _RANGES:
+        values = pc.drop_null(table[name].cast(pa.float64()))
+        fits = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+        if not pc.all(fits, min_count=0).as_py():
+            odd = next(v for v in values.to_pylist() if not low <= v <= high)
+            raise InputError(f"{file}: a {name} is {odd:g}, expected {low:g} to {high:g}, or nothing: put it right")
 
 
 def _check_turns(column: pa.ChunkedArray, name: str, file: Path) -> None:

@@ -162,7 +162,7 @@ def decode_json(line: bytes, where: str, halves: bool = False) -> Any:
     except ValueError as error:
         if str(error).startswith("key "):
             raise InputError(f"{where}: {error}") from error
-        raise InputError(f"{where} is not valid JSON ({first_line(error)}): was it cut off?") from error
+        raise InputError(f"{where} is not valid JSON ({first_line(error)}): put it right, or fetch it again") from error
 
 
 def first_line(error: Exception) -> str:

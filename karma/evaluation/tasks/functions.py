@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from karma.evaluation.ifeval import average_instructions, score_instructions
+from karma.evaluation.ifeval import average_instructions, check_items, score_instructions
 from karma.evaluation.items import load_items
 from karma.evaluation.protocol import (
     score_choice,
@@ -25,4 +25,7 @@ def load(
     every: int = 1, **_,
 ) -> dict[str, Dataset]:  # fmt: skip
     """Load a benchmark's items, or every so manieth of them, as the split `test`."""
-    return {"test": Dataset.from_list(load_items(benchmark, folder, (limits or {}).get(benchmark, limit))[::every])}
+    items = load_items(benchmark, folder, (limits or {}).get(benchmark, limit))[::every]
+    if benchmark == "ifeval":
+        check_items(items)
+    return {"test": Dataset.from_list(items)}
