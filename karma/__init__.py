@@ -9,19 +9,14 @@ import os
 import sys
 import warnings
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars are text where there are no widgets
 if "ipykernel" in sys.modules and not {"JPY_SESSION_NAME", "VSCODE_PID"} & os.environ.keys():
     sys.modules.setdefault("ipywidgets", None)  # type: ignore[arg-type]  # nobody reads live: bars and figures stay text
 
-try:
-    __version__ = version("karma-kit")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
-
 if TYPE_CHECKING:
+    __version__: str
     from karma.errors import InputError, KarmaError
     from karma.evaluation.runner import evaluate
     from karma.kinship.similarity import compute_kinship
@@ -60,7 +55,18 @@ def __getattr__(name: str) -> Any:
     """Import the module behind a public name when it is first asked for."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name == "__version__":
+        return _find_version()
     raise AttributeError(f"module 'karma' has no attribute '{name}'")
+
+
+def _find_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("karma-kit")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -5,28 +5,45 @@ What the operating system or a library of formats says of a path or a file is th
 anything else unforeseen is called a bug, with how to see its traceback (--debug, or KARMA_DEBUG=1), and never hidden.
 """
 
-import ast
-import errno
-import logging
-import math
-import os
-import platform
-import sys
+import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
-from typer.main import get_command
 
-from karma import __version__
-from karma.errors import InputError, KarmaError, show_line
+@contextmanager
+def _end_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback, while modules are imported and nothing is at work yet."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _end_at_once():
+    import ast
+    import errno
+    import logging
+    import math
+    import os
+    import platform
+    import sys
+    import warnings
+    from importlib import import_module
+    from importlib.util import find_spec
+    from pathlib import Path
+    from typing import Annotated, Any
+
+    import typer
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from karma.errors import InputError, KarmaError, show_line
 
 GROUPS = {  # as `karma --help` shows them: command -> its file in karma/commands
     "Study": {
@@ -104,6 +121,8 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
+        from karma import __version__
+
         typer.echo(f"karma {__version__} (Python {platform.python_version()})")
         raise typer.Exit
 
@@ -132,6 +151,10 @@ def main() -> None:
         _refuse_empty(sys.argv[1:])
         with _say_a_word(_find_command(sys.argv[1:])), nullcontext() if debug else _hear_only_the_kit():
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except KeyboardInterrupt:  # before typer hears it, or after
+        if debug:
+            raise
+        sys.exit(130)
     except Exception as error:
         if debug:
             raise

@@ -132,9 +132,10 @@ def hit(target: Target, generator: random.Random, tally: Counter[tuple[str, str,
         tally[target.name, name, "not ended after 10 s"] += 1
         process.kill()
         _, errors = process.communicate()
-    if b"Traceback" in errors:
-        tally[target.name, name, "traceback"] += 1
-        print(errors.decode()[-1500:], flush=True)
+    if b"Traceback" in errors:  # Python's own, where Ctrl-C meets its start or the package's first line
+        began = b"/karma/cli.py" in errors
+        tally[target.name, name, "traceback" if began else "before it began"] += 1
+        print(errors.decode()[-1500:] if began else f"{target.name}: hit before it began", flush=True)
     deadline = time.monotonic() + 10
     while (left := find_left(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -268,7 +269,7 @@ def main() -> None:
     rows = [{"target": t, "signal": s, "what": w, "n": n} for (t, s, w), n in sorted(tally.items())]
     save_json({"seed": asked.seed, "rows": rows}, ROOT / "outputs" / "bench" / "faults.json")
     hits = sum(row["n"] for row in rows if row["what"] == "hits")
-    wrong = [row for row in rows if row["what"] not in ("hits", "ended before", "finished")]
+    wrong = [row for row in rows if row["what"] not in ("hits", "ended before", "finished", "before it began")]
     for row in rows:
         print(f"{row['target']:<10} {row['signal']:<8} {row['what']:<24} {row['n']}")
     print(f"{hits} kills, {sum(row['n'] for row in wrong)} violations")
