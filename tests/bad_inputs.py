@@ -956,6 +956,34 @@ CALIBRATION = {
         "reversed": ('"lowest": 0.0', '"lowest": 9.0'), "negative count": ('"n_models": 3', '"n_models": -3'),
         "text for a number": ('"intercept": 0.0', '"intercept": "0"')}.items()},
 }  # fmt: skip
+
+
+def harness_results(metric: Any = 0.7, **changed: Any) -> Make:
+    """Result files of lm-evaluation-harness by two models, the second of which is changed."""
+
+    def make(folder: Path, good: Path) -> str:
+        for k, model in enumerate(("org/a", "org/b")):
+            values = {"acc,none": 0.4 + k / 10, "acc_norm,none": metric if k else 0.5, "alias": "arc_easy"}
+            whole = {"model_name": model, "results": {"arc_easy": values},
+                     "n-samples": {"arc_easy": {"effective": 60}}, **(changed if k else {})}  # fmt: skip
+            (folder / "runs" / model[-1]).mkdir(parents=True)
+            (folder / "runs" / model[-1] / "results_1.json").write_text(json.dumps(whole))
+        return str(folder / "runs")
+
+    return make
+
+
+HARNESS_RESULTS: dict[str, Make] = {
+    **{f"a metric is {name}": harness_results(value) for name, value in {
+        "true": True, "text": "0.7", "null": None, "a list": [0.7], "NaN": float("nan"), "infinite": float("inf")}.items()},
+    **{f"items are {name}": harness_results(**{"n-samples": {"arc_easy": {"effective": value}}}) for name, value in {
+        "text": "x", "true": True, "a fraction": 9.5, "a list": [1], "negative": -1, "NaN": float("nan")}.items()},
+    **{f"{key} is {name}": harness_results(**{key: value}) for name, value in {"a list": [1], "text": "x"}.items()
+       for key in ("results", "n-samples", "higher_is_better", "versions", "n-shot", "group_subtasks", "config_general")},
+    "a task is a list": harness_results(results={"arc_easy": [1]}),
+    "a group is a part of itself": harness_results(group_subtasks={"arc_easy": ["arc_easy"]}),
+    "a model is a list": harness_results(model_name=["org/b"]), "no model": harness_results(model_name=None),
+}  # fmt: skip
 POOL: dict[str, Make] = {
     **with_suffix(PATHS, ".jsonl"), "an empty folder": _folder, **json_lines("pool.jsonl", "instruction"),
     "a saved folder that is none": lambda f, g: (_folder(f, g), (f / "some-folder" / "state.json").write_text("{}"),
@@ -1019,7 +1047,7 @@ KINDS: dict[str, dict[str, Make]] = {
     "pairs as parquet": {k: v for k, v in parquet_files("pairs/pairs.parquet", "chosen").items() if k not in OF_FILES},
     "model": MODELS_OF_FOLDERS, "model name": MODEL_NAMES, "ifeval items": IFEVAL_ITEMS,
     "answers": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("answers.jsonl", "answer")}, "items": ITEMS,
-    "judgments": JUDGMENTS, "responses": RESPONSES,
+    "judgments": JUDGMENTS, "responses": RESPONSES, "harness results": HARNESS_RESULTS,
     "cards": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("cards.jsonl", "id")},
     "kinship answers": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("own_answers.jsonl", "origin_model")},
     "prompts": {**with_suffix(OF_FILES, ".jsonl"), **json_lines("prompts.jsonl", "prompt")},
@@ -1132,7 +1160,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     *((name, option, "word", {}) for name in ("binarize", "kinship", "audit-labels") for option in ("--measure", "--weight")),
     ("select", "--missing", "word", {"--explicit": "kinship", "--scores": "@scores.csv"}),
     ("binarize", "--engine", "word", {}), ("binarize", "--cores", "count", {}),
-    ("read-scores", "A", "any score table", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
+    ("read-scores", "A", "any score table", {}), ("read-scores", "A", "harness results", {}), ("read-scores", "--columns", "column map", {"A": "@other.csv"}),
     ("read-scores", "--cards", "cards", {}),
     ("read-scores", "--ignore", "word", {}), ("read-scores", "--unit", "word", {}),
     ("shard", "--shard", "word", {}), ("shard", "-p", "word", {}),

@@ -281,6 +281,55 @@ def test_files_of_no_known_kind(tmp_path, content, message):
     assert message in call("read-scores", file, "--out", tmp_path / "t.csv", ok=False)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"n-samples": {"toxigen": {"effective": "x"}}},
+            "n-samples, toxigen, effective is 'x': expected a whole number",
+        ),
+        ({"n-samples": {"toxigen": {"effective": True}}}, "n-samples, toxigen, effective is True: expected a whole"),
+        (
+            {"n-samples": {"toxigen": {"effective": 9.5}}},
+            "n-samples, toxigen, effective is 9.5: expected a whole number",
+        ),
+        ({"n-samples": {"toxigen": 940}}, "n-samples, toxigen is 940: expected an object"),
+        ({"n-samples": [1]}, "n-samples is [1]: expected an object"),
+        ({"higher_is_better": {"toxigen": "no"}}, "higher_is_better, toxigen is 'no': expected an object"),
+        ({"versions": "1.0"}, "versions is '1.0': expected an object"),
+        ({"group_subtasks": {"mmlu": "law"}}, "group_subtasks, mmlu is 'law': expected a list of names"),
+        ({"group_subtasks": {"mmlu": ["law"], "law": ["mmlu"]}}, "group_subtasks: mmlu is a part of itself"),
+        ({"model_name": ["org/b"]}, "its model is ['org/b']: write the name as text"),
+        ({"config_general": "x"}, "config_general is 'x': expected an object"),
+    ],
+)
+def test_results_of_another_shape_are_one_line_that_names_the_file_and_the_place(tmp_path, change, message):
+    save_results(tmp_path / "runs", "org/a", lm_eval_file("org/a", 0.4))
+    save_results(tmp_path / "runs", "org/b", lm_eval_file("org/b", 0.6, **change))
+    said = call("read-scores", tmp_path / "runs", "--out", tmp_path / "t.csv", ok=False)
+    assert message in said and "org__b/results_" in said and not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize("value", [True, "0.7", None, [0.7], float("nan"), float("inf")])
+def test_a_usual_metric_that_is_no_number_is_refused_and_not_exchanged_for_the_next(tmp_path, value):
+    """The metric of every model of the task would be another: acc, where acc_norm is meant."""
+    bad = lm_eval_file("org/b", 0.6)
+    bad["results"]["hellaswag"]["acc_norm,none"] = value
+    save_results(tmp_path / "runs", "org/a", lm_eval_file("org/a", 0.4))
+    file = save_results(tmp_path / "runs", "org/b", bad)
+    words = ["read-scores", tmp_path / "runs", "--out", tmp_path / "t.csv"]
+    said = call(*words, ok=False)
+    assert said == f"{file}: hellaswag: acc_norm,none is {value!r}: expected a finite number"
+    assert "x 2 benchmarks" in call(*words, "--ignore", "hellaswag")
+
+
+@pytest.mark.parametrize("own", [{"value": True, "n": 60}, {"value": 0.5, "n": "many"}, {"value": 0.5}, {}, 3])
+def test_a_score_file_of_the_kit_that_was_changed_by_hand(tmp_path, own):
+    file = write(tmp_path / "scores.json", json.dumps({"model": "a", "benchmarks": {"arc_easy": own}}))
+    said = call("read-scores", file, "--out", tmp_path / "t.csv", ok=False)
+    assert said.startswith(f"{file}: ") and "arc_easy" in said and ("expected" in said or "evaluate again" in said)
+
+
 def test_a_folder_without_results(tmp_path):
     (tmp_path / "empty").mkdir()
     said = call("read-scores", tmp_path / "empty", "--out", tmp_path / "t.csv", ok=False)

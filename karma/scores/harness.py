@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma.errors import InputError
+from karma.errors import InputError, quote
 from karma.files.reading import load_json
 from karma.scores.columns import Column, ColumnMap
-from karma.scores.metrics import choose_metric
+from karma.scores.metrics import PREFERRED, choose_metric
 from karma.scores.understand import UNSTATED, load_catalogue, simplify
 
 FILES = ("results*.json", "scores.json")
+_BESIDE = ("alias", "name", "sample_len", "samples", " ")  # what lm-eval writes among metrics
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ def read_results(
         header, rows (a missing score is an empty cell), a column map, and what was set aside, each with the reason.
 
     Raises:
-        InputError: a file of no known kind, or models that were not evaluated alike.
+        InputError: a file of no known kind, anything but a number where one must stand (but in tasks to leave out), or
+            models that were not evaluated alike.
     """
     models: dict[str, dict[str, dict[str, Score]]] = {}
     aside: dict[str, str] = {}
     for file in files:
-        model, found = _read_file(file)
+        model, found = _read_file(file, ignore)
         known = models.setdefault(model, {})
         aside |= {f"{task} of {model}": "an older result" for task in sorted(found.keys() & known.keys())}
         known |= found
@@ -127,74 +129,94 @@ def _check_alike(task: str, own: dict[str, Score]) -> None:
                                  f"it out (--ignore {task})")  # fmt: skip
 
 
-def _read_file(file: Path) -> tuple[str, dict[str, dict[str, Score]]]:
+def _read_file(file: Path, ignore: Collection[str]) -> tuple[str, dict[str, dict[str, Score]]]:
     """Return a file's model and its tasks."""
     content = load_json(file)
     kind = content if isinstance(content, dict) else {}
-    if isinstance(kind.get("benchmarks"), dict) and "model" in kind:
-        return str(kind["model"]), {
-            name: {"score": Score(float(b["value"]), int(b["n"]), (
-                f"{b['n']} items", f"version {b.get('task_version')}", f"prompt {b.get('template_hash')}"))}
-            for name, b in kind["benchmarks"].items()
-        }  # fmt: skip
-    if not isinstance(kind.get("results"), dict):
+    own = "model" in kind and isinstance(kind.get("benchmarks"), dict)
+    if not own and not isinstance(kind.get("results"), dict):
         raise InputError(f"{file}: no result file of lm-eval, lighteval or karma: it has no 'results'")
-    general = kind.get("config_general") or {}
-    if general:
-        model = general.get("model_name") or (general.get("model_config") or {}).get("model_name")
-        tasks = dict(_read_lighteval(kind))
-    else:
-        model, tasks = kind.get("model_name"), dict(_read_lm_eval(kind))
+    try:
+        general = _read_map(kind, "config_general")
+        if own:
+            model, tasks = kind["model"], dict(_read_own(kind, ignore))
+        elif general:
+            model = general.get("model_name") or _read_map(general, "model_config").get("model_name")
+            tasks = dict(_read_lighteval(kind, ignore))
+        else:
+            model, tasks = kind.get("model_name"), dict(_read_lm_eval(kind, ignore))
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
     if not model:
         raise InputError(f"{file}: the result file does not name its model: add 'model_name' to it")
-    return str(model), tasks
+    if not isinstance(model, str):
+        raise InputError(f"{file}: its model is {quote(model)}: write the name as text")
+    return model, tasks
 
 
-def _read_lm_eval(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Score]]]:
-    results, subtasks = content["results"], content.get("group_subtasks") or {}
-    samples, higher = content.get("n-samples") or {}, content.get("higher_is_better") or {}
+def _read_own(content: dict[str, Any], ignore: Collection[str]) -> Iterator[tuple[str, dict[str, Score]]]:
+    for name in content["benchmarks"]:
+        one = _read_map(content["benchmarks"], name, "benchmarks, ")
+        if name in ignore:
+            yield name, {}
+            continue
+        n = _read_count(one.get("n"), f"{name}, n")
+        if n is None:
+            raise ValueError(f"{name}: it has no n, the number of items: evaluate again")
+        setup = (f"{n} items", f"version {one.get('task_version')}", f"prompt {one.get('template_hash')}")
+        yield name, {"score": Score(_read_number(one.get("value"), f"{name}, value"), n, setup)}
 
-    def list_leaves(task: str) -> list[str]:
-        return [leaf for child in subtasks.get(task) or [] for leaf in list_leaves(child)] or [task]
 
-    scored = {task: _list_numbers(values) for task, values in results.items()}
-    covered = {below for group in subtasks if scored.get(group) for below in _list_below(subtasks, group)}
+def _read_lm_eval(content: dict[str, Any], ignore: Collection[str]) -> Iterator[tuple[str, dict[str, Score]]]:
+    results = content["results"]
+    subtasks = {group: _read_parts(parts, group) for group, parts in _read_map(content, "group_subtasks").items()}
+    samples, higher, versions, shots = (
+        _read_map(content, key) for key in ("n-samples", "higher_is_better", "versions", "n-shot")
+    )
+    below = {group: [*_list_below(subtasks, group, (group,))] for group in subtasks}
+    scored = {task: _list_numbers(results, task, strict=task not in ignore) for task in results}
+    covered = {one for group in subtasks if scored.get(group) for one in below[group]}
     for task, values in scored.items():
         if not values or task in covered:
             continue
-        n_items = _add_up((samples.get(leaf) or {}).get("effective") for leaf in list_leaves(task))
-        setup = (f"{n_items} items", f"version {(content.get('versions') or {}).get(task)}",
-                 f"{(content.get('n-shot') or {}).get(task)} shots")  # fmt: skip
-        lower = {m: (higher.get(task) or {}).get(m.split(",")[0]) is False for m in values}
-        yield task, {m: Score(value, n_items, setup, lower[m]) for m, value in values.items()}
+        leaves = [one for one in below.get(task, []) if not subtasks.get(one)] or [task]
+        if task in ignore:
+            yield task, {}
+            continue
+        counts = [_read_map(samples, leaf, "n-samples, ").get("effective") for leaf in leaves]
+        n_items = _add_up(counts, f"n-samples, {task}, effective")
+        setup = (f"{n_items} items", f"version {versions.get(task)}", f"{shots.get(task)} shots")
+        known = _read_map(higher, task, "higher_is_better, ")
+        yield task, {m: Score(v, n_items, setup, known.get(m.split(",")[0]) is False) for m, v in values.items()}
 
 
-def _list_below(subtasks: dict[str, list[str]], group: str) -> Iterator[str]:
-    for child in subtasks.get(group) or []:
+def _list_below(subtasks: dict[str, list[str]], group: str, above: tuple[str, ...]) -> Iterator[str]:
+    for child in subtasks.get(group, []):
+        if child in above:
+            raise ValueError(f"group_subtasks: {child} is a part of itself: correct the file")
         yield child
-        yield from _list_below(subtasks, child)
+        yield from _list_below(subtasks, child, (*above, child))
 
 
-def _read_lighteval(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Score]]]:
-    counts = {_name_task(task)[0]: (config or {}).get("effective_num_docs")
-              for task, config in (content.get("config_tasks") or {}).items()}  # fmt: skip
+def _read_lighteval(content: dict[str, Any], ignore: Collection[str]) -> Iterator[tuple[str, dict[str, Score]]]:
+    configs, versions = _read_map(content, "config_tasks"), _read_map(content, "versions")
+    counts = {
+        _name_task(task)[0]: _read_map(configs, task, "config_tasks, ").get("effective_num_docs") for task in configs
+    }
     named = {task: _name_task(task) for task in content["results"] if task != "all"}
     averaged = {name.removesuffix(":_average") for name, _ in named.values() if name.endswith(":_average")}
     for task, (name, shots) in named.items():
-        group = name.partition(":")[0]
+        group, shown = name.partition(":")[0], name.removesuffix(":_average")
         if group in averaged and not name.endswith(":_average"):
             continue
+        if shown in ignore:
+            yield shown, {}
+            continue
         parts = [name] if group not in averaged else [part for part in counts if part.startswith(f"{group}:")]
-        n_items = _add_up(counts.get(part) for part in parts)
-        setup = (f"{n_items} items", f"version {(content.get('versions') or {}).get(task)}", f"{shots} shots")
-        values = _list_numbers(content["results"][task])
-        yield name.removesuffix(":_average"), {m: Score(value, n_items, setup) for m, value in values.items()}
-
-
-def _add_up(counts: Iterable[int | None]) -> int | None:
-    """Return the number of items of all parts, or None where one is unknown."""
-    known = [n or 0 for n in counts]
-    return sum(known) if known and min(known) > 0 else None
+        n_items = _add_up([counts.get(part) for part in parts], f"config_tasks, {task}, effective_num_docs")
+        setup = (f"{n_items} items", f"version {versions.get(task)}", f"{shots} shots")
+        values = _list_numbers(content["results"], task, strict=True)
+        yield shown, {m: Score(value, n_items, setup) for m, value in values.items()}
 
 
 def _name_task(task: str) -> tuple[str, str]:
@@ -205,11 +227,56 @@ def _name_task(task: str) -> tuple[str, str]:
     return words[-1] if words else task, shots
 
 
-def _list_numbers(values: object) -> dict[str, float]:
-    """Return a task's metrics without standard errors, names and what is no number."""
-    found = values.items() if isinstance(values, dict) else ()
-    return {
-        str(name): float(value) for name, value in found
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        and "stderr" not in str(name) and name not in ("sample_len", "samples")
-    }  # fmt: skip
+# --- what may stand where --------------------------------------------------------------------------------------------
+
+
+def _read_map(values: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:
+    """Return a map within a map, empty where it is absent or null; anything else is a ValueError that names it."""
+    found = values.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{where}{key} is {quote(found)}: expected an object")
+    return found or {}
+
+
+def _read_parts(parts: object, group: str) -> list[str]:
+    if parts is None or (isinstance(parts, list) and all(isinstance(part, str) for part in parts)):
+        return parts or []
+    raise ValueError(f"group_subtasks, {group} is {quote(parts)}: expected a list of names")
+
+
+def _read_count(value: object, where: str) -> int | None:
+    """Return a number of items; None where it is absent or 0."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0
+    if value is not None and (not whole or not 0 <= value < 2**53):  # type: ignore[operator]
+        raise ValueError(f"{where} is {quote(value)}: expected a whole number of items")
+    return int(value) or None if value is not None else None  # type: ignore[call-overload,no-any-return]
+
+
+def _read_number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where} is {quote(value)}: expected a finite number")
+    return float(value)
+
+
+def _add_up(counts: list[Any], where: str) -> int | None:
+    """Return the number of items of all parts, or None where one is unknown."""
+    known = [_read_count(n, where) or 0 for n in counts]
+    return sum(known) if known and min(known) > 0 else None
+
+
+def _list_numbers(results: dict[str, Any], task: str, *, strict: bool) -> dict[str, float]:
+    """Return a task's metrics without standard errors, names and what else stands beside them.
+
+    Where strict, a usual metric that is no number is refused, and any of lm-eval's ("metric,filter") that is none:
+    the next one would be taken in its place, for all models.
+    """
+    found = {}
+    for name, value in _read_map(results, task, "results, ").items():
+        if "stderr" in name or name in _BESIDE:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if strict and (name.split(",")[0] in PREFERRED or ("," in name and not is_number)):
+            found[name] = _read_number(value, f"{task}: {name}")
+        elif is_number and math.isfinite(value):
+            found[name] = float(value)
+    return found
