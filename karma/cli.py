@@ -85,7 +85,9 @@ class _ByNeed(TyperGroup):
             return super().resolve_command(ctx, args)
         module = import_module(f"karma.commands.{COMMANDS[args[0]]}")
         function = getattr(module, args[0].replace("-", "_"))
-        return args[0], _build(args[0], function, epilog=getattr(module, "EPILOG", None)), args[1:]
+        command = _build(args[0], function, epilog=getattr(module, "EPILOG", None))
+        _refuse_odd_numbers(command, get_type_hints(function), args[1:])
+        return args[0], command, args[1:]
 
 
 def _build(name: str, function: Callable[..., None], text: str | None = None, epilog: str | None = None) -> Any:
@@ -103,6 +105,16 @@ def _check_number(_: Any, parameter: Any, value: Any) -> Any:
         if (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**32):
             raise InputError(f"{parameter.opts[0]} {one}: expected a number that is finite and below {2**32:,}")
     return value
+
+
+def _refuse_odd_numbers(command: Any, kinds: dict[str, Any], words: list[str]) -> None:
+    """Refuse what Python reads as a number and no person writes: 1_000, or digits of another script."""
+    asked = {opt for p in command.params for opt in p.opts if {int, float} & {kinds[p.name], *get_args(kinds[p.name])}}
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, value = word.partition("=")
+        option, text = (name, value) if equals else (before, word)
+        if option in asked and not (text.isascii() and "_" not in text):
+            raise InputError(f"{option} {text}: expected a number in the digits 0 to 9, without a _")
 
 
 def _read_help(name: str) -> str:

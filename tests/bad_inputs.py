@@ -353,7 +353,7 @@ CSV: dict[str, Make] = {
     **{f"a cell is {name}": content(".csv", SCORES.format(cell)) for name, cell in {
         "nan": "nan", "infinite": "inf", "minus infinite": "-inf", "400 digits": "9" * 400, "5,000 digits": "9" * 5000,
         "1e400": "1e400", "text": "good", "empty": "", "negative": "-1", "200,000 characters": "x" * 200_000,
-        "marked up": '"a\n[bold]b"', "too large": "101"}.items()},
+        "marked up": '"a\n[bold]b"', "too large": "101", "with an underscore": "0.3_4", "in other digits": "\u0660.\u0663"}.items()},
     "an open quote": content(".csv", SCORES.format('"0.5')),
     "header alone": content(".csv", "origin_model,ifeval\n"),
     "one model": content(".csv", "origin_model,ifeval\nGPT-4,0.4\n"),
@@ -408,6 +408,16 @@ COLUMN_MAPS: dict[str, Make] = {
         "400 digits of items": COLUMNS_MAP.format(", n_items: " + "9" * 400),
         "an absent column": COLUMNS_MAP.format("").replace("GSM8K", "ABSENT"),
         "an absent model column": COLUMNS_MAP.format("").replace("who", "ABSENT"),
+        "an unknown answer form": COLUMNS_MAP.format(", answer_form: nope"),
+        "a marked-up title": COLUMNS_MAP.format("").replace("title: G", f"title: {json.dumps(MARKED)}"),
+        "an empty title": COLUMNS_MAP.format("").replace("title: G", "title: ' '"),
+        "a marked-up capability": COLUMNS_MAP.format("").replace("capability: r", f"capability: {json.dumps(MARKED)}"),
+        "a marked-up benchmark": COLUMNS_MAP.format("").replace("gsm8k", json.dumps(MARKED)),
+        "a scale of true and false": COLUMNS_MAP.format("").replace("percent", "[false, true]"),
+        "an infinite scale": COLUMNS_MAP.format("").replace("percent", "[0, .inf]"),
+        "an unknown measure": COLUMNS_MAP.format("") + "kinship: {measure: nope}\n",
+        "a weight of nothing": COLUMNS_MAP.format("") + "kinship: {weights: {nope: 1}}\n",
+        "a negative weight": COLUMNS_MAP.format("") + "kinship: {weights: {gsm8k: -1}}\n",
         "an unknown unit": COLUMNS_MAP.format("").replace("percent", "permille"),
         "marked-up unit": COLUMNS_MAP.format("").replace("percent", json.dumps(MARKED)),
         "a column twice": COLUMNS_MAP.format("") + "  again: {column: GSM8K, unit: percent, title: G, capability: r}\n",
@@ -780,7 +790,7 @@ def values(*bad: str) -> dict[str, Make]:
     return {value if len(value) < 20 else f"{value[:8]}... ({len(value)})": (lambda f, g, v=value: v) for value in bad}
 
 
-_NO_NUMBER = ("", "abc", "1,5", "1e400", "nan", "-inf", "9" * 5000, MARKED, "0x10", "1_0 0")
+_NO_NUMBER = ("", "abc", "1,5", "1e400", "nan", "-inf", "9" * 5000, MARKED, "0x10", "1_0 0", "1_0", "\u0663")
 _NO_INTEGER = (*_NO_NUMBER, "1.5", "9" * 400, "inf")
 
 

@@ -127,6 +127,8 @@ REFUSED = {
     "Model,a\nx,10\ny,\n": "row 'y', column 'a' is empty: add the score, remove the row, or choose --missing",
     "Model,a\nx,10\ny,0.5\n": "column 'a' mixes percent (x (2): 10) with fraction (y (3): 0.5)",
     "1,2\n3,4\n5,6\n": "no column names the models: call one of 1, 2 'origin_model'",
+    "Model,ARC-Easy\nx,0.3_4\ny,0.5\n": "t.csv, column 'ARC-Easy': a cell is '0.3_4': correct it, or leave it out",
+    "Model,a\nx,0.3_4\ny,0.5\n": "no column of scores ('a': no numbers)",
     "Model,Elo\nx,1000\ny,1200\n": "no column of scores ('Elo': 1000 is outside 0 to 100: name its scale in a column map)",
     "Model,A b,A-b\nx,10,20\ny,20,10\n": "columns 'A-b' and another make one name, 'a_b': rename one",
     "Model,a\nx,10\nx,20\n": "'x' and 'x' are the same origin model: keep one row",
@@ -156,6 +158,40 @@ def test_refusals_of_options(tmp_path, unknown):
     assert "[10, 1] is no unit: write percent, fraction, or a scale" in call(
         "read-scores", unknown, "--columns", bad, *out, ok=False
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "chat}",
+            "chat, answer_form: nope}",
+            "benchmarks.judged: answer_form is 'nope': choose from multiple choice, desc",
+        ),
+        ("MT-Bench", '"a\\nb"', "benchmarks.judged: title is 'a\\nb': write some words, in one line"),
+        ("MT-Bench", '" "', "benchmarks.judged: title is ' ': write some words"),
+        ("chat}", '"a\\eb"}', "benchmarks.judged: capability is 'a\\x1bb': write some words"),
+        ("[1, 10]", "[false, true]", "[False, True] is no unit"),
+        ("[1, 10]", "[1, .inf]", "[1, inf] is no unit"),
+        ("benchmarks:", "kinship: {measure: nope}\nbenchmarks:", "kinship.measure: Input should be 'cosine', 'centred"),
+        (
+            "benchmarks:",
+            "kinship: {weights: {law: 1}}\nbenchmarks:",
+            "kinship.weights: 'law' is no benchmark of this map",
+        ),
+    ],
+)
+def test_every_field_of_a_column_map_is_checked(tmp_path, old, new, message):
+    table = write(tmp_path / "t.csv", "who,MT,Harm\na,9,10\nb,5,20\n")
+    columns, out = write(tmp_path / "map.yaml", MAP.replace(old, new)), tmp_path / "o.csv"
+    said = call("read-scores", table, "--columns", columns, "--out", out, ok=False)
+    assert said.startswith(f"column map {columns}: ") and message in said and not out.exists()
+
+
+def test_a_heading_of_two_lines_is_a_title_of_one(tmp_path):
+    table = write(tmp_path / "t.csv", 'Model,"Law\n exam"\na,10\nb,20\n')
+    call("read-scores", table, "--out", tmp_path / "o.csv")
+    assert load_score_table(tmp_path / "o.csv").benchmarks["title"].tolist() == ["Law exam"]
 
 
 def test_a_weak_model_s_percent_is_told_from_a_fraction_by_its_unit(tmp_path):

@@ -132,6 +132,8 @@ REFUSED = {
     "origin_model,ifeval\na,\nb,2\n": "my.csv, row 'a', column 'ifeval' is empty: add the score",
     "origin_model,ifeval\na,x\nb,2\n": "my.csv, row 'a', column 'ifeval': 'x' is not a number",
     "origin_model,ifeval\na,nan\nb,2\n": "my.csv, row 'a', column 'ifeval': 'nan' is not a number",
+    "origin_model,ifeval\na,0.3_4\nb,0.5\n": "my.csv, row 'a', column 'ifeval': '0.3_4' is not a number",
+    "origin_model,ifeval\na,\u0663\nb,2\n": "my.csv, row 'a', column 'ifeval': '\u0663' is not a number",
     "origin_model,ifeval\nGPT-4,50\ngpt-4,40\n": "my.csv: 'gpt-4' and 'GPT-4' are the same origin model",
     "origin_model,mmlu_stem\na,86.4%\nb,0.64\n": "mixes percent (a: 86.4%) with fraction (b: 0.64)",
     "origin_model,mmlu_stem\na,86.4\nb,0.64\n": "mixes percent (a: 86.4) with fraction (b: 0.64)",

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from karma.errors import InputError, quote
+from karma.files.numbers import parse_number
 from karma.scores.read import load_score_table
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
 
@@ -124,15 +125,18 @@ def load_scores(
         Traceback (most recent call last):
         karma.errors.InputError: --weight knowledge: expected NAME=NUMBER, e.g. knowledge=1
     """
-    weights = {}
+    weights: dict[str, float] = {}
     for text in weight or []:
         name, _, number = text.rpartition("=")
         try:
-            weights[name] = float(number)
+            value = parse_number(number)
         except ValueError:
             name = ""
-        if not name:
+        if not name.strip():
             raise InputError(f"--weight {text}: expected NAME=NUMBER, e.g. knowledge=1")
+        if name in weights:
+            raise InputError(f"--weight {text}: '{name}' has a weight already: give one of the two")
+        weights[name] = value
     return set_kinship(load_score_table(scores, columns, missing), measure, weights)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from karma.errors import InputError, quote, show_line
+from karma.files.numbers import parse_number
 from karma.files.reading import check_file, parse_json
 from karma.pool.responses import ASPECTS
 
@@ -92,7 +93,7 @@ def _clean_rating(rating: Any, where: str) -> dict[str, Any] | None:
 def _clean_number(value: Any) -> float | None:
     """Read a score; "N/A" and the like are no annotation."""
     try:
-        return None if value is None else float(value)
+        return None if value is None or isinstance(value, bool) else parse_number(str(value))
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -17,14 +17,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from karma.errors import InputError, quote
+from karma.files.numbers import parse_number
 from karma.files.reading import check_file
 from karma.files.yaml import load_yaml
 
 
 def _read_unit(unit: object) -> object:
     """Refuse in one sentence what is no unit, where pydantic would say why it is none of the three."""
-    if isinstance(unit, list | tuple) and len(unit) == 2 and all(isinstance(end, int | float) for end in unit):
-        if unit[0] < unit[1]:
+    if isinstance(unit, list | tuple) and len(unit) == 2 and all(type(end) in (int, float) for end in unit):
+        if -math.inf < unit[0] < unit[1] < math.inf:
             return tuple(unit)
     elif unit in ("percent", "fraction"):
         return unit
@@ -33,6 +34,8 @@ def _read_unit(unit: object) -> object:
 
 Unit = Literal["percent", "fraction"] | tuple[float, float]
 _TOP = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0)}
+UNSTATED = "unstated"  # a capability, or an answer form, that nobody told
+ANSWER_FORMS = ("multiple choice", "descriptive", "completion", "free answer", UNSTATED)
 Fact = Literal["developer", "base_model", "size_b", "family", "merged", "tuning_data", "repository"]
 
 
@@ -59,8 +62,8 @@ class KinshipBy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    measure: str = "cosine"
-    weights: dict[str, float] = {}
+    measure: Literal["cosine", "centred_cosine", "rmsd", "rank"] = "cosine"
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
 
 
 class ColumnMap(BaseModel):
@@ -93,15 +96,32 @@ def load_column_map(path: str | Path) -> ColumnMap:
     """Read a column map (YAML): for each benchmark its column and unit.
 
     Raises:
-        InputError: unreadable file, or a key that is unknown or missing.
+        InputError: unreadable file, a key that is unknown or missing, or a value that cannot be one.
     """
     content = load_yaml(path, "column map")
     try:
-        return ColumnMap.model_validate(content)
+        columns = ColumnMap.model_validate(content)
+        _check_words(columns)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"column map {path}: {key}: {first['msg']}") from None
+        raise InputError(f"column map {path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise InputError(f"column map {path}: {error}") from None
+    return columns
+
+
+def _check_words(columns: ColumnMap) -> None:
+    """Raise a ValueError where a word of a map is none, or not among those known: it ends up in tables and figures."""
+    for name, one in columns.benchmarks.items():
+        where = f"benchmarks.{name}" if name.isprintable() else f"benchmarks, {quote(name)}"
+        for key, text in (("its name", name), ("title", one.title), ("capability", one.capability)):
+            if not text.strip() or not text.isprintable():
+                raise ValueError(f"{where}: {key} is {quote(text)}: write some words, in one line")
+        if one.answer_form not in ANSWER_FORMS:
+            raise ValueError(f"{where}: answer_form is {quote(one.answer_form)}: choose from {', '.join(ANSWER_FORMS)}")
+    if unknown := [name for name in columns.kinship.weights if name not in columns.benchmarks]:
+        raise ValueError(f"kinship.weights: {quote(unknown[0])} is no benchmark of this map: correct the name")
 
 
 def load_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
@@ -188,7 +208,7 @@ def _parse_cell(text: str, where: str) -> float:
     if not text:
         raise InputError(f"{where} is empty: add the score, remove the row, or choose --missing; nothing is filled in")
     try:
-        value = float(text.removesuffix("%"))
+        value = parse_number(text.removesuffix("%"))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

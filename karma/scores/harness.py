@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma.errors import InputError, quote
+from karma.errors import InputError, quote, show_line
 from karma.files.reading import load_json
 from karma.scores.columns import Column, ColumnMap
 from karma.scores.metrics import PREFERRED, choose_metric
@@ -90,7 +90,7 @@ def read_results(
         one, name = next(iter(own.values())), simplify(task)
         base = catalogue.get(name)
         title, capability, form = (
-            (base.title, base.capability, base.answer_form) if base else (task, UNSTATED, UNSTATED)
+            (base.title, base.capability, base.answer_form) if base else (show_line(task), UNSTATED, UNSTATED)
         )
         benchmarks[name] = Column(column=f"{task}/{metric}", unit="fraction", title=title, capability=capability,
                                   answer_form=form, chance=base.chance if base else None, n_items=one.n_items,

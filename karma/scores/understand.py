@@ -11,13 +11,13 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from karma.errors import InputError, quote
-from karma.scores.columns import Column, ColumnMap, Fact, Unit, compute_fractions
+from karma.errors import InputError, quote, show_line
+from karma.files.numbers import parse_number
+from karma.scores.columns import UNSTATED, Column, ColumnMap, Fact, Unit, compute_fractions
 from karma.scores.missing import is_missing
 from karma.scores.read import ASSUMED_ITEMS, MAPS, find_column_map
 from karma.scores.table import load_benchmarks
 
-UNSTATED = "unstated"
 _NAMES = ("origin_model", "fullname", "model_name", "model", "name")
 _AVERAGES = {"average", "avg", "mean", "average_score", "overall", "total"}
 _FACTS: dict[str, Fact] = {
@@ -142,7 +142,7 @@ def _find_reason(cells: list[str], where: str) -> str | None:
     for cell in cells:
         if not is_missing(cell):
             try:
-                values.append(float(cell.removesuffix("%")))
+                values.append(parse_number(cell.removesuffix("%")))
             except ValueError:
                 return "no numbers"
     if not values:
@@ -166,8 +166,14 @@ def _describe(
     models = zip(text[names[0]], text[heading], strict=True)
     cells = {f"{model} ({row})": cell for row, (model, cell) in enumerate(models, 2) if not is_missing(cell)}
     compute_fractions(cells, heading, file, unit)  # refuses what mixes units
-    is_percent = any(cell.endswith("%") or float(cell) > 1 for cell in cells.values())
+    is_percent = any(cell.endswith("%") or parse_number(cell) > 1 for cell in cells.values())
     unit = unit or ("percent" if is_percent else "fraction")
     if known is None:
-        return Column(column=heading, unit=unit, title=heading, capability=UNSTATED, answer_form=UNSTATED)
+        return Column(
+            column=heading,
+            unit=unit,
+            title=show_line(" ".join(heading.split())),
+            capability=UNSTATED,
+            answer_form=UNSTATED,
+        )
     return known.model_copy(update={"column": heading, "unit": unit})

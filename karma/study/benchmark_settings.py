@@ -1,5 +1,6 @@
 """What an experiment may say of benchmarks: the kit's own by name, tasks of lm-evaluation-harness by a map."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -33,8 +34,8 @@ def _read_chance(chance: object) -> object:
 def _read_unit(unit: object) -> object:
     if unit in ("percent", "fraction"):
         return unit
-    is_scale = isinstance(unit, list) and len(unit) == 2 and all(isinstance(end, int | float) for end in unit)
-    if isinstance(unit, list) and is_scale and unit[0] < unit[1]:
+    is_scale = isinstance(unit, list) and len(unit) == 2 and all(type(end) in (int, float) for end in unit)
+    if isinstance(unit, list) and is_scale and -math.inf < unit[0] < unit[1] < math.inf:
         return unit
     raise ValueError("write percent, fraction, or a scale as [lowest, highest]")
 

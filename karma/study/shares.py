@@ -33,7 +33,7 @@ def answer_share(name: str, experiment: str, params: Mapping[str, object], part:
     job = find_job(load_experiment(experiment), name, params)
     if not job.stage.shares:
         raise InputError(f"{name} has no prompts to share: it has one job")
-    found = re.fullmatch(r"(\d+)/([1-9]\d*)", part)
+    found = re.fullmatch(r"([0-9]{1,9})/([1-9][0-9]{0,8})", part)
     if not found or int(found[1]) >= int(found[2]):
         raise InputError(f"--shard {part}: expected k/N with k from 0 to N - 1, for example 1/4")
     job.check_inputs()
