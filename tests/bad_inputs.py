@@ -1155,7 +1155,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("audit-labels", "--judgments", "judgments", {}), ("audit-labels", "--beside", "judgments", {}),
     ("audit-labels", "--scores", "score table", {}), ("audit-labels", "--columns", "column map", {"--scores": "@other.csv"}),
     ("audit-labels", "--tie", "weight", {}), ("audit-labels", "--tau", "cosine", {}), ("audit-labels", "--seed", "seed", {}),
-    ("audit-labels", "--answers", "kinship answers", {}),
+    ("audit-labels", "--answers", "kinship answers", {"--judgments": "@pool.jsonl"}),
     ("audit-labels", "--annotations", "annotations", {"--judgments": "@pool.jsonl"}),
     ("audit-labels", "--annotation", "word", {"--judgments": "@pool.jsonl"}), ("audit-labels", "--out", "out", {}),
     ("win-rate", "A", "responses", {}), ("win-rate", "--judge", "model", {}), ("win-rate", "--prompts", "prompts", {}),

@@ -1,6 +1,6 @@
 """What `karma audit-labels` does: recorded judgments against the labels that a score table gives."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +16,16 @@ from karma.commands.options import (
     Weight,
     check_out,
     default,
+    list_typed,
     load_scores,
+    refuse_idle,
 )
 from karma.labels.layouts import LAYOUTS, load_judgments
 from karma.labels.recorded import audit_recorded, describe_recorded, save_recorded
 
 
 def audit_labels(
+    context: typer.Context,
     judgments: Annotated[str, typer.Option(help=f"A folder, file or Hub id: {'; '.join(LAYOUTS.values())}.")],
     scores: Annotated[str, typer.Option(help="Score table (CSV), `paper` or `paper_four_digit`.")],
     out: Out,
@@ -58,7 +61,9 @@ def audit_labels(
     ] = None,
 ) -> None:
     """How often labels are right: `karma audit-labels --judgments alpaca_eval/results --scores my.csv --out labels`."""
-    for line in run_audit_labels(**locals()):
+    options = locals()
+    options["typed"] = list_typed(options.pop("context"))
+    for line in run_audit_labels(**options):
         typer.echo(line)
 
 
@@ -66,8 +71,14 @@ def run_audit_labels(
     judgments: str, scores: str, out: Path, columns: str | None, tie: float, prefer: str | None, seed: int, tau: float,
     annotator: str | None, annotation: str, annotations: Path | None, beside: str | None, missing: str = "refuse",
     measure: str | None = None, weight: list[str] | None = None, affinity: bool = False, answers: Path | None = None,
+    typed: Collection[str] = (),
 ) -> Iterator[str]:  # fmt: skip
-    """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command."""
+    """Load, audit, draw and write; yield what to tell the user: the `karma audit-labels` command.
+
+    Args:
+        judgments, scores, ...: the options of `karma audit-labels`, under their own names.
+        typed: those that were typed: one that means nothing here is refused.
+    """
     from karma.figures.labels import save_recorded_figures
     from karma.figures.style import set_style
 
@@ -75,6 +86,13 @@ def run_audit_labels(
     table = load_scores(scores, columns, missing, measure, weight)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations, texts=affinity)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)
+    read = [(name, one) for name, one in ((judgments, found), (beside, other)) if name is not None and one is not None]
+    if not any(one.layout == "ultrafeedback" for _, one in read):
+        refuse_idle(typed, ("annotation",), "without a pool's own annotations (UltraFeedback's rows)")
+    if not any(one.layout == "alpaca_eval" and Path(name).is_dir() for name, one in read):
+        refuse_idle(typed, ("annotator",), "without AlpacaEval's results folder")
+    if found.values is None or found.labelled:
+        refuse_idle(typed, ("answers",), "without judgments of single responses (these are of pairs)")
     audit = audit_recorded(found, table, tie=tie, prefer=prefer, tau=tau, seed=seed, beside=other, answers=answers)
     save_recorded(audit, out)
     set_style()

@@ -6,7 +6,7 @@ The work is in `karma.pairs`; here are only the combinations of options that a l
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,9 @@ from karma.commands.options import (
     Weight,
     check_out,
     default,
+    list_typed,
     load_scores,
+    refuse_idle,
 )
 from karma.errors import InputError
 from karma.pairs.accounting import DROPPED, UNUSED, Accounting
@@ -47,6 +49,7 @@ _ALSO = {"binarized": save_binarized, "datasets": save_dataset}
 
 
 def binarize(
+    context: typer.Context,
     out: Out,
     pool: Annotated[str, typer.Option(help="Hub id, .parquet, .jsonl or .json file, or folder.")],
     strategy: Annotated[
@@ -93,7 +96,7 @@ def binarize(
         bool, typer.Option("--match-rows", help="Keep the rows all requested strategies keep.")
     ] = False,
     order: Annotated[str, typer.Option(help="pool, or curriculum: from plain to subtle distinctions.")] = "pool",
-    stages: Annotated[int, typer.Option(help="Stages of the curriculum.")] = 3,
+    stages: Annotated[int, typer.Option(min=1, max=127, help="curriculum: how many stages.")] = 3,
     drop_truthfulqa: Annotated[bool, typer.Option("--drop-truthfulqa", help="Drop TruthfulQA's rows.")] = False,
     contaminated: Annotated[
         Path | None, typer.Option(help="Instructions to drop, a line each (text, or JSON lines).")
@@ -156,6 +159,7 @@ def binarize(
     Several strategies go to one folder each below --out, in one pass over the pool.
     """
     options = locals()
+    options["typed"] = list_typed(options.pop("context"))
     for line in run_binarize(**options, command=" ".join(["karma", *sys.argv[1:]])):
         typer.echo(line)
 
@@ -168,13 +172,14 @@ def run_binarize(
     contaminated: Path | None, decontaminate: list[str] | None, benchmark_data: str | None, ngram: int | None,
     overlap: float | None, calibration: Path | None, strict: bool,
     expect: list[str] | None, also: list[str] | None, push_to_hub: str | None, match_rows: bool, command: str,
-    engine: str, address: str | None, cores: int | None, **rules: Any,
+    engine: str, address: str | None, cores: int | None, typed: Collection[str] = (), **rules: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Build the pair folders; yield what to tell the user, line by line.
 
     Args:
         out, pool, strategy, ...: the options of `karma binarize`, under their own names.
         command: the command line, for the data card.
+        typed: the options that were typed: one that means nothing here is refused.
         **rules: options that are fields of `karma.pairs.rules.Rules` as they are.
 
     Raises:
@@ -184,6 +189,7 @@ def run_binarize(
     strategies = every if "all" in strategy else list(dict.fromkeys(strategy))
     _check_options(strategies, order, match_rows, strict, expect, also, push_to_hub)
     _check_engine(engine, address, cores)
+    _refuse_idle(typed, strategies, order)
     check_out(out, pool)
     items = _load_items(decontaminate or [], benchmark_data, ngram, overlap)
     source = load_pool(pool, revision)
@@ -325,6 +331,17 @@ def _check_options(
         if len(strategies) > 1:
             raise InputError("--push-to-hub takes one strategy: a repository holds one set")
         check_repository(push_to_hub)
+
+
+def _refuse_idle(typed: Collection[str], strategies: list[str], order: str) -> None:
+    """Raise an InputError where an option was typed that none of the strategies, nor the order, reads."""
+    if order != "curriculum":
+        refuse_idle(typed, ("stages",), "without --order curriculum")
+    readers = {"densities": ("density_ratio",), "affinity_quality": ("affinity",), "affinity_weight": ("affinity",),
+               "rejected": ("rlaif", "density_ratio")}  # fmt: skip
+    for option, names in readers.items():
+        if not set(names) & set(strategies):
+            refuse_idle(typed, (option,), f"without --strategy {' or '.join(names)}")
 
 
 def _check_engine(engine: str, address: str | None, cores: int | None) -> None:

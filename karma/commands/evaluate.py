@@ -3,7 +3,7 @@
 Answers are kept below --out (or --cache), so that the same command goes on where it was stopped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,16 @@ import typer
 from pydantic import ValidationError
 
 from karma.commands.next_step import tell_next
-from karma.commands.options import Out, check_out, default, leave_nothing, replace_options
+from karma.commands.options import (
+    Out,
+    check_out,
+    check_revision,
+    default,
+    leave_nothing,
+    list_typed,
+    refuse_idle,
+    replace_options,
+)
 from karma.errors import InputError, quote
 from karma.evaluation.compare import format_scores
 from karma.evaluation.packaged import find_items
@@ -22,8 +31,12 @@ from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import load_base
 from karma.vocabulary import BENCHMARKS
 
+_ASKED = ("protocol", "base_url", "key_env", "revision", "backend", "device", "dtype", "threads", "batch_size",
+          "choice_tokens", "descriptive_tokens", "cache")  # what is told of a model that is asked  # fmt: skip
+
 
 def evaluate(
+    context: typer.Context,
     out: Out,
     benchmark: Annotated[
         list[str],
@@ -59,6 +72,7 @@ def evaluate(
 ) -> None:
     """Score a model or recorded answers: `karma evaluate --model smollm2-135m --benchmark arc_easy --out scores`."""
     options = locals()
+    options["typed"] = list_typed(options.pop("context"))
     with leave_nothing(out, cache):
         for line in run_evaluate(**options):
             typer.echo(line)
@@ -66,12 +80,13 @@ def evaluate(
 
 def run_evaluate(
     out: Path, model: str | None, answers: Path | None, benchmark: list[str], benchmark_data: Path | None,
-    limit: int | None, strict: bool, **options: Any,
+    limit: int | None, strict: bool, typed: Collection[str] = (), **options: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Evaluate, write scores.json, answers.parquet and unread.csv, and yield what to tell the user, line by line.
 
     Args:
         out, model, ...: the options of `karma evaluate`, under their own names.
+        typed: those that were typed: one that means nothing here is refused.
         **options: of an evaluated model: base_url, key_env, revision, protocol, backend, device, dtype, threads,
             batch_size, choice_tokens, descriptive_tokens, cache.
 
@@ -89,6 +104,9 @@ def run_evaluate(
         check_out(options["cache"], option="--cache")
     how = {key: options[key] for key in ("backend", "device", "dtype", "threads") if key in options}
     replace_options(load_base().compute, **how)
+    replace_options(load_base().benchmarks, **{key: options[key] for key in ("protocol",) if key in options})
+    if answers:
+        refuse_idle(typed, _ASKED, "with --answers")
     if options.get("protocol") in ("logprob", "cloze") and "ifeval" in benchmarks:
         raise InputError("ifeval has no options to compare by log-probability: leave it out")
     if answers:
@@ -163,7 +181,9 @@ def _ask(
     from karma.models.ask import CachedModel
     from karma.models.load import check_model
 
+    named = model
     specs, model = name_model(model, revision, base_url, key_env)
+    check_revision(revision, specs[model], named)
     check_model(specs, model)
     if base_url:
         from karma.models.api import check_server

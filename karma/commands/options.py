@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,6 +110,39 @@ def leave_nothing(*folders: Path | None) -> Iterator[None]:
                 with suppress(OSError):
                     place.rmdir()
         raise
+
+
+def list_typed(context: typer.Context) -> frozenset[str]:
+    """Return the options that stand on the command line, by their names in Python; defaults are none of them."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+
+
+def refuse_idle(typed: Collection[str], options: Collection[str], when: str) -> None:
+    """Raise an InputError where an option was typed that changes nothing here: it was meant to change something.
+
+    Args:
+        typed: of `list_typed`. options: those without effect, as `batch_size`. when: "without ..." or "with ...".
+
+    Example:
+        >>> refuse_idle({"model", "key_env"}, ("device", "key_env"), "with --answers")
+        Traceback (most recent call last):
+        karma.errors.InputError: --key-env means nothing with --answers: leave it out
+    """
+    if idle := [name for name in options if name in typed]:
+        raise InputError(f"--{idle[0].replace('_', '-')} means nothing {when}: leave it out")
+
+
+def check_revision(revision: str | None, spec: Mapping[str, Any], model: str) -> None:
+    """Raise an InputError where --revision is given of a model that is not the Hub's.
+
+    Args:
+        revision: as given. spec: the model's. model: what it was called on the command line.
+    """
+    if revision is not None and spec.get("hub") is None:
+        raise InputError(
+            f"--revision {revision} means nothing without a Hub model, which '{model}' is not: leave it out"
+        )
 
 
 def load_scores(

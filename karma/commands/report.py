@@ -52,6 +52,8 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
     """
     if out is not None:
         check_out(out)
+    if price is not None and (other is not None or study == "paper"):
+        raise InputError("--price means nothing without a measured study of its own: leave it out")
     if other is not None:
         return _write_comparison(study, other, out)
     if study == "paper":

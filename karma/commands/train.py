@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from karma.commands.flags import FLAGS, name_flags
 from karma.commands.next_step import tell_next
-from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
+from karma.commands.options import LAST_SEED, Out, check_out, check_revision, default, leave_nothing, replace_options
 from karma.errors import InputError, quote
 from karma.files.writing import save_json
 from karma.files.yaml import parse_yaml
@@ -97,6 +97,8 @@ def run_train(
     check_out(out, pairs)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
+    if instructions is not None and not isinstance(getattr(settings, method, None), Online):
+        raise InputError(f"--instructions means nothing with --method {method}, which learns from pairs: leave it out")
     from karma.models.load import check_model, load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pairs.public_shape import load_binarized
@@ -112,7 +114,9 @@ def run_train(
     if settings.accelerate:
         find_config(settings.accelerate)
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
+    named = policy
     models, policy = name_model(policy, revision)
+    check_revision(revision, models[policy], named)
     check_model(models, policy)
     tokenizer = load_tokenizer(models, policy)
     if drop_unusable:
@@ -193,12 +197,16 @@ def build_settings(assignments: list[str]) -> Training:
         (1e-06, 0.2)
     """
     values: dict[str, Any] = load_base().training.as_dict()
+    told: dict[str, str] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         section, dot, key = name.partition(".")
         inside = values.get(section) if dot else values
         if not equals or not isinstance(inside, dict) or (key if dot else name) not in inside:
             raise InputError(f"-p {assignment}: write it as NAME=VALUE, with a name of {', '.join(values)}")
+        if name in told:
+            raise InputError(f"-p {assignment}: {told[name]} is given already: give one of the two")
+        told[name] = assignment
         try:
             value = parse_yaml(text)
         except ValueError as error:

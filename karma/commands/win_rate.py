@@ -5,7 +5,7 @@ was stopped.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from karma.commands.next_step import tell_next
-from karma.commands.options import LAST_SEED, Out, check_out, default, leave_nothing, replace_options
+from karma.commands.options import (
+    LAST_SEED,
+    Out,
+    check_out,
+    check_revision,
+    default,
+    leave_nothing,
+    list_typed,
+    refuse_idle,
+    replace_options,
+)
 from karma.errors import InputError, KarmaError
 from karma.labels.compared import SUFFIXES, Compared, load_prompts, load_responses
 from karma.labels.win_rates import check_sides
@@ -22,6 +32,7 @@ from karma.study.sections import Compute
 
 
 def win_rate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -66,6 +77,7 @@ def win_rate(
 ) -> None:
     """Who writes better, says a judge: `karma win-rate A B --prompts my.jsonl --judge M --out win-rates`."""
     options = locals()
+    options["typed"] = list_typed(options.pop("context"))
     with leave_nothing(out, cache):
         for line in run_win_rate(**options, command=" ".join(["karma", *sys.argv[1:]])):
             typer.echo(line)
@@ -90,11 +102,13 @@ class _Asking:
         from karma.models.load import check_model
 
         if model in self.known and not any(api):
+            check_revision(revision, {}, model)
             specs, name = self.known, model
         elif model.startswith((".", "/", "~")) and not Path(model).is_dir():
             raise InputError(f"{what} {model}: there is no such folder or file")
         else:
             specs, name = name_model(model, revision, *api)
+            check_revision(revision, specs[name], model)
         if source := specs[name].get("api"):
             check_server(source["base_url"])
         try:
@@ -114,13 +128,14 @@ def run_win_rate(
     models: list[str], judge: str, out: Path, prompts: Path | None, experiment: str | None, base_url: str | None,
     key_env: str | None, revision: str | None, tie: float, backend: str, device: str, dtype: str, threads: int,
     batch_size: int, max_new_tokens: int, temperature: float, top_p: float, seed: int, reply_tokens: int,
-    cache: Path | None, command: str,
+    cache: Path | None, command: str, typed: Collection[str] = (),
 ) -> Iterator[str]:  # fmt: skip
     """Gather responses, judge, measure, draw and write; yield what to tell the user.
 
     Args:
         models, judge, ...: the options of `karma win-rate`, under their own names.
         command: the command line, for the card.
+        typed: the options that were typed: one that means nothing here is refused.
 
     Raises:
         InputError: an option, a file or a model that cannot be used; found before a judge is asked.
@@ -135,6 +150,8 @@ def run_win_rate(
     for name in models:
         if Path(name).suffix in SUFFIXES and not Path(name).is_dir():
             recorded[name] = load_responses(Path(name), asked)
+    if len(recorded) == len(models):
+        refuse_idle(typed, ("max_new_tokens", "temperature", "top_p", "seed"), "where all responses are recorded")
     if asked is None:
         if len(recorded) < len(models):
             wanting = next(name for name in models if name not in recorded)

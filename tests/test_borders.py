@@ -1,0 +1,71 @@
+"""What is refused at the border beyond single bad values: options without effect, places that are read, damaged studies.
+
+Each line is a command whose other arguments are good (`tests/bad_inputs.py`): nothing but what is said is wrong with it.
+"""
+
+import pytest
+from typer.testing import CliRunner
+
+from karma.cli import app
+from karma.errors import InputError
+from tests.bad_inputs import build_words, write_good
+from tests.test_bad_inputs import take_stock
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("borders") / "good"
+    folder.mkdir()
+    write_good(folder)
+    return folder
+
+
+def refuse(good, folder, command, **changed):
+    """Run a command that must refuse its arguments; return what it says, with nothing written beside it."""
+    out = {"--out": str(folder / "out")} if "--out" not in changed and command != "read-scores" else {}
+    words = build_words(command, good, {**out, **changed})
+    before = take_stock(good), take_stock(folder)
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, InputError), (words, result.output)
+    assert (take_stock(good), take_stock(folder)) == before and not result.stdout
+    return str(result.exception)
+
+
+ASKED = {"--answers": None, "--model": "@model", "--device": "cpu", "--dtype": "float32"}
+TRAINED = {"--method": "dpo"}
+IDLE = [
+    ("evaluate", {"--protocol": "Cloze"}, "--protocol Cloze: choose from answer, logprob, cloze"),
+    *(("evaluate", {f"--{name}": value}, f"--{name} means nothing with --answers: leave it out") for name, value in {
+        "protocol": "cloze", "backend": "vllm", "device": "auto", "dtype": "float32", "threads": 2, "key-env": "a b",
+        "base-url": "http://x/v1", "revision": "x", "batch-size": 2, "choice-tokens": 2, "descriptive-tokens": 2,
+        "cache": "x"}.items()),
+    ("evaluate", {**ASKED, "--revision": "a b"}, "--revision a b means nothing without a Hub model, which '"),
+    ("train", {"--revision": "x"}, "--revision x means nothing without a Hub model, which '"),
+    ("win-rate", {"--revision": "x"}, "--revision x means nothing without a Hub model, which '"),
+    ("train", {**TRAINED, "--instructions": "@contaminated.jsonl"}, "--instructions means nothing with --method dpo, whi"),
+    ("train", {**TRAINED, "-p": ["beta=0.1", "beta=0.2"]}, "-p beta=0.2: beta=0.1 is given already: give one of the two"),
+    ("binarize", {"--stages": 3}, "--stages means nothing without --order curriculum: leave it out"),
+    ("binarize", {"--rejected": "nope"}, "--rejected means nothing without --strategy rlaif or density_ratio"),
+    ("binarize", {"--affinity-weight": 0.3}, "--affinity-weight means nothing without --strategy affinity"),
+    ("binarize", {"--densities": "@densities.parquet"}, "--densities means nothing without --strategy density_ratio"),
+    ("audit-labels", {"--annotation": "nope"}, "--annotation means nothing without a pool's own annotations"),
+    ("audit-labels", {"--annotator": "x"}, "--annotator means nothing without AlpacaEval's results folder"),
+    ("audit-labels", {"--answers": "@own_answers.jsonl"}, "--answers means nothing without judgments of single responses"),
+    ("win-rate", {"--seed": 1}, "--seed means nothing where all responses are recorded: leave it out"),
+    ("win-rate", {"--temperature": 0.5}, "--temperature means nothing where all responses are recorded"),
+    ("report", {"--price": 3}, "--price means nothing without a measured study of its own: leave it out"),
+    ("kinship", {"--weight": ["reasoning=1", "reasoning=2"]}, "--weight reasoning=2: 'reasoning' has a weight already"),
+    ("kinship", {"--tau": "0_5"}, "--tau 0_5: expected a number in the digits 0 to 9, without a _"),
+    ("kinship", {"--seed": "\u0663"}, "--seed \u0663: expected a number in the digits 0 to 9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "changed", "message"), IDLE)
+def test_an_option_that_changes_nothing_is_refused_by_name(good, tmp_path, command, changed, message):
+    assert message in refuse(good, tmp_path, command, **changed)
+
+
+def test_defaults_are_not_refused(good, tmp_path):
+    """What was not typed means nothing either, and is no one's mistake."""
+    result = CliRunner().invoke(app, build_words("evaluate", good, {"--out": str(tmp_path / "out")}))
+    assert result.exception is None and (tmp_path / "out" / "scores.json").is_file()
