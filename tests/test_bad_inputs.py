@@ -234,7 +234,7 @@ def test_every_argument_of_every_command_is_in_the_corpus():
     free = {"--prefer", "--annotator", "--match-rows", "--drop-truthfulqa", "--same-system-prompt", "--strict",
             "--drop-unusable", "--with-paper", "--dry-run", "--help", "--affinity", "--models", "--public", "--open", "--replace"}  # fmt: skip
     alike = {("select", "--revision"), ("train", "--revision"), ("evaluate", "--revision"), ("win-rate", "--revision"),
-             ("evaluate", "--descriptive-tokens"), ("win-rate", "--key-env"), ("read-scores", "--out"),
+             ("evaluate", "--descriptive-tokens"), ("win-rate", "--key-env"),
              ("binarize", "--address")}  # fmt: skip
     tried = {(command, argument) for command, argument, *_ in ARGUMENTS}
     for name, file in COMMANDS.items():

@@ -3,6 +3,8 @@
 Each line is a command whose other arguments are good (`tests/bad_inputs.py`): nothing but what is said is wrong with it.
 """
 
+import os
+
 import pytest
 from typer.testing import CliRunner
 
@@ -69,3 +71,58 @@ def test_defaults_are_not_refused(good, tmp_path):
     """What was not typed means nothing either, and is no one's mistake."""
     result = CliRunner().invoke(app, build_words("evaluate", good, {"--out": str(tmp_path / "out")}))
     assert result.exception is None and (tmp_path / "out" / "scores.json").is_file()
+
+
+MODEL = {"--model": "@model", "--answers": None}
+WITHIN = [
+    ("evaluate", {**MODEL, "--out": "@model"}, "model"), ("evaluate", {**MODEL, "--out": "@model/scores"}, "model"),
+    ("evaluate", {**MODEL, "--cache": "@model/cache"}, "model"), ("evaluate", {"--out": "@items"}, "items"),
+    ("train", {"--out": "@model/sft"}, "model"), ("train", {"--out": "@pairs"}, "pairs"),
+    ("train", {"--method": "grpo", "--policy": "smollm2-135m", "--out": "@model/x",
+               "-p": ["grpo.reward={reward_model: 1.0}", "grpo.reward_model=MODEL"]}, "model"),
+    ("win-rate", {"--out": "@model/rates"}, "model"), ("win-rate", {"--cache": "@model"}, "model"),
+    ("win-rate", {"A": "@model", "--judge": "smollm2-135m", "--out": "@model/rates"}, "model"),
+    ("audit-labels", {"--judgments": "@study", "--out": "@study/labels"}, "study"),
+    ("binarize", {"--decontaminate": "arc_easy", "--benchmark-data": "@items", "--out": "@items/pairs"}, "items"),
+    ("export", {"--out": "@pairs/out"}, "pairs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "changed", "read"), WITHIN)
+def test_nothing_is_written_into_what_is_read(good, tmp_path, command, changed, read):
+    changed = {k: [t.replace("MODEL", str(good / "model")) for t in v] if k == "-p" else v for k, v in changed.items()}
+    option = "--cache" if "--cache" in changed else "--out"
+    said = refuse(good, tmp_path, command, **changed)
+    assert said.startswith(f"{option} {good}") and said.endswith(f"lies within {good / read}, which is read: give a folder "
+                                                                 "elsewhere")  # fmt: skip
+
+
+def test_a_table_that_is_read_is_not_overwritten(good, tmp_path):
+    said = refuse(good, tmp_path, "read-scores", **{"--out": "@scores.csv"})
+    assert said == f"--out {good / 'scores.csv'} is read, and would be overwritten: give another file"
+    said = refuse(good, tmp_path, "kinship", **{"--out": str(good)})
+    assert said.endswith(f"holds {good / 'scores.csv'}, which is read and would be overwritten: give another folder")
+
+
+def make_link(folder):
+    (folder / "it.csv").symlink_to(folder / "nowhere")
+
+
+def make_loop(folder):
+    (folder / "it.csv").symlink_to(folder / "it.csv")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (make_link, "a link to nothing"), (make_loop, "a link to itself"), (lambda f: os.mkfifo(f / "it.csv"), "a pipe"),
+        (lambda f: (f / "it.csv").write_text("x"), "a file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_folder_is_called_what_it_is(good, tmp_path, make, kind):
+    make(tmp_path)
+    said = refuse(good, tmp_path, "export", **{"--out": str(tmp_path / "it.csv")})
+    assert said == f"--out {tmp_path / 'it.csv'} is {kind}: give a folder to write to"
+    if kind != "a file":
+        said = refuse(good, tmp_path, "read-scores", **{"--out": str(tmp_path / "it.csv")})
+        assert said == f"--out {tmp_path / 'it.csv'} is {kind}: give a file to write"

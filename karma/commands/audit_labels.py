@@ -82,7 +82,7 @@ def run_audit_labels(
     from karma.figures.labels import save_recorded_figures
     from karma.figures.style import set_style
 
-    check_out(out)
+    check_out(out, judgments, beside)
     table = load_scores(scores, columns, missing, measure, weight)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations, texts=affinity)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)

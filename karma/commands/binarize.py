@@ -190,7 +190,7 @@ def run_binarize(
     _check_options(strategies, order, match_rows, strict, expect, also, push_to_hub)
     _check_engine(engine, address, cores)
     _refuse_idle(typed, strategies, order)
-    check_out(out, pool)
+    check_out(out, pool, benchmark_data)
     items = _load_items(decontaminate or [], benchmark_data, ngram, overlap)
     source = load_pool(pool, revision)
     score_table = load_scores(scores, columns, missing, measure, weight)

@@ -101,7 +101,7 @@ def run_evaluate(
         benchmark_data = find_items(benchmark_data, Path())
     _check(out, model, answers, benchmarks, benchmark_data)
     if options.get("cache"):
-        check_out(options["cache"], option="--cache")
+        check_out(options["cache"], benchmark_data, model, option="--cache")
     how = {key: options[key] for key in ("backend", "device", "dtype", "threads") if key in options}
     replace_options(load_base().compute, **how)
     replace_options(load_base().benchmarks, **{key: options[key] for key in ("protocol",) if key in options})
@@ -169,7 +169,7 @@ def _check(
         raise InputError("--answers: recorded answers are read for the kit's own benchmarks only: give --model")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
-    check_out(out, folder)
+    check_out(out, folder, model)
 
 
 def _ask(

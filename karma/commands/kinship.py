@@ -44,6 +44,7 @@ def kinship(
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of bootstrap and permutations.")] = 0,
 ) -> None:
     """Kinship of origin models: `karma kinship --scores my.csv --with-paper --out kinship`."""
+    check_out(out, scores, columns, written=("scores.csv", "scores.columns.yaml"))
     mine = load_scores(scores, columns, missing, measure, weight)
     for line in run_kinship(mine, out, with_paper, tau=tau, distance=distance, linkage=linkage, cut=cut, seed=seed):
         typer.echo(line)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,16 +48,19 @@ def default(group: str, key: str) -> Any:
     return getattr(getattr(load_base(), group), key)
 
 
-def check_out(out: Path, *inputs: Path | str | None, option: str = "--out") -> None:
+def check_out(
+    out: Path, *inputs: Path | str | None, option: str = "--out",
+    written: Collection[str] = ("pairs.parquet", "binarized.parquet", "dataset"),
+) -> None:  # fmt: skip
     """Raise an InputError where a folder cannot be written to; it is found out by writing, and nothing is left.
 
     Args:
-        out: the folder, there or not. inputs: folders that are read, into which nothing is to be written.
-        option: its name, for the message.
+        out: the folder, there or not. inputs: folders that are read, into which nothing is to be written; and files.
+        option: its name, for the message. written: names in it of what is written, in whose place no input may lie.
     """
     try:
         if os.path.lexists(out) and not out.is_dir():
-            raise InputError(f"{option} {out} is a file: give a folder to write to")
+            raise InputError(f"{option} {out} is {_name_kind(out)}: give a folder to write to")
         there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
         if not there.is_dir():
             raise InputError(f"{option} {out} lies beneath {there}, which is no folder: give another")
@@ -73,10 +77,40 @@ def check_out(out: Path, *inputs: Path | str | None, option: str = "--out") -> N
     for read in (Path(place) for place in inputs if place and _exists(place)):
         if read.is_dir() and read.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"{option} {out} lies within {read}, which is read: give a folder elsewhere")
-        if read.resolve() in [(out / name).resolve() for name in ("pairs.parquet", "binarized.parquet", "dataset")]:
+        if read.resolve() in [(out / name).resolve() for name in written]:
             raise InputError(
                 f"{option} {out} holds {read}, which is read and would be overwritten: give another folder"
             )
+
+
+def check_out_file(out: Path, *inputs: Path | str | None, option: str = "--out") -> None:
+    """Raise an InputError where a file cannot be written, or is one that is read.
+
+    Args:
+        out: the file, there or not. inputs: that are read. option: its name, for the message.
+    """
+    if os.path.lexists(out) and not out.is_file():
+        raise InputError(f"{option} {out} is {_name_kind(out)}: give a file to write")
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise InputError(f"{option} {out}: its name is too long, take at most {_LONGEST_NAME} letters")
+    for read in filter(None, inputs):
+        if out.is_file() and _exists(read) and out.samefile(read):
+            raise InputError(f"{option} {out} is read, and would be overwritten: give another file")
+    check_out(out.absolute().parent, option=option)
+
+
+def _name_kind(path: Path) -> str:
+    """Say what lies at a path where something else was expected."""
+    if path.is_symlink() and not _exists(path):
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return "a link to nothing"
+        except OSError:
+            return "a link to itself"
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISREG: "a file", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((kind for is_one, kind in kinds.items() if is_one(mode)), "a device")
 
 
 def _exists(path: Path | str) -> bool:

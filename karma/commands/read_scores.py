@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from karma.commands.next_step import tell_next
-from karma.commands.options import Columns, Missing, default
+from karma.commands.options import Columns, Missing, check_out_file, default
 from karma.errors import InputError, quote
 from karma.scores.cards import add_cards, load_cards
 from karma.scores.columns import ColumnMap, load_column_map, load_rows
@@ -59,6 +59,8 @@ def run_read_scores(
     """
     if out.suffix != ".csv" or out.is_dir():
         raise InputError(f"--out {out}: name the table to write, e.g. table.csv")
+    check_out_file(out, *files, columns, cards)
+    check_out_file(find_own_map(out), *files, columns, cards)
     if unit not in (None, "percent", "fraction"):
         raise InputError(f"--unit {unit}: choose percent or fraction")
     paths = [Path(name) for name in files]

@@ -94,10 +94,12 @@ def run_train(
     """
     settings = build_settings(assignments)
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
-    check_out(out, pairs)
+    online = getattr(settings, method, None)
+    rater = online.reward_model if isinstance(online, Online) else None
+    check_out(out, pairs, policy, rater)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
-    if instructions is not None and not isinstance(getattr(settings, method, None), Online):
+    if instructions is not None and not isinstance(online, Online):
         raise InputError(f"--instructions means nothing with --method {method}, which learns from pairs: leave it out")
     from karma.models.load import check_model, load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
@@ -125,10 +127,9 @@ def run_train(
     parts = split_pairs(source, held_out, load_base().pairs.seed)
     train_pairs, kept_out = (part.table for part in parts)
     train_pairs = load_instructions(train_pairs, method, settings, instructions)
-    online = getattr(settings, method, None)
-    if isinstance(online, Online) and online.reward_model:
-        rater, name = name_model(online.reward_model)
-        models[online.reward_model] = rater[name]
+    if rater is not None:
+        specs, name = name_model(rater)
+        models[rater] = specs[name]
     report = checks.check_pairs(train_pairs, tokenizer, method, settings)
     run = describe_run(train_pairs, models, policy, method, seed, settings, compute, out)
     memory = describe_memory(run, report["longest_tokens"])

@@ -141,9 +141,9 @@ def run_win_rate(
         InputError: an option, a file or a model that cannot be used; found before a judge is asked.
     """
     check_sides(models, tie)
-    check_out(out)
+    check_out(out, judge, *models)
     if cache is not None:
-        check_out(cache, option="--cache")
+        check_out(cache, judge, *models, option="--cache")
     compute = replace_options(load_base().compute, backend=backend, device=device, dtype=dtype, threads=threads)
     how = replace_options(load_base().pool, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked, recorded = load_prompts(prompts) if prompts else None, {}
