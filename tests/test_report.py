@@ -12,7 +12,9 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from typer.testing import CliRunner
 
+from karma.cli import app
 from karma.commands.report import write_report
 from karma.errors import InputError
 from karma.files.places import find_project_root
@@ -281,6 +283,53 @@ def _luminance(color):
     parts = [int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4)]
     parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def spoil_parquet(study):
+    for path in study.rglob("*.parquet"):
+        path.write_bytes(b"garbage" * 99)
+    return "answers.parquet cannot be read as parquet"
+
+
+def cut_pool(study):
+    path = study / "pool" / "pool.parquet"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"PAR1 garbage PAR1")
+    return "pool.parquet cannot be read as parquet"
+
+
+def damage_a_page(study):
+    path = next(study.rglob("pairs/*/pairs.parquet"))
+    raw = bytearray(path.read_bytes())
+    raw[8:400] = bytes(392)
+    path.write_bytes(raw)
+    return "pairs.parquet cannot be read as parquet"
+
+
+def cut_scores(study):
+    path = next(study.rglob("scores.json"))
+    path.write_text(path.read_text()[:40])
+    return "scores.json cannot be read as JSON"
+
+
+def list_training(study):
+    next(study.rglob("training.json")).write_text("[1]")
+    return "training.json is [1]: expected an object"
+
+
+@pytest.mark.parametrize("damage", [spoil_parquet, cut_pool, damage_a_page, cut_scores, list_training])
+def test_a_damaged_study_is_refused_before_anything_is_written(measured, tmp_path, monkeypatch, damage):
+    clone = tmp_path / "clone"
+    shutil.copytree(measured.parents[2], clone)
+    monkeypatch.chdir(clone)
+    message = damage(clone / "outputs" / "demo")
+    before = sorted(str(path) for path in clone.rglob("*"))
+    for arguments in (["params/demo.yaml", "--out", "page"], ["params/demo.yaml"]):
+        result = CliRunner().invoke(app, ["report", *arguments])
+        assert isinstance(result.exception, InputError), result.output
+        said = str(result.exception)
+        assert message in said and "outputs/demo" in said and " again" in said and "\n" not in said
+    assert sorted(str(path) for path in clone.rglob("*")) == before
 
 
 def test_text_can_be_read_on_the_light_and_on_the_dark_page():

@@ -11,6 +11,7 @@ from karma.commands.options import check_out
 from karma.errors import InputError
 from karma.files.writing import remove_leftovers
 from karma.results.page import export_html, open_results
+from karma.results.readable import check_readable
 from karma.results.study import collect_results
 from karma.study.execute import execute_notebook
 from karma.study.provenance import read_clock, save_provenance
@@ -47,7 +48,8 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
         price: of a million tokens, for the ledger of cost.
 
     Raises:
-        InputError: an unknown experiment, "paper" compared with another study, or no run in common.
+        InputError: an unknown experiment, "paper" compared with another study, no run in common, or a study's file
+            that cannot be read; nothing has been written then.
         KarmaError: a cell of the notebook failed; the executed notebook keeps the traceback.
     """
     if out is not None:
@@ -62,6 +64,7 @@ def write_report(study: str, other: str | None = None, out: Path | None = None, 
         _remove_leftovers(out or Path("outputs") / "published")
         return report_paper(out or Path("outputs") / "published")
     job, started = open_results(study), read_clock()
+    check_readable(job.experiment)
     values = {"experiment": str(job.experiment.path), "out": str((out or job.folder).resolve()),
               "price_per_million_tokens": price}  # fmt: skip
     _remove_leftovers(out or job.folder)
@@ -84,7 +87,10 @@ def _write_comparison(study: str, other: str, out: Path | None) -> Path:
 
     if "paper" in (study, other):
         raise InputError("'paper' is no measured study: `karma report EXPERIMENT` already stands beside the paper")
-    studies = [collect_results(load_experiment(name)) for name in (study, other)]
+    experiments = [load_experiment(name) for name in (study, other)]
+    for one in experiments:
+        check_readable(one)
+    studies = [*map(collect_results, experiments)]
     folder = out or (studies[0].folder or Path()) / "compared"
     table = build_comparison(*compare_studies(*studies), name=f"{studies[0].name}_against_{studies[1].name}")
     return table.save(folder)[1]
