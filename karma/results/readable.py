@@ -30,8 +30,8 @@ def check_readable(experiment: Experiment) -> None:
     """
     seen: set[Path] = set()
     for job in list_jobs(experiment):
-        there = job.folder.is_dir() and not job.stage.draws
-        for path in sorted(job.folder.iterdir()) if there else ():
+        places = () if job.stage.draws else (job.folder, *job.folder.glob("*/seed*"))  # a selection's trainings
+        for path in sorted(path for place in places if place.is_dir() for path in place.iterdir()):
             if path not in seen and path.suffix in _READERS and not path.name.startswith("."):
                 seen.add(path)
                 try:
