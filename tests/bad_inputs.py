@@ -860,6 +860,14 @@ EXPERIMENT: dict[str, Make] = {
         absent_model_path=_M.replace("random: {hidden_size: 16, layers: 1, heads: 1}", "path: /nowhere/model"),
         absent_calibration=_M + "pairs: {calibration: nowhere.json}",
         absent_judgments=_M + "pool: {instructions: karma/data/demo/instructions.jsonl}\nlabels: {audit: true, judgments: nowhere, scores: paper}",
+        no_hub_name="models: {a: {hub: ../x}}\npolicies: [a]\nscores: {table: paper}",
+        no_revision="models: {a: {hub: a/b, revision: 'a b'}}\npolicies: [a]\nscores: {table: paper}",
+        rows_matched_to_no_strategy=_M + "strategies: [k_sim]\npairs: {match_rows: [rlaif]}",
+        a_scorer_without_a_model=_M + "self_play: {rounds: 1, scorer: judge}",
+        absent_columns="models: {a: {random: {hidden_size: 16, layers: 1, heads: 1}}}\npolicies: [a]\nscores: {table: paper, columns: zz}",
+        absent_origin_models=_M + "pool: {excluded_origin_models: [GPT-4, GPT-3.5-turbo, bard, Vicuna-33b, Ultralm-65b, "
+                                  "Llama-2-70b-chat, Llama-2-13b-chat, Llama-2-7b-chat, Wizardlm-70b, Wizardlm-13b, Wizardlm-7b, "
+                                  "Ultralm-13b, Alpaca-7b, Pythia-12b, Falcon-40b-instruct, Starchat, Mpt-30b-chat]}",
         infinite_epochs=_M + "training: {epochs: .inf}", infinite_beta=_M + "training: {beta: .inf}",
         infinite_cut=_M + "kinship: {cut: .inf}", NaN_tau=_M + "kinship: {tau: .nan}", tau_of_5=_M + "kinship: {tau: 5.0}",
         infinite_noise="models: {a: {hub: x/a}, b: {perturbed: a, noise: .inf}}\npolicies: [b]\nscores: {table: paper}",

@@ -126,3 +126,33 @@ def test_what_is_no_folder_is_called_what_it_is(good, tmp_path, make, kind):
     if kind != "a file":
         said = refuse(good, tmp_path, "read-scores", **{"--out": str(tmp_path / "it.csv")})
         assert said == f"--out {tmp_path / 'it.csv'} is {kind}: give a file to write"
+
+
+STUDY = "name: bad\nmodels: {a: {random: {hidden_size: 16, layers: 1, heads: 1}}}\npolicies: [a]\n"
+ALL_BUT_ONE = ", ".join(["GPT-4", "GPT-3.5-turbo", "bard", "Vicuna-33b", "UltraLM-13b", "Llama-2-70b-chat", "Starchat",
+                         "Llama-2-13b-chat", "Llama-2-7b-chat", "Wizardlm-70b", "Wizardlm-13b", "Wizardlm-7b", "Alpaca-7b",
+                         "Pythia-12b", "Falcon-40b-instruct"])  # fmt: skip
+NAMED = {
+    "scores: {table: paper, columns: zz}": "scores.columns: column map zz does not exist: give a YAML file, or one of",
+    "scores: {table: paper, columns: open_llm_leaderboard_v2}": "scores.columns: it means nothing with scores.table: paper",
+    "scores: {table: params/base.yaml}": "params/base.yaml is no CSV file: give a table as .csv, 'paper' or",
+    "scores: {table: paper}\npool: {source: ../x}": "pool.source: ../x does not exist: give a file, a folder or a Hub id",
+    f"scores: {{table: paper}}\npool: {{excluded_origin_models: [{ALL_BUT_ONE}]}}":
+        "pool.excluded_origin_models: 1 of 16 origin models are left, a pair needs two: exclude fewer",
+    "scores: {table: paper}\nkinship: {weights: {nope: 1}}": "kinship.weights: 'nope' is no capability and no benchmark",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_what_an_experiment_names_is_looked_at_before_anything_runs(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(STUDY + text + "\n")
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "mine.yaml"), "--dry-run"])
+    said = str(result.exception)
+    assert isinstance(result.exception, InputError) and said.startswith("mine.yaml: ") and NAMED[text] in said
+    assert not result.stdout and "\n" not in said
+
+
+def test_a_table_of_other_benchmarks_is_read_by_its_map(good, tmp_path):
+    names = f"scores: {{table: {good / 'other.csv'}, columns: {good / 'columns.yaml'}}}\n"
+    (tmp_path / "mine.yaml").write_text(STUDY + names)
+    assert CliRunner().invoke(app, ["run", str(tmp_path / "mine.yaml"), "--dry-run"]).exception is None

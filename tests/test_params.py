@@ -145,6 +145,28 @@ def test_the_paper_is_32_runs_with_appendix_a():
         ("trained_on: {simpo: [rlaif]}", "trained_on: 'simpo' is not among the methods of this experiment"),
         ("trained_on: {dpo: [random]}", "trained_on.dpo: 'random' is not among the strategies of this experiment"),
         ("trained_on: {dpx: [rlaif]}", "trained_on.dpx"),
+        (
+            "models: {tiny-b: {hub: ../x}}",
+            "mine.yaml: models.tiny-b.hub is '../x': no name on the Hub: expected OWNER/NAME",
+        ),
+        ("models: {a: {hub: a--b/c}}", "models.a.hub is 'a--b/c': no name on the Hub"),
+        ("models: {a: {hub: a/b, revision: a b}}", "models.a.revision is 'a b': expected a commit, a branch or a tag"),
+        ("pool: {revision: ../main}", "pool.revision is '../main': expected a commit, a branch or a tag"),
+        ("strategies: [k_sim]\npairs: {match_rows: [rlaif]}", "pairs.match_rows: 'rlaif' is not among the strategies"),
+        (
+            "strategies: [k_sim]\npairs: {equal_numbers: [rlaif]}",
+            "pairs.equal_numbers: 'rlaif' is not among the strategies",
+        ),
+        (
+            "self_play: {rounds: 1, scorer: judge}",
+            "mine.yaml: self_play.scorer_model: name a model for judge and reward_model, and none for instructions",
+        ),
+        ("labels: {audit: true, judgments: x}", "mine.yaml: labels.judgments and labels.scores: name both, or neither"),
+        ("models: {a: {hub: x, path: y}}", "mine.yaml: models.a: give exactly one of hub, path"),
+        (
+            "models: {a: {random: {hidden_size: 16, layers: 1, heads: 3}}}",
+            "mine.yaml: models.a.random: hidden_size 16 is no multiple of 2 x 3 heads",
+        ),
         ("seeds: [0, 0]", "0 is listed twice"),
         ("strategies: [k_sin]", "strategies.0 is 'k_sin'"),
         ("policies: [ghost]", "'ghost' is not a model of this experiment"),

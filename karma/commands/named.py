@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from karma.errors import InputError
 from karma.files.reading import check_file, load_json_lines
@@ -18,6 +19,9 @@ from karma.study.benchmark_settings import PACKAGED_ITEMS, HarnessTask
 from karma.study.experiment import Experiment
 from karma.study.sections import ModelSpec
 from karma.study.settings import Settings
+
+if TYPE_CHECKING:
+    from karma.scores.table import ScoreTable
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:\w+)?")
 
@@ -42,7 +46,11 @@ def check_named(experiment: Experiment, installed: bool = False) -> None:
 
 def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     if s.strategies:
-        yield "scores.table", lambda: _check_table(s.scores.table, root)
+        if s.scores.columns is not None:
+            yield "scores.columns", lambda: _check_columns(str(s.scores.columns), s.scores.table, root)
+        yield "scores.table", lambda: _check_table(s.scores.table, root, s.scores.columns, s.scores.missing)
+        yield "kinship.weights", lambda: _check_weights(s, root)
+        yield "pool.excluded_origin_models", lambda: _check_left(s, root)
         if s.pool.source != "generate":
             yield "pool.source", lambda: _check_source(s.pool.source, root)
     if s.pool.instructions and (s.pool.source == "generate" or s.labels.audit or s.rewards_instructions):
@@ -75,20 +83,70 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
         yield f"models.{name}", lambda name=name, spec=spec: _check_model(name, spec, installed)  # type: ignore[misc]
 
 
-def _check_table(table: str, root: Path, columns: str | None = None) -> None:
+def _check_table(table: str, root: Path, columns: str | None = None, missing: str = "refuse") -> None:
+    if table != "measured":
+        _load_table(table, root, columns, missing)
+
+
+def _load_table(table: str, root: Path, columns: str | None, missing: str) -> "ScoreTable":
     from karma.scores.read import load_score_table
 
-    if table == "measured":
+    columns = None if columns is None else _find_columns(columns, root)
+    return load_score_table(str(root / table) if (root / table).exists() else table, columns, missing)
+
+
+def _find_columns(columns: str, root: Path) -> str:
+    shipped = (Path(str(files("karma"))) / "data" / "column_maps" / f"{columns}.yaml").is_file()
+    return columns if shipped or not (root / columns).exists() else str(root / columns)
+
+
+def _check_columns(columns: str, table: str, root: Path) -> None:
+    from karma.scores.read import find_column_map
+
+    find_column_map(_find_columns(columns, root))
+    if table in ("measured", "paper", "paper_four_digit"):
+        raise InputError(f"it means nothing with scores.table: {table}, whose benchmarks are known: set it to null")
+
+
+def _check_weights(s: Settings, root: Path) -> None:
+    from karma.scores.table import set_kinship
+
+    if s.scores.table == "measured" or not s.kinship.weights:
         return
-    if columns is not None and not (Path(str(files("karma"))) / "data" / "column_maps" / f"{columns}.yaml").is_file():
-        columns = str(root / columns) if (root / columns).exists() else columns
-    load_score_table(str(root / table) if (root / table).exists() else table, columns)
+    table = _load_table(s.scores.table, root, s.scores.columns, s.scores.missing)
+    try:
+        set_kinship(table, None, s.kinship.weights)
+    except InputError as error:
+        raise InputError(str(error).removeprefix("kinship.weights: ")) from None
+
+
+def _check_left(s: Settings, root: Path) -> None:
+    """Raise an InputError where fewer than two origin models are left to make pairs of."""
+    from karma.scores.names import canonical_model_name
+
+    table = s.scores.table
+    models = s.origin_models if table == "measured" else [
+        *map(str, _load_table(table, root, s.scores.columns, s.scores.missing).scores.index)
+    ]  # fmt: skip
+    gone = {canonical_model_name(name) for name in s.pool.excluded_origin_models}
+    left = [name for name in models if canonical_model_name(name) not in gone]
+    if len(left) < 2:
+        raise InputError(f"{len(left)} of {len(models)} origin models are left, a pair needs two: exclude fewer")
 
 
 def _check_source(source: str, root: Path) -> None:
     """Check that a pool or a source of judgments is there, or can be on the Hub."""
-    if not (root / source).exists() and (not _HUB.fullmatch(source) or Path(source).suffix in _SUFFIXES):
+    if not (root / source).exists() and (not _is_hub_name(source) or Path(source).suffix in _SUFFIXES):
         raise InputError(f"{source} does not exist: give a file, a folder or a Hub id")
+
+
+def _is_hub_name(source: str) -> bool:
+    from karma.study.sections import check_hub_name
+
+    try:
+        return bool(_HUB.fullmatch(source)) and bool(check_hub_name(source.partition(":")[0]))
+    except ValueError:
+        return False
 
 
 _SUFFIXES = (".parquet", ".json", ".jsonl", ".csv")

@@ -133,6 +133,8 @@ def load_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
     name = Path(path).name
     if not os.path.lexists(path):
         raise InputError(f"score table {path} does not exist: give a CSV file, 'paper' or 'paper_four_digit'")
+    if Path(path).is_file() and Path(path).suffix.casefold() not in ("", ".csv", ".txt"):
+        raise InputError(f"score table {path} is no CSV file: give a table as .csv, 'paper' or 'paper_four_digit'")
     try:
         with check_file(path, "score table").open(encoding="utf-8-sig", newline="") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True) if any(row)]

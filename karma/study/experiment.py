@@ -7,6 +7,7 @@ reruns exactly the stages that read it.
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -221,10 +222,22 @@ def _explain(error: "ErrorDetails") -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
+    if error["type"] == "value_error" and isinstance(error["input"], dict) and _is_section(loc):  # not shown whole
+        told = message.startswith(f"{loc[0]}.")
+        return message if told else f"{key}{'.' if re.match('[a-z_]+: ', message) else ': '}{message}"
     secret = key.endswith("key_env") or (key.endswith("base_url") and {*"@?#"} & {*str(error["input"])})
     given = "not shown (it may hold a secret)" if secret else quote(error["input"])
     hint = " (write 5.0e-7 with a point: YAML reads 5e-7 as text)" if _looks_scientific(error["input"]) else ""
     return f"{key} is {given}: {message}{hint}"
+
+
+def _is_section(loc: list[Any]) -> bool:
+    """Tell whether a place in the settings is one of the kit's sections, and no value that a user writes."""
+    model: type[BaseModel] | None = Settings
+    for part in loc:
+        field = model.model_fields.get(str(part)) if model else None
+        model = _inner_model(field.annotation) if field else ModelSpec if model is ModelSpec else None
+    return model is not None
 
 
 def _inner_model(annotation: object) -> type[BaseModel] | None:

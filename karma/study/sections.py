@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from karma.study.fields import (
     Arm,
@@ -63,6 +64,26 @@ class ApiSource(Strict):
     )
 
 
+def check_hub_name(value: str) -> str:
+    """Raise where the Hub's own client would not ask for a name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        raise PydanticCustomError("hub", "no name on the Hub: expected OWNER/NAME") from None
+    return value
+
+
+def _check_revision(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", value) or ".." in value:
+        raise PydanticCustomError("revision", "expected a commit, a branch or a tag, without spaces")
+    return value
+
+
+HubName = Annotated[str, AfterValidator(check_hub_name)]
+Revision = Annotated[str, AfterValidator(_check_revision)]
 PackagedName = Literal["smollm2-135m", "gemma-3-270m"]  # what each is: karma.models.made.PACKAGED
 _SOURCES = ("hub", "path", "packaged", "perturbed", "random", "api")
 
@@ -70,8 +91,8 @@ _SOURCES = ("hub", "path", "packaged", "perturbed", "random", "api")
 class ModelSpec(Strict):
     """Where a model comes from: exactly one of hub, path, packaged, perturbed, random, api."""
 
-    hub: str | None = None
-    revision: str | None = None
+    hub: HubName | None = None
+    revision: Revision | None = None
     path: str | None = None
     packaged: PackagedName | None = None
     perturbed: Name | None = None
@@ -151,7 +172,7 @@ class Pool(Strict):
     """Prompts with responses: where they come from, or how they are sampled."""
 
     source: str
-    revision: str | None
+    revision: Revision | None
     excluded_origin_models: list[str]
     instructions: str | None
     n_prompts: Count | None

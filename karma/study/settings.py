@@ -260,8 +260,11 @@ class Settings(Strict):
             for name in names:
                 if name not in self.models:
                     raise ValueError(f"{key}: '{name}' is not a model of this experiment (models: {known})")
-        if unknown := [s for s in self.potential.strategies if s not in self.strategies]:
-            raise ValueError(f"potential.strategies: '{unknown[0]}' is not among the strategies of this experiment")
+        asked = {"potential.strategies": self.potential.strategies, "pairs.match_rows": self.pairs.match_rows,
+                 "pairs.equal_numbers": self.pairs.equal_numbers}  # fmt: skip
+        for key, names in asked.items():
+            if self.strategies and (unknown := [s for s in names if s not in self.strategies]):
+                raise ValueError(f"{key}: '{unknown[0]}' is not among the strategies of this experiment")
         if self.potential.metrics:
             self._check_sources()
         if "m_ap_annotated" in self.potential.metrics and not self.has_annotations:
