@@ -909,6 +909,8 @@ JUDGMENTS: dict[str, Make] = {
     **{f"AlpacaEval: {n}": _judgments_folder(lambda p, t=t: p.write_bytes(t if isinstance(t, bytes) else t.encode())) for n, t in {
         "empty": "", "garbage": b"\xff\xfe\x00", "a number": "17", "deep": "[" * 99_999, "no preference": '[{"instruction": "a"}]',
         "preference is text": '[{"instruction": "a", "generator_2": "x", "preference": "high"}]',
+        "a model is a number": '[{"instruction": "a", "generator_2": 4, "preference": 1.5}]',
+        "a baseline is a number": '[{"instruction": "a", "generator_1": 4, "preference": 1.5}]',
         "preference is 5": '[{"instruction": "a", "generator_2": "x", "preference": 5}]',
         "preference is NaN": '[{"instruction": "a", "generator_2": "x", "preference": NaN}]',
         "preference is vast": '[{"instruction": "a", "generator_2": "x", "preference": %s}]' % ("9" * 400),
@@ -1164,7 +1166,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("kinship", "--linkage", "word", {}), ("kinship", "--seed", "seed", {}), ("kinship", "--out", "out", {}),
     ("audit-labels", "--judgments", "judgments", {}), ("audit-labels", "--beside", "judgments", {}),
     ("audit-labels", "--scores", "score table", {}), ("audit-labels", "--columns", "column map", {"--scores": "@other.csv"}),
-    ("audit-labels", "--tie", "weight", {}), ("audit-labels", "--tau", "cosine", {}), ("audit-labels", "--seed", "seed", {}),
+    ("audit-labels", "--tie", "tie width", {}), ("audit-labels", "--tau", "cosine", {}), ("audit-labels", "--seed", "seed", {}),
     ("audit-labels", "--answers", "kinship answers", {"--judgments": "@pool.jsonl"}),
     ("audit-labels", "--annotations", "annotations", {"--judgments": "@pool.jsonl"}),
     ("audit-labels", "--annotation", "word", {"--judgments": "@pool.jsonl"}), ("audit-labels", "--out", "out", {}),
@@ -1195,7 +1197,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 KINDS |= {
     "ratio": numbers("-1", "inf", "0.0", "-0.1"), "ratio of pairs": numbers("0", "-0.1", "1.1", "inf", "1e-300"),
-    "weight": numbers("-1", "inf", "-0.0001"), "threads": {**COUNT, **values("100000", "4097")},
+    "weight": numbers("-1", "inf", "-0.0001"), "tie width": numbers("-1", "inf", "-0.0001", "2", "1e300"), "threads": {**COUNT, **values("100000", "4097")},
     "held out": numbers("1", "1.5", "-0.1", "inf"), "tie": numbers("1", "-0.1", "inf"),
     "temperature": numbers("-1", "inf", "5.1"), "price": numbers("-1", "inf"),
     "cores": numbers("0", "-1", "100000", whole=True),

@@ -3,6 +3,7 @@
 Each line is a command whose other arguments are good (`tests/bad_inputs.py`): nothing but what is said is wrong with it.
 """
 
+import json
 import os
 
 import pytest
@@ -156,3 +157,40 @@ def test_a_table_of_other_benchmarks_is_read_by_its_map(good, tmp_path):
     names = f"scores: {{table: {good / 'other.csv'}, columns: {good / 'columns.yaml'}}}\n"
     (tmp_path / "mine.yaml").write_text(STUDY + names)
     assert CliRunner().invoke(app, ["run", str(tmp_path / "mine.yaml"), "--dry-run"]).exception is None
+
+
+FILES = [("audit-labels", "--answers"), ("audit-labels", "--annotations"), ("binarize", "--contaminated"),
+         ("binarize", "--calibration"), ("train", "--instructions"), ("win-rate", "--prompts"), ("evaluate", "--answers")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "option"), FILES)
+def test_a_file_that_is_none_is_told_with_its_option(good, tmp_path, command, option):
+    besides = {"--method": "rloo"} if command == "train" else {}
+    said = refuse(good, tmp_path, command, **{**besides, option: "nope.jsonl"})
+    assert said == f"{option} nope.jsonl cannot be read: it does not exist"
+
+
+def test_rows_of_answers_are_told_by_their_own_schema(good, tmp_path):
+    (tmp_path / "bans.jsonl").write_text("7\n")
+    changed = {"--judgments": "@pool.jsonl", "--answers": str(tmp_path / "bans.jsonl")}
+    said = refuse(good, tmp_path, "audit-labels", **changed)
+    assert said == "bans.jsonl, row 1 is no object: expected origin_model, item_id, extracted"
+
+
+@pytest.mark.parametrize("tie", ["1", "2", "1e300"])
+def test_a_tie_that_leaves_nothing_decided_is_refused(good, tmp_path, tie):
+    """Votes differ by 1 at most."""
+    said = refuse(good, tmp_path, "audit-labels", **{"--tie": tie})
+    assert (
+        said.startswith(f"--tie {float(tie):g}: none of ")
+        and " comparisons differs by more, the largest by 1: " in said
+    )
+
+
+@pytest.mark.parametrize("key", ["generator_1", "generator_2"])
+def test_a_model_s_name_is_a_text(good, tmp_path, key):
+    place = tmp_path / "results" / "a" / "weighted_alpaca_eval_gpt4_turbo"
+    place.mkdir(parents=True)
+    (place / "annotations.json").write_text(json.dumps([{"instruction": "a", key: 4, "preference": 1.5}]))
+    said = refuse(good, tmp_path, "audit-labels", **{"--judgments": str(tmp_path / "results")})
+    assert said == f"{place / 'annotations.json'}: {key} is 4, expected a text"

@@ -14,6 +14,7 @@ from karma.commands.options import (
     Missing,
     Out,
     Weight,
+    check_files,
     check_out,
     default,
     list_typed,
@@ -83,6 +84,7 @@ def run_audit_labels(
     from karma.figures.style import set_style
 
     check_out(out, judgments, beside)
+    check_files({"--answers": answers, "--annotations": annotations})
     table = load_scores(scores, columns, missing, measure, weight)
     found = load_judgments(judgments, annotator=annotator, field=annotation, annotations=annotations, texts=affinity)
     other = None if beside is None else load_judgments(beside, annotator=annotator, field=annotation)

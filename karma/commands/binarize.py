@@ -23,6 +23,7 @@ from karma.commands.options import (
     Missing,
     Out,
     Weight,
+    check_files,
     check_out,
     default,
     list_typed,
@@ -191,6 +192,8 @@ def run_binarize(
     _check_engine(engine, address, cores)
     _refuse_idle(typed, strategies, order)
     check_out(out, pool, benchmark_data)
+    check_files({"--contaminated": contaminated, "--annotations": annotations, "--densities": densities,
+                 "--calibration": calibration})  # fmt: skip
     items = _load_items(decontaminate or [], benchmark_data, ngram, overlap)
     source = load_pool(pool, revision)
     score_table = load_scores(scores, columns, missing, measure, weight)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from karma.commands.next_step import tell_next
 from karma.commands.options import (
     Out,
+    check_files,
     check_out,
     check_revision,
     default,
@@ -170,6 +171,7 @@ def _check(
     if folder is not None and not folder.is_dir():
         raise InputError(f"--benchmark-data {folder} is no folder")
     check_out(out, folder, model)
+    check_files({"--answers": answers})
 
 
 def _ask(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from karma.commands.options import Out, check_out, leave_nothing
+from karma.commands.options import Out, check_files, check_out, leave_nothing
 from karma.errors import InputError
 from karma.files.reading import read_text
 from karma.pairs.export import FORMATS, export_pairs
@@ -54,6 +54,7 @@ def run_export(pairs: Path, form: str, out: Path, held_out: float, instructions:
         InputError: an option that cannot be used, or pairs that the trainer does not take; nothing is written then.
     """
     check_out(out, pairs)
+    check_files({"--instructions": instructions})
     if form not in FORMATS:
         raise InputError(f"--format {form}: choose from {', '.join(FORMATS)}")
     if pairs.is_file() and pairs.resolve().parent == out.resolve():

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from karma.errors import InputError, quote
 from karma.files.numbers import parse_number
+from karma.files.reading import check_file
 from karma.scores.read import load_score_table
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
 
@@ -81,6 +82,22 @@ def check_out(
             raise InputError(
                 f"{option} {out} holds {read}, which is read and would be overwritten: give another folder"
             )
+
+
+def check_files(files: Mapping[str, Path | None]) -> None:
+    """Raise an InputError that names the option whose file is none.
+
+    Args:
+        files: by option; None where it was not given.
+
+    Example:
+        >>> check_files({"--answers": Path("nowhere.jsonl")})
+        Traceback (most recent call last):
+        karma.errors.InputError: --answers nowhere.jsonl cannot be read: it does not exist
+    """
+    for option, path in files.items():
+        if path is not None:
+            check_file(path, option)
 
 
 def check_out_file(out: Path, *inputs: Path | str | None, option: str = "--out") -> None:

@@ -10,7 +10,16 @@ from pydantic import ValidationError
 
 from karma.commands.flags import FLAGS, name_flags
 from karma.commands.next_step import tell_next
-from karma.commands.options import LAST_SEED, Out, check_out, check_revision, default, leave_nothing, replace_options
+from karma.commands.options import (
+    LAST_SEED,
+    Out,
+    check_files,
+    check_out,
+    check_revision,
+    default,
+    leave_nothing,
+    replace_options,
+)
 from karma.errors import InputError, quote
 from karma.files.writing import save_json
 from karma.files.yaml import parse_yaml
@@ -97,6 +106,7 @@ def run_train(
     online = getattr(settings, method, None)
     rater = online.reward_model if isinstance(online, Online) else None
     check_out(out, pairs, policy, rater)
+    check_files({"--instructions": instructions})
     if method not in METHODS:
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
     if instructions is not None and not isinstance(online, Online):

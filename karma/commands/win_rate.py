@@ -16,6 +16,7 @@ from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Out,
+    check_files,
     check_out,
     check_revision,
     default,
@@ -142,6 +143,7 @@ def run_win_rate(
     """
     check_sides(models, tie)
     check_out(out, judge, *models)
+    check_files({"--prompts": prompts})
     if cache is not None:
         check_out(cache, judge, *models, option="--cache")
     compute = replace_options(load_base().compute, backend=backend, device=device, dtype=dtype, threads=threads)

@@ -133,8 +133,11 @@ def ask_model(model: CachedModel, name: str, prompts: Mapping[str, Prompt], sett
     return Compared(name, responses, source, digest=model.digest)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path, expected: str = "prompt, and response") -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) of JSON lines, a JSON list or parquet.
+
+    Args:
+        path: a file's. expected: what a row holds, for the message.
 
     Raises:
         InputError: no such file, another suffix, unreadable, or a row that is no object.
@@ -146,7 +149,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = iter(enumerate(read_parquet(path).to_pylist(), 1)) if path.suffix == ".parquet" else read_json(path)
     for number, row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{path.name}, row {number} is no object: expected prompt, and response")
+            raise InputError(f"{path.name}, row {number} is no object: expected {expected}")
         yield number, row
 
 

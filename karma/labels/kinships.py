@@ -221,7 +221,7 @@ def load_answers(path: Path, models: Sequence[str]) -> pd.DataFrame:
     """
     known = {compute_key(name): name for name in models}
     rows = []
-    for number, row in read_rows(path):
+    for number, row in read_rows(path, "origin_model, item_id, extracted"):
         found = [next((key for key in keys if key in row), None) for keys in (MODEL, ITEM, ANSWER)]
         if None in found:
             lacks = ("origin_model", "item_id", "extracted")[found.index(None)]

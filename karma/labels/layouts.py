@@ -179,6 +179,8 @@ def _read_alpaca_eval(results: Path, annotator: str | None, measure: bool) -> Ju
         own = _load(path)
         for row in own:
             get_field(row, "instruction", str(path))
+            for key in ("generator_1", "generator_2"):
+                _check_name(row, key, str(path))
         if not any("preference" in row for row in own):
             raise InputError(f"{path}: no row has a 'preference': expected AlpacaEval's annotations")
         rows += [{**row, "generator_2": model, "output_2": texts.get(str(row.get("instruction")), row.get("output_2"))}
@@ -194,6 +196,8 @@ def _load(path: Path) -> list[Row]:
 
 
 def _read_annotations(rows: list[Row], source: str, by: str = "the annotator", measure: bool = False) -> Judgments:
+    for row in rows:
+        _check_name(row, "generator_1", source)
     baselines = {str(row["generator_1"]) for row in rows if row.get("generator_1") is not None}
     if len(baselines) > 1:
         names = " and ".join(sorted(map(str, baselines))[:2])
@@ -260,6 +264,12 @@ def _read_responses(path: Path, table: AnnotationTable | None) -> Judgments:
     if table is not None and "response_id" in rows:
         frame["annotation"] = table.look_up_ids(rows["row_id"].tolist(), rows["response_id"].tolist())
     return build_values(frame, path.name, "responses", "share of instructions followed", what="row")
+
+
+def _check_name(row: Row, key: str, source: str) -> None:
+    """Raise where a model's name is something else than text; it may be absent."""
+    if not isinstance(row.get(key), str | None):
+        raise InputError(f"{source}: {key} is {quote(row[key])}, expected a text")
 
 
 def _get_number(row: Row, key: str, low: float, high: float, what: str) -> float | None:

@@ -113,6 +113,7 @@ def audit_recorded(
     kept = judgments.keep(names)
     small, constant = _restrict(table, names, rows)
     comparisons = build_comparisons(kept, compute_s_pref(small), compute_kinship(small))
+    _check_tie(comparisons, tie)
     if small.n_items is not None:
         comparisons = _add_flips(comparisons, small, tau, seed)
     sets = list_sets(kept.answered, seed)
@@ -146,6 +147,15 @@ def audit_recorded(
                          measure_surface(comparisons, tie), measure_agreement(comparisons, beside, tie), books,
                          kept.source, calibration, measures, affinities,
                          _ask_kinships(kept, table, match.rows, small, answers, tie, seed))  # fmt: skip
+
+
+def _check_tie(comparisons: Comparisons, tie: float) -> None:
+    """Raise an InputError where no comparison is decided: every share of none would be NaN."""
+    apart = np.abs(comparisons.margin[:, comparisons.has_preference])
+    n, largest = int(np.count_nonzero(~np.isnan(apart))), float(np.nanmax(apart, initial=0.0))
+    if n and largest <= tie:
+        raise InputError(f"--tie {tie:g}: none of {n:,} comparisons differs by more, the largest by {largest:g}: give "
+                         "less, or judgments that differ")  # fmt: skip
 
 
 def _ask_kinships(
