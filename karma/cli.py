@@ -37,7 +37,7 @@ with _end_at_once():
     from importlib import import_module
     from importlib.util import find_spec
     from pathlib import Path
-    from typing import Annotated, Any
+    from typing import Annotated, Any, get_args, get_type_hints
 
     import typer
     from typer.core import TyperGroup
