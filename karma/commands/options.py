@@ -110,7 +110,7 @@ def check_out_file(out: Path, *inputs: Path | str | None, option: str = "--out")
         raise InputError(f"{option} {out} is {_name_kind(out)}: give a file to write")
     if len(os.fsencode(out.name)) > _LONGEST_NAME:
         raise InputError(f"{option} {out}: its name is too long, take at most {_LONGEST_NAME} letters")
-    for read in filter(None, inputs):
+    for read in (place for place in inputs if place):
         if out.is_file() and _exists(read) and out.samefile(read):
             raise InputError(f"{option} {out} is read, and would be overwritten: give another file")
     check_out(out.absolute().parent, option=option)

@@ -12,11 +12,11 @@ from karma.commands.next_step import tell_next
 from karma.commands.options import Columns, Missing, check_out_file, default
 from karma.errors import InputError, quote
 from karma.scores.cards import add_cards, load_cards
-from karma.scores.columns import ColumnMap, load_column_map, load_rows
+from karma.scores.columns import UNSTATED, ColumnMap, load_column_map, load_rows
 from karma.scores.harness import find_result_files, read_results
 from karma.scores.read import build_mapped, find_column_map, find_own_map, merge_score_tables, save_score_table
 from karma.scores.table import ScoreTable
-from karma.scores.understand import UNSTATED, recognise, understand
+from karma.scores.understand import recognise, understand
 
 N_SHOWN = 5
 MAX_ASIDE = 12

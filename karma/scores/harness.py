@@ -15,9 +15,9 @@ from typing import Any
 
 from karma.errors import InputError, quote, show_line
 from karma.files.reading import load_json
-from karma.scores.columns import Column, ColumnMap
+from karma.scores.columns import UNSTATED, Column, ColumnMap
 from karma.scores.metrics import PREFERRED, choose_metric
-from karma.scores.understand import UNSTATED, load_catalogue, simplify
+from karma.scores.understand import load_catalogue, simplify
 
 FILES = ("results*.json", "scores.json")
 _BESIDE = ("alias", "name", "sample_len", "samples", " ")  # what lm-eval writes among metrics
@@ -249,7 +249,7 @@ def _read_count(value: object, where: str) -> int | None:
     whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0
     if value is not None and (not whole or not 0 <= value < 2**53):  # type: ignore[operator]
         raise ValueError(f"{where} is {quote(value)}: expected a whole number of items")
-    return int(value) or None if value is not None else None  # type: ignore[call-overload,no-any-return]
+    return int(value) or None if value is not None else None  # type: ignore[call-overload]
 
 
 def _read_number(value: object, where: str) -> float:

@@ -277,7 +277,9 @@ def _describe(table: ScoreTable, facts: pd.DataFrame) -> dict[str, object]:
     columns = ColumnMap(
         origin_model=["origin_model"], case_sensitive=table.case_sensitive, benchmarks=benchmarks,
         facts={name: name for name in facts}, n_items_source=table.n_items_source, notes=list(table.notes),
-        kinship=KinshipBy(measure=table.measure, weights={n: w for n, w in table.weights.items() if n in table.scores}),
+        kinship=KinshipBy.model_validate(
+            {"measure": table.measure, "weights": {n: w for n, w in table.weights.items() if n in table.scores}}
+        ),
     )  # fmt: skip
     return columns.model_dump(exclude_defaults=True)
 
