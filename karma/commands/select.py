@@ -20,12 +20,14 @@ from karma.commands.options import (
     Missing,
     Out,
     check_out,
+    check_revision,
     default,
     leave_nothing,
     load_scores,
     replace_options,
 )
 from karma.errors import InputError
+from karma.files.numbers import parse_number
 from karma.labels.sources import compute_capability, is_kinship
 from karma.pairs.accounting import DROPPED
 from karma.pairs.folder import save_pairs
@@ -129,13 +131,13 @@ def run_select(
 
     compute = replace_options(load_base().compute, device=device, dtype=dtype, threads=threads)
     _check_models({"--policy": policy, "--reference": reference})
-    check_out(out, pairs)
+    check_out(out, pairs, policy, reference)
     weights = parse_sources(explicit)
     _check_options(metric, ratio, k, implicit, reference, weights, scores, missing, annotations)
     if combine not in COMBINATIONS:
         raise InputError(f"--combine {combine}: choose from {', '.join(COMBINATIONS)}")
     if asking.get("cache"):
-        check_out(asking["cache"], option="--cache")
+        check_out(asking["cache"], pairs, policy, reference, option="--cache")
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
     if "metric" in source.accounting.settings:
         raise InputError(f"{pairs} is itself a selection: select from the whole set it was made of")
@@ -189,6 +191,7 @@ def _open_models(policy: str, revision: str | None, reference: str | None) -> li
     from karma.models.load import check_model
 
     opened = [name_model(policy, revision), *([name_model(reference)] if reference else [])]
+    check_revision(revision, opened[0][0][opened[0][1]], policy)
     for specs, model in opened:
         check_model(specs, model)
     return opened
@@ -252,7 +255,7 @@ def parse_sources(text: str) -> dict[str, float]:
                 "once; several as score=1,annotation=0.5"
             )
         try:
-            found[name] = float(value)
+            found[name] = parse_number(value)
         except ValueError:
             found[name] = float("nan")
         if not 0 < found[name] <= 10**6:

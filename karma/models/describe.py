@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from karma.errors import InputError
 from karma.files.places import cache_folder
@@ -13,7 +14,7 @@ from karma.files.reading import load_json
 from karma.models.folder import load_config
 from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
-from karma.study.sections import ModelSpec
+from karma.study.sections import ModelSpec, check_hub_name
 
 
 def describe_model(models: Specs, name: str) -> tuple[str, str]:
@@ -94,12 +95,9 @@ def name_model(
 
 
 def _check_hub_name(model: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
-        validate_repo_id(model)
-    except HFValidationError:
+        check_hub_name(model)
+    except PydanticCustomError:
         known = ", ".join(PACKAGED)
         raise InputError(f"model {model}: no folder, and no name on the Hub; packaged are {known}") from None
 
