@@ -159,7 +159,7 @@ BAD_SCORES = {  # name -> content, what the error names
         (["--strategy", "k_sim", "--max-length-ratio", "0.5"], "max_length_ratio is 0.5"),
         (["--strategy", "k_sim", "--tau", "0.999"], "k_sim: no pair from 20 rows"),
         (["--strategy", "k_sim", "--order", "random"], "--order random: choose pool or curriculum"),
-        (["--strategy", "k_sim", "--order", "curriculum", "--stages", "0"], "greater than or equal to 1"),
+        (["--strategy", "k_sim", "--stages", "2"], "--stages means nothing without --order curriculum"),
         (["--strategy", "k_sim", "--match-rows"], "--match-rows compares strategies"),
         (["--strategy", "k_sim", "--expect", "no_prompt"], "--expect means nothing without --strict"),
         (["--strategy", "k_sim", "--strict"], "lost as 'excluded_origin_model': 20"),
