@@ -354,6 +354,8 @@ CSV: dict[str, Make] = {
         "nan": "nan", "infinite": "inf", "minus infinite": "-inf", "400 digits": "9" * 400, "5,000 digits": "9" * 5000,
         "1e400": "1e400", "text": "good", "empty": "", "negative": "-1", "200,000 characters": "x" * 200_000,
         "marked up": '"a\n[bold]b"', "too large": "101", "with an underscore": "0.3_4", "in other digits": "\u0660.\u0663"}.items()},
+    "a cell with a zero byte": content(".csv", SCORES.format("0.\0005")), "a model with a zero byte": content(
+        ".csv", SCORES.format("0.5").replace("bard", "ba\0rd")),
     "an open quote": content(".csv", SCORES.format('"0.5')),
     "header alone": content(".csv", "origin_model,ifeval\n"),
     "one model": content(".csv", "origin_model,ifeval\nGPT-4,0.4\n"),
@@ -762,6 +764,10 @@ MODELS_OF_FOLDERS: dict[str, Make] = {
     "negative eps": config(rms_norm_eps=-1.0), "eps of text": config(rms_norm_eps="nan"), "eps is NaN": config(rms_norm_eps=float("nan")),
     "no theta": config(rope_theta=0), "no theta within": config(rope_parameters={"rope_type": "default", "rope_theta": 0}),
     "no positions": config(max_position_embeddings=0), "an end of text": config(eos_token_id="x"),
+    "few positions": config(max_position_embeddings=4), "an end beyond the vocabulary": config(eos_token_id=10**6),
+    "no token that ends a text": model_folder(lambda f: (f / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in json.loads((f / "tokenizer_config.json").read_text()).items()
+                    if k not in ("eos_token", "pad_token")}))),
     "generation is a list": model_folder(lambda f: (f / "generation_config.json").write_text("[]")),
     "negative beams": model_folder(lambda f: (f / "generation_config.json").write_text('{"num_beams": -2}')),
     "tokenizer is a list": model_folder(lambda f: (f / "tokenizer.json").write_text("[1]")),
@@ -936,12 +942,16 @@ ITEMS["an id twice"] = lambda f, g: (
     (f / "items" / "bad.jsonl").rename(f / "items" / "arc_easy.jsonl"),
     str(f / "items"),
 )[-1]
-ITEMS["arc_easy.jsonl: stem is null"] = lambda f, g: (
-    (f / "items").mkdir(),
-    damaged("items/arc_easy.jsonl", lambda rows: rows[1]["question"].__setitem__("stem", None))(f / "items", g),
-    (f / "items" / "bad.jsonl").rename(f / "items" / "arc_easy.jsonl"),
-    str(f / "items"),
-)[-1]
+for _name, _key, _value in (("stem is null", "stem", None), ("stem is blank", "stem", " "),
+                            ("one choice", "choices", [{"text": "fire", "label": "B"}])):  # fmt: skip
+
+    def _other_question(folder: Path, good: Path, key: str = _key, value: Any = _value) -> str:
+        change = damaged("items/arc_easy.jsonl", lambda rows: rows[1]["question"].__setitem__(key, value))
+        (folder / "items").mkdir()
+        Path(change(folder, good)).rename(folder / "items" / "arc_easy.jsonl")
+        return str(folder / "items")
+
+    ITEMS[f"arc_easy.jsonl: {_name}"] = _other_question
 
 
 def ifeval_item(name: Any, arguments: Any, **more: Any) -> Make:
@@ -1149,7 +1159,7 @@ ARGUMENTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("evaluate", "--benchmark-data", "ifeval items", {**ASKED, "--benchmark": "ifeval"}), ("evaluate", "--out", "out", {}), ("evaluate", "--limit", "count", {}), ("evaluate", "--model", "model", ASKED),
     ("evaluate", "--protocol", "word", ASKED), ("evaluate", "--device", "device", ASKED), ("evaluate", "--dtype", "dtype", ASKED),
     ("evaluate", "--threads", "threads", ASKED), ("evaluate", "--batch-size", "count", ASKED), ("evaluate", "--backend", "word", ASKED),
-    ("evaluate", "--choice-tokens", "count", ASKED), ("evaluate", "--cache", "out", ASKED),
+    ("evaluate", "--choice-tokens", "tokens", ASKED), ("evaluate", "--cache", "out", ASKED),
     ("evaluate", "--base-url", "server", {**ASKED, "--model": "m"}),
     ("evaluate", "--key-env", "variable", {**ASKED, "--model": "m", "--base-url": "http://127.0.0.1:1/v1"}),
     ("train", "--pairs", "pair folder", {}), ("train", "--pairs", "pairs", {}), ("train", "--pairs", "pairs as parquet", {}),
@@ -1200,6 +1210,7 @@ KINDS |= {
     "weight": numbers("-1", "inf", "-0.0001"), "tie width": numbers("-1", "inf", "-0.0001", "2", "1e300"), "threads": {**COUNT, **values("100000", "4097")},
     "held out": numbers("1", "1.5", "-0.1", "inf"), "tie": numbers("1", "-0.1", "inf"),
     "temperature": numbers("-1", "inf", "5.1"), "price": numbers("-1", "inf"),
+    "tokens": {**COUNT, **values("2048", "3000")},  # the good model has 2,048 positions
     "cores": numbers("0", "-1", "100000", whole=True),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from karma.errors import InputError
 from karma.models.describe import describe_model, find_trained
 from karma.models.load import (
     add_trained,
+    check_folder,
     check_model,
     compute_weights_digest,
     load_model,
@@ -84,6 +85,16 @@ def test_a_run_s_folder_may_be_called_like_its_base_model(tmp_path, monkeypatch)
     models, name = find_trained(Path("smollm2-135m"))
     assert name == "smollm2-135m (trained)" and models[name]["base"] == "smollm2-135m"
     assert models["smollm2-135m"]["packaged"] == "smollm2-135m"
+
+
+def test_a_layer_beyond_those_of_the_config_is_told(tmp_path):
+    load_model(specs(), "tiny").save_pretrained(tmp_path / "long")
+    load_tokenizer(specs(), "tiny").save_pretrained(tmp_path / "long")
+    check_folder(tmp_path / "long", "long")
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(InputError, match=r"it has 1 layer beyond the 2 of its config.json"):
+        check_folder(tmp_path / "long", "long")
 
 
 def test_a_layer_that_does_not_exist_is_refused():

@@ -181,12 +181,14 @@ def _ask(
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     from karma.evaluation.runner import evaluate
     from karma.models.ask import CachedModel
-    from karma.models.load import check_model
+    from karma.models.load import check_length, check_model
 
     named = model
     specs, model = name_model(model, revision, base_url, key_env)
     check_revision(revision, specs[model], named)
     check_model(specs, model)
+    for option, n_tokens in (("--choice-tokens", choice_tokens), ("--descriptive-tokens", descriptive_tokens)):
+        check_length(specs, model, n_tokens, option)
     if base_url:
         from karma.models.api import check_server
 

@@ -68,25 +68,26 @@ def run_read_scores(
         raise InputError(f"{absent[0]} does not exist: give a CSV file, or a result file or folder")
     given = None if columns is None else find_column_map(columns)
     told = load_cards(cards) if cards is not None else {}
-    tables = []
+    tables, lines = list[ScoreTable](), list[str]()  # what is told is told when all has been read
     results = [file for path in paths if path.suffix.casefold() != ".csv" for file in find_result_files(path)]
     if results:
         name = f"{len(results)} result files" if len(results) > 1 else results[0].name
         header, rows, found, aside = read_results(results, ignore)
         tables.append(build_mapped(header, rows, name, given or found, missing))
-        yield from _describe(tables[-1], given or found, {} if given else aside)
+        lines += _describe(tables[-1], given or found, {} if given else aside)
     for path in paths:
         if path.suffix.casefold() == ".csv":
             header, rows = load_rows(path)
             own = find_own_map(path)
             known = given or (load_column_map(own) if own.is_file() else None)
             if known is None and (shipped := recognise(header)):
-                yield f"{path.name} has the columns of {shipped}: read by this map"
+                lines.append(f"{path.name} has the columns of {shipped}: read by this map")
                 known = find_column_map(shipped)
             found, aside = (known, {}) if known else understand(header, rows, path.name, ignore, unit)
             tables.append(build_mapped(header, rows, str(path), found, missing))
-            yield from _describe(tables[-1], found, aside)
+            lines += _describe(tables[-1], found, aside)
     table = reduce(merge_score_tables, tables)
+    yield from lines
     if len(tables) > 1:
         yield f"together {len(table.scores):,} origin models"
     if cards is not None:

@@ -163,8 +163,8 @@ def run_select(
         if is_new:
             shutil.rmtree(kept)  # it holds nothing of use
         raise InputError(
-            f"none of {len(source)} pairs is a candidate ({_say_dropped(pool.counts)}): where {_name(policy)} gives no "
-            "probabilities, its weights or its config.json are broken"
+            f"none of {len(source)} pairs is a candidate ({_say_dropped(pool.counts)}): give a larger --max-length; "
+            f"where {_name(policy)} gives no probabilities, its weights or its config.json are broken"
         )
     places = margins.select(pool, metric, ratio, k, seed)
     settings = {

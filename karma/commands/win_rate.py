@@ -94,13 +94,18 @@ class _Asking:
     cache: Path
 
     def open(
-        self, model: str, what: str, api: tuple[str | None, str | None] = (None, None), revision: Any = None
+        self,
+        model: str,
+        what: str,
+        api: tuple[str | None, str | None] = (None, None),
+        revision: Any = None,
+        n_tokens: int = 0,
     ) -> Any:
         """Return a model that can be asked; what cannot be one is an InputError that says which option it was."""
         from karma.models.api import check_server
         from karma.models.ask import CachedModel
         from karma.models.describe import name_model
-        from karma.models.load import check_model
+        from karma.models.load import check_length, check_model
 
         if model in self.known and not any(api):
             check_revision(revision, {}, model)
@@ -115,6 +120,7 @@ class _Asking:
         try:
             asked = CachedModel(specs, name, self.compute, self.batch_size, self.cache)
             check_model(specs, name)
+            check_length(specs, name, n_tokens, "--max-new-tokens")
             return asked
         except KarmaError as error:  # a Hub id that is none, or no network
             if isinstance(error, InputError) and not str(error).startswith("Hub model"):
@@ -165,12 +171,13 @@ def run_win_rate(
         known = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
     asking = _Asking(known, compute, batch_size, cache or out / "cache")
     decider = asking.open(judge, "--judge", (base_url, key_env), revision)
+    opened = {name: asking.open(name, "model", n_tokens=max_new_tokens) for name in models if name not in recorded}
     compared: list[Compared] = []
     for name in models:
-        if name not in recorded:
+        if name in opened:
             from karma.labels.compared import ask_model
 
-            model = asking.open(name, "model")
+            model = opened[name]
             recorded[name] = ask_model(model, model.name, asked, how, seed)
             yield f"{model.name}: {model.n_asked} prompts answered ({model.n_cached} kept from before)"
         compared.append(recorded[name])

@@ -57,14 +57,16 @@ def load_items(benchmark: str, folder: str | Path | None = None, limit: int | No
         try:
             item = _READERS[benchmark](row)
             texts = [item["prompt"]] if benchmark == "ifeval" else [item["question"], *item["options"]]
-            if not all(isinstance(text, str) for text in texts):
+            if not all(isinstance(text, str) for text in texts) or not texts[0].strip():
                 raise TypeError("a text that is none")
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else "a value is of another kind"
             wanted = f"does not have the benchmark's schema ({_SCHEMAS[benchmark]})"
             raise InputError(f"{benchmark}: {where} {wanted}: {what}") from error
         item["item_id"] = str(item.get("item_id") or f"{benchmark}-{len(items) + 1:05d}")
-        if benchmark != "ifeval" and not 0 <= item["answer"] < len(item["options"]) <= 10:
+        if benchmark != "ifeval" and not (
+            0 <= item["answer"] < len(item["options"]) and 2 <= len(item["options"]) <= 10
+        ):
             raise InputError(f"{benchmark}: item {item['item_id']}: the answer is not among its (2 to 10) options")
         if benchmark == "hellaswag" and "id" not in row:  # the Hub's `ind` stands for several items
             item["item_id"] = _number_again(item["item_id"], seen)

@@ -107,6 +107,14 @@ def load_json(path: str | Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 
+def load_object(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; anything else in it is an InputError that names it."""
+    found = load_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is {quote(found)}, expected an object: make it again")
+    return found
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of each line that is not blank; blank lines count, so that the numbers are an editor's.
 

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from karma.errors import InputError
 from karma.files.places import cache_folder
-from karma.files.reading import load_json
+from karma.files.reading import load_object
 from karma.models.folder import load_config
 from karma.models.load import Specs, add_trained
 from karma.models.made import PACKAGED, find_pieces
@@ -114,7 +114,7 @@ def find_trained(folder: Path) -> tuple[Specs, str] | None:
     model = folder / "model" if (folder / "model").is_dir() else folder
     run = model.parent if model.name == "model" else model
     record = run / "provenance.json"
-    for stage in load_json(record).values() if record.is_file() and run != model else ():
+    for stage in load_object(record).values() if record.is_file() and run != model else ():
         policy = stage.get("params", {}).get("policy")
         if policy in stage.get("models", {}):
             title = "/".join(stage["params"].values())

@@ -4,6 +4,7 @@ Weights are safetensors alone: a pickle could run code, and is refused.
 """
 
 import math
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,12 @@ _LARGEST = {  # beyond which a shape is a mistake, and would take hours to build
     "num_attention_heads": 100_000,
 }  # fmt: skip
 
-_POSITIVE = (  # where 0 or less makes NaN of every answer, or fails when the first one is written
-    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "max_position_embeddings", "head_dim",
-    "num_beams", "num_return_sequences", "repetition_penalty", "r", "lora_alpha",
-)  # fmt: skip
+_POSITIVE = {  # setting -> its least value, below which every answer is NaN, or the first one fails
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "repetition_penalty",
+                     "lora_alpha"), sys.float_info.min),
+    **dict.fromkeys(("head_dim", "num_beams", "num_return_sequences", "r"), 1),
+    "max_position_embeddings": 32,  # fewer hold no prompt
+}  # fmt: skip
 _NO_OBJECT = "{here} cannot be loaded: {file} is no JSON object: fetch or save the model again"
 _TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
@@ -64,9 +67,17 @@ def check_parts(folder: Path, name: str) -> dict[str, Tensor]:
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).exists() and not read_text(folder / file).lstrip().startswith("{"):
             raise InputError(_NO_OBJECT.format(here=here, file=file))
-    if (folder / "generation_config.json").exists():
-        load_config(folder / "generation_config.json", here)
+    for file in ("config.json", "generation_config.json"):
+        if (folder / file).exists():
+            _check_ids(load_config(folder / file, here), config.get("vocab_size"), f"its {file}", here)
     return list_weights(folder, here)
+
+
+def _check_ids(config: dict[str, Any], size: int | None, where: str, here: str) -> None:
+    for key in _TOKEN_IDS:
+        for one in _as_list(config.get(key)):
+            if size is not None and one is not None and one >= size:
+                raise InputError(f"{here} cannot be loaded: {key} in {where} is {one}, of {size:,} tokens")
 
 
 def load_config(file: Path, here: str) -> dict[str, Any]:
@@ -77,7 +88,7 @@ def load_config(file: Path, here: str) -> dict[str, Any]:
     for key, value in _list_values(config):
         number, name = isinstance(value, int | float) and not isinstance(value, bool), key.rpartition(".")[2]
         broken = isinstance(value, float) and not math.isfinite(value)
-        low = name in _POSITIVE and value is not None and not (number and value > 0)
+        low = name in _POSITIVE and value is not None and not (number and value >= _POSITIVE[name])
         ids = name in _TOKEN_IDS and not all(type(one) is int or one is None for one in _as_list(value))
         if broken or low or ids:
             raise InputError(f"{here} cannot be loaded: {key} in its {file.name} is {value!r:.40}")

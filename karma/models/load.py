@@ -10,7 +10,8 @@ fetched yet nothing is known before it is loaded.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ def load_tokenizer(models: Specs, name: str):
     tokenizer = _from_pretrained(AutoTokenizer, location, name, **extra)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"model '{name}' ({location}): its tokenizer has no token that ends a text (eos_token)")
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
         print(f"note: {name} has no chat template; it is asked in plain 'User: ... Assistant:' turns")
@@ -215,6 +218,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if bars:
             theirs.enable_progress_bar()
+
+
+def check_length(models: Specs, name: str, n_tokens: int, option: str) -> None:
+    """Raise an InputError where a model has too few positions for answers of so many tokens; a Hub's is not fetched.
+
+    Args:
+        models, name: whose. n_tokens: of an answer. option: that says so, for the message.
+    """
+    from transformers import AutoConfig
+
+    spec = models[name]
+    if not (spec["path"] or spec["packaged"]):
+        return
+    config = _from_pretrained(AutoConfig, _location(spec)[0], name)
+    if (most := getattr(config, "max_position_embeddings", None)) is not None and n_tokens >= most:
+        raise InputError(f"{option} {n_tokens}: '{name}' has {most:,} positions for prompt and answer: give fewer")
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -321,7 +340,8 @@ def _check_shapes(weights: dict[str, Tensor], folder: Path, name: str) -> None:
     wanted = _from_pretrained(AutoConfig, str(folder), name)
     try:
         with torch.device("meta"), _quiet():
-            expected = AutoModelForCausalLM.from_config(wanted).state_dict()
+            model = AutoModelForCausalLM.from_config(wanted)
+            expected = model.state_dict()
     except Exception as error:  # transformers and torch raise many kinds of an odd shape; each becomes one line
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{here} cannot be loaded: config.json makes no model ({show_line(reason)})") from error
@@ -334,8 +354,18 @@ def _check_shapes(weights: dict[str, Tensor], folder: Path, name: str) -> None:
         whole = dtype.startswith(("I", "U", "BOOL")) and not quantized
         if whole and weight in expected and expected[weight].is_floating_point():
             raise InputError(f"{here} cannot be loaded: {weight} holds whole numbers ({dtype}), no weights")
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    own = (weight for weight in weights if not any(re.search(pattern, weight) for pattern in ignored))
+    if more := _list_layers(own) - _list_layers(expected):
+        n, layers = len(_list_layers(expected)), "layer" if len(more) == 1 else "layers"
+        raise InputError(f"{here} cannot be loaded: it has {len(more)} {layers} beyond the {n} of its config.json")
     if not set(expected) & set(weights):
         raise InputError(f"{here} cannot be loaded: its weights are those of another model than config.json describes")
+
+
+def _list_layers(weights: Iterable[str]) -> set[int]:
+    """Return the numbers of the layers that weights belong to, by their names."""
+    return {int(found[1]) for weight in weights if (found := re.search(r"\blayers\.(\d+)\.", weight))}
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path | None, name: str) -> None:

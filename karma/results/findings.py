@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from karma.figures.claims import find_verdict
-from karma.files.reading import load_json
+from karma.files.reading import load_object
 from karma.results.ledger import build_ledger, compute_break_even, describe_break_even
 from karma.results.study import Study
 from karma.statistics.verdicts import SMALLEST
@@ -79,7 +79,7 @@ def describe_study(study: Study) -> dict[str, str]:
     """Return what a study is made of, when, where and from which commit, from its folders' provenance."""
     assert study.folder is not None
     files = sorted(study.folder.glob("**/provenance.json"))
-    records = [record for path in files for name, record in load_json(path).items() if name != REPORT]
+    records = [record for path in files for name, record in load_object(path).items() if name != REPORT]
     ended = sorted(record["finished_at"] for record in records if "finished_at" in record)
     devices = dict.fromkeys(record["device"] for record in records if "device" in record)
     commits = dict.fromkeys(record["commit"] for record in records if "commit" in record)

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from karma.errors import InputError
-from karma.files.reading import load_json
+from karma.files.reading import load_json, load_object
 from karma.scores.read import load_score_table
 from karma.scores.table import ScoreTable, describe_benchmarks, load_benchmarks
 from karma.study.benchmark_settings import MEASURED, PACKAGED_ITEMS, name_benchmark
@@ -181,7 +181,7 @@ def _describe_tasks(experiment: Experiment) -> pd.DataFrame:
     forms: dict[str, str] = {}
     for job in (job for name in ("01_origin_evaluation", "05_policy_evaluation") for job in _jobs(experiment, name)):
         if set(tasks) - set(forms) and (job.folder / "scores.json").is_file():
-            scores = load_json(job.folder / "scores.json").get("benchmarks", {})
+            scores = load_object(job.folder / "scores.json").get("benchmarks", {})
             forms |= {name: scores[name]["task"]["answer_form"] for name in tasks if "task" in scores.get(name, {})}
     return describe_benchmarks({
         name: {"title": task.title or task.task, "capability": task.capability,

@@ -140,6 +140,8 @@ def load_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"score table {path} cannot be read as UTF-8 CSV: {error}") from None
+    if odd := next((number for number, row in enumerate(rows, 1) if any("\0" in cell for cell in row)), None):
+        raise InputError(f"{name}, row {odd} holds a zero byte: save the table again as UTF-8 text")
     if not rows:
         raise InputError(f"{name} is empty: its first line must name 'origin_model' and the benchmarks")
     header, body = rows[0], rows[1:]

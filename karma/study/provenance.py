@@ -11,7 +11,7 @@ from typing import Any
 
 from karma.errors import InputError
 from karma.files.locks import open_own_lock
-from karma.files.reading import compute_digest, compute_file_digest, load_json
+from karma.files.reading import compute_digest, compute_file_digest, load_json, load_object
 from karma.files.writing import save_json
 from karma.study.experiment import Experiment
 from karma.study.stages import Job, list_jobs
@@ -76,7 +76,7 @@ def load_records(experiment: Experiment) -> dict[str, dict[str, Any]]:
     found = {}
     for job in list_jobs(experiment):
         path = job.folder / "provenance.json"
-        if path.is_file() and (record := load_json(path).get(job.stage.name)):
+        if path.is_file() and (record := load_object(path).get(job.stage.name)):
             found[job.label] = record
     return found
 

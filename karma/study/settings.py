@@ -103,8 +103,6 @@ class Settings(Strict):
             return
         if training.loss_type == "exo_pair" and not training.label_smoothing:
             raise ValueError("training.loss_type exo_pair needs training.label_smoothing above 0 (its paper: 1.0e-3)")
-        if training.loss_type == "robust" and training.label_smoothing >= 0.5:
-            raise ValueError("training.loss_type robust needs training.label_smoothing below 0.5")
         if training.loss_type != "sigmoid" and (training.smooth_by_confidence or "cdpo" in methods):
             raise ValueError("training.loss_type: labels are smoothed by confidence (method cdpo) with sigmoid only")
 

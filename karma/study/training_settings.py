@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from karma.study.fields import (
     Count,
     Ratio,
-    Share,
     Strict,
 )
 
@@ -125,7 +124,7 @@ class Training(Strict):
         "sft",
         "sigmoid_norm",
     ]
-    label_smoothing: Share
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]  # at half, a label says nothing
     smooth_by_confidence: bool
     simpo: Simpo
     orpo: Orpo

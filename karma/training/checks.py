@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from karma.errors import InputError
-from karma.files.reading import load_json
+from karma.files.reading import load_json, load_object
 from karma.models.logprobs import HEAD_CHUNK, tokenize_row
 from karma.pairs.accounting import DROPPED
 from karma.pairs.pairs import PairSet
@@ -328,7 +328,7 @@ def find_state(folder: Path, identity: str) -> str:
     """
     record, marker = folder / "training.json", folder / "checkpoints" / "identity.json"
     if record.is_file() and (folder / "model").is_dir():
-        return "done" if load_json(record).get("identity") == identity else "another's"
+        return "done" if load_object(record).get("identity") == identity else "another's"
     return "resumable" if marker.is_file() and load_json(marker) == identity else "free"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from karma.files.reading import load_json
+from karma.files.reading import load_object
 from karma.models.frozen import States, keep_frozen
 from karma.models.load import Specs, add_trained, load_model
 from karma.models.logprobs import compute_pair_logps
@@ -35,7 +35,7 @@ def load_both(models: Specs, policy: str, folder: Path, dtype: str, device: str)
     """
     measured, adapter = "float32" if device == "cpu" else dtype, folder / "adapter_config.json"
     states: States = {}
-    own = load_json(adapter).get("layers_to_transform") if adapter.is_file() else None
+    own = load_object(adapter).get("layers_to_transform") if adapter.is_file() else None
     for when, named in (("before", (models, policy)), ("after", add_trained(models, policy, folder))):
         gc.collect()  # a trained model is in a cycle with its trainer, a measured one with what it keeps
         model = load_model(named[0], named[1], measured if adapter.is_file() else dtype, device)

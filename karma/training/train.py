@@ -22,7 +22,7 @@ import torch
 
 from karma.errors import InputError
 from karma.files.locks import open_own_lock
-from karma.files.reading import compute_digest, load_json
+from karma.files.reading import compute_digest, load_json, load_object
 from karma.files.writing import atomic_path, save_json
 from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.rewards import load_reward_model
@@ -201,7 +201,7 @@ def _take_over(twin: Path, folder: Path) -> dict[str, Any]:
 def _find_twin(siblings: Sequence[Path], identity: str) -> Path | None:
     for sibling in siblings:
         record = sibling / "training.json"
-        if record.is_file() and (sibling / "model").is_dir() and load_json(record).get("identity") == identity:
+        if record.is_file() and (sibling / "model").is_dir() and load_object(record).get("identity") == identity:
             return sibling
     return None
 
