@@ -389,5 +389,6 @@ def test_the_leaderboard_file_reads_whole(real_data, tmp_path):
 def test_nothing_is_told_before_all_sources_are_read(tmp_path):
     """A table stood on standard output, and the error that its models stand twice below it."""
     (tmp_path / "my.csv").write_text("origin_model,ifeval,arc_easy\na,0.1,0.4\nb,0.2,0.3\n")
-    found = call("read-scores", tmp_path / "my.csv", tmp_path / "my.csv", "--out", tmp_path / "out.csv", ok=False)
+    words = ["read-scores", tmp_path / "my.csv", tmp_path / "my.csv", "--out", tmp_path / "out.csv"]
+    found = CliRunner().invoke(app, [str(word) for word in words])
     assert isinstance(found.exception, InputError) and "stands in" in str(found.exception) and not found.stdout
