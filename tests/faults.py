@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -132,8 +133,8 @@ def hit(target: Target, generator: random.Random, tally: Counter[tuple[str, str,
         tally[target.name, name, "not ended after 10 s"] += 1
         process.kill()
         _, errors = process.communicate()
-    if b"Traceback" in errors:  # Python's own, where Ctrl-C meets its start or the package's first line
-        began = b"/karma/cli.py" in errors
+    if b"Traceback" in errors:  # Python's own, where Ctrl-C meets its start or the first imports, before `main`
+        began = re.search(rb'/karma/cli\.py", line \d+, in main\n', errors) is not None
         tally[target.name, name, "traceback" if began else "before it began"] += 1
         print(errors.decode()[-1500:] if began else f"{target.name}: hit before it began", flush=True)
     deadline = time.monotonic() + 10
