@@ -768,6 +768,8 @@ MODELS_OF_FOLDERS: dict[str, Make] = {
     "no token that ends a text": model_folder(lambda f: (f / "tokenizer_config.json").write_text(
         json.dumps({k: v for k, v in json.loads((f / "tokenizer_config.json").read_text()).items()
                     if k not in ("eos_token", "pad_token")}))),
+    "a longest text of words": model_folder(lambda f: (f / "tokenizer_config.json").write_text(json.dumps(
+        {**json.loads((f / "tokenizer_config.json").read_text()), "model_max_length": "long"}))),
     "generation is a list": model_folder(lambda f: (f / "generation_config.json").write_text("[]")),
     "negative beams": model_folder(lambda f: (f / "generation_config.json").write_text('{"num_beams": -2}')),
     "tokenizer is a list": model_folder(lambda f: (f / "tokenizer.json").write_text("[1]")),
@@ -840,7 +842,7 @@ REPOSITORY = values(
 SETTINGS = values("", "no-equals", "=1", "nonsense=1", "epochs=inf", "epochs=.nan", "epochs=0", "beta=.inf", "beta=-1",
                   "learning_rate=5e-7", "learning_rate=1.0", "learning_rate=[", "max_length=0", "max_length=" + "9" * 400,
                   "per_device_batch_size=0", "gradient_accumulation=-1", "loss_type=no-such", "loss_type=[sigmoid]",
-                  "accelerate=nowhere.yaml", "lora={rank: 0}", "lora={rank: 4, alpha: 8, dropout: 2, last_layers: 1}",
+                  "accelerate=nowhere.yaml", "accelerate=params/base.yaml", "lora={rank: 0}", "lora={rank: 4, alpha: 8, dropout: 2, last_layers: 1}",
                   "lora=*a", "simpo=1", "scheduler=none", "devices=0", "label_smoothing=2.0", "warmup_steps=-1",
                   "epochs=2024-01-01", "epochs=" + "[" * 5000, "epochs=" + "9" * 5000, "epochs={2024-01-01: 1}",
                   "checkpoint_steps=" + "9" * 30, f"loss_type={MARKED}", "gradient_checkpointing=maybe")  # fmt: skip
@@ -943,7 +945,8 @@ ITEMS["an id twice"] = lambda f, g: (
     str(f / "items"),
 )[-1]
 for _name, _key, _value in (("stem is null", "stem", None), ("stem is blank", "stem", " "),
-                            ("one choice", "choices", [{"text": "fire", "label": "B"}])):  # fmt: skip
+                            ("one choice", "choices", [{"text": "fire", "label": "B"}]),
+                            ("two choices of one label", "choices", [{"text": t, "label": "B"} for t in "ab"])):  # fmt: skip
 
     def _other_question(folder: Path, good: Path, key: str = _key, value: Any = _value) -> str:
         change = damaged("items/arc_easy.jsonl", lambda rows: rows[1]["question"].__setitem__(key, value))

@@ -135,7 +135,10 @@ def _read_arc(row: dict[str, Any]) -> dict[str, Any]:
         question, choices = question["stem"], question["choices"]
     if isinstance(choices, list):
         choices = {"text": [c["text"] for c in choices], "label": [c["label"] for c in choices]}
-    answer = list(choices["label"]).index(row["answerKey"])
+    labels = list(choices["label"])
+    if len(set(labels)) < len(labels):
+        raise ValueError("two choices of one label")
+    answer = labels.index(row["answerKey"])
     return {"item_id": row.get("id"), "subject": "science", "question": question, "options": list(choices["text"]),
             "answer": answer}  # fmt: skip
 

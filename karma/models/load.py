@@ -375,6 +375,8 @@ def _check_tokenizer(tokenizer: Any, folder: Path | None, name: str) -> None:
     if size is not None and len(tokenizer) > size:
         counts = f"its tokenizer has {len(tokenizer):,} tokens, its weights {size:,}"
         raise InputError(f"model '{name}' ({folder}) cannot be loaded: {counts}")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise InputError(f"model '{name}': model_max_length of its tokenizer is {tokenizer.model_max_length!r:.40}")
     asked = [{"role": "user", "content": "karma"}]
     try:
         text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

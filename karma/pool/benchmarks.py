@@ -88,7 +88,10 @@ def load_instructions(path: Path) -> list[str]:
 
 def _read_instructions(path: Path) -> Iterator[str]:
     if path.suffix != ".jsonl":
-        yield from (line for _, line in read_lines(path))
+        for number, line in read_lines(path):
+            if "\0" in line:
+                raise InputError(f"{path}: line {number} holds a zero byte: give text, an instruction a line")
+            yield line
         return
     for number, row in load_json_lines(path):
         fields = row if isinstance(row, dict) else {}
