@@ -106,8 +106,8 @@ def check_cut(cut: float) -> None:
     Example:
         >>> check_cut(0.4)
     """
-    if not cut > 0:
-        raise InputError(f"cut is {cut}, a distance above 0 is expected: the paper's is 0.4")
+    if not 0 < cut <= 10**6:
+        raise InputError(f"cut is {cut}, a distance above 0, up to 1000000, is expected: the paper's is 0.4")
 
 
 def compute_clusters(tree: np.ndarray, cut: float, names: pd.Index) -> pd.Series:

@@ -14,12 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from karma.errors import InputError, quote
 from karma.files.numbers import parse_number
 from karma.files.reading import check_file
 from karma.files.yaml import load_yaml
+from karma.study.fields import check_unique
 
 
 def _read_unit(unit: object) -> object:
@@ -75,7 +76,7 @@ class ColumnMap(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    origin_model: Annotated[list[str], Field(min_length=1)]
+    origin_model: Annotated[list[str], Field(min_length=1), AfterValidator(check_unique)]
     case_sensitive: bool = False
     benchmarks: dict[str, Column] = Field(min_length=1)
     facts: dict[Fact, str] = {}

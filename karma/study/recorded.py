@@ -175,8 +175,12 @@ def _check(contents: dict[str, bytes], path: str | Path) -> dict[str, Any]:
         manifest = parse_json(contents[manifests[0]].decode())
         name = manifest["study"]
         told = {f"{name}/{file}": digest for file, digest in manifest["files"].items()}
-        known = all(
-            isinstance(manifest[key], str) for key in ("study", "experiment", "finished_at", "commit", "device")
+        known = (
+            len(manifests) == 1
+            and bool(told)
+            and all(
+                isinstance(manifest[key], str) for key in ("study", "experiment", "finished_at", "commit", "device")
+            )
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         known = False
