@@ -96,7 +96,7 @@ def test_cosine_tree_of_knowledge_puts_the_zero_vector_apart():
     [
         ({"distance": "l2"}, "distance is 'l2', expected one of rmsd, cosine"),
         ({"linkage": "median"}, "linkage is 'median', expected one of average"),
-        ({"cut": 0.0}, "cut is 0.0, a distance above 0 is expected"),
+        ({"cut": 0.0}, "cut is 0.0, a distance above 0, up to"),
     ],
 )
 def test_settings_out_of_range(setting, message):
