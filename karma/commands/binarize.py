@@ -345,6 +345,8 @@ def _refuse_idle(typed: Collection[str], strategies: list[str], order: str) -> N
     for option, names in readers.items():
         if not set(names) & set(strategies):
             refuse_idle(typed, (option,), f"without --strategy {' or '.join(names)}")
+    if not {"rlaif", "affinity"} & set(strategies):
+        refuse_idle(typed, ("annotation",), "without --strategy rlaif")
 
 
 def _check_engine(engine: str, address: str | None, cores: int | None) -> None:

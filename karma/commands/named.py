@@ -70,7 +70,7 @@ def _list_checks(s: Settings, root: Path, installed: bool) -> Iterator[tuple[str
     for name, task in s.benchmarks.tasks.items():
         yield f"benchmarks, {name}", lambda task=task: _check_task(task, s.benchmarks.folder, root, installed)  # type: ignore[misc]
     if s.training.accelerate is not None:
-        yield "training.accelerate", lambda: _check_either(str(s.training.accelerate), root)
+        yield "training.accelerate", lambda: _check_accelerate(str(s.training.accelerate), root)
     if s.pairs.calibration is not None:
         yield "pairs.calibration", lambda: _check_calibration(root / str(s.pairs.calibration))
     if s.labels.judgments is not None:
@@ -188,8 +188,10 @@ def _check_texts(names: list[str], root: Path) -> None:
     check_names(names, root)
 
 
-def _check_either(file: str, root: Path) -> None:
-    check_file(file if Path(file).is_file() else root / file)
+def _check_accelerate(file: str, root: Path) -> None:
+    from karma.commands.options import check_accelerate
+
+    check_accelerate(check_file(file if Path(file).is_file() else root / file))
 
 
 def _check_calibration(path: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from karma.errors import InputError, quote
 from karma.files.numbers import parse_number
 from karma.files.reading import check_file
+from karma.files.yaml import load_yaml
 from karma.scores.read import load_score_table
 from karma.scores.table import MEASURES, ScoreTable, set_kinship
 
@@ -98,6 +99,13 @@ def check_files(files: Mapping[str, Path | None]) -> None:
     for option, path in files.items():
         if path is not None:
             check_file(path, option)
+
+
+def check_accelerate(path: Path) -> None:
+    """Raise an InputError where a file is no configuration of accelerate."""
+    found = load_yaml(path)
+    if not isinstance(found, dict) or "distributed_type" not in found:
+        raise InputError(f"accelerate: {path} is no configuration of accelerate: write one with `accelerate config`")
 
 
 def check_out_file(out: Path, *inputs: Path | str | None, option: str = "--out") -> None:

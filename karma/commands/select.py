@@ -6,7 +6,7 @@ from what was measured.
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,9 @@ from karma.commands.options import (
     check_revision,
     default,
     leave_nothing,
+    list_typed,
     load_scores,
+    refuse_idle,
     replace_options,
 )
 from karma.errors import InputError
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 
 def select(
+    context: typer.Context,
     out: Out,
     pairs: Annotated[
         Path, typer.Option(help="A pair folder, or .jsonl, .json, .parquet in the public binarised shape.")
@@ -106,6 +109,7 @@ def select(
 ) -> None:
     """Keep the pairs a policy can still learn from: `karma select --pairs P --policy M --ratio 0.4 --out selected`."""
     options = locals()
+    options["typed"] = list_typed(options.pop("context"))
     with leave_nothing(out, cache):
         for line in run_select(**options, command=" ".join(["karma", *sys.argv[1:]])):
             typer.echo(line)
@@ -115,13 +119,14 @@ def run_select(
     out: Path, pairs: Path, policy: str, metric: str, ratio: float | None, k: int | None, weight: float,
     implicit: str, reference: str | None, explicit: str, combine: str, scores: str | None, columns: str | None,
     missing: str, annotations: Path | None, seed: int, command: str, device: str, dtype: str, threads: int,
-    **asking: Any,
+    typed: Collection[str] = (), **asking: Any,
 ) -> Iterator[str]:  # fmt: skip
     """Write the selected pairs as a pair folder; yield what to tell the user, line by line.
 
     Args:
         out, pairs, ...: the options of `karma select`, under their own names.
         command: the command line, for the data card.
+        typed: the options that were typed: one that means nothing here is refused.
         **asking: how the policy is asked: max_length, batch_tokens, revision, cache.
 
     Raises:
@@ -136,6 +141,7 @@ def run_select(
     _check_options(metric, ratio, k, implicit, reference, weights, scores, missing, annotations)
     if combine not in COMBINATIONS:
         raise InputError(f"--combine {combine}: choose from {', '.join(COMBINATIONS)}")
+    _refuse_idle(typed, metric, scores)
     if asking.get("cache"):
         check_out(asking["cache"], pairs, policy, reference, option="--cache")
     source = load_pairs(pairs) if pairs.is_dir() else load_binarized(pairs)
@@ -195,6 +201,14 @@ def _open_models(policy: str, revision: str | None, reference: str | None) -> li
     for specs, model in opened:
         check_model(specs, model)
     return opened
+
+
+def _refuse_idle(typed: Collection[str], metric: str, scores: str | None) -> None:
+    """Raise an InputError where an option was typed that this selection does not read."""
+    if scores is None:
+        refuse_idle(typed, ("columns", "missing"), "without --scores")
+    if not metric.startswith("m_ap"):
+        refuse_idle(typed, ("weight",), "without --metric m_ap or m_ap_signed")
 
 
 def _say_dropped(counts: Mapping[str, int]) -> str:

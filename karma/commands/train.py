@@ -13,6 +13,7 @@ from karma.commands.next_step import tell_next
 from karma.commands.options import (
     LAST_SEED,
     Out,
+    check_accelerate,
     check_files,
     check_out,
     check_revision,
@@ -124,7 +125,7 @@ def run_train(
 
     checks.check_method(method, settings)
     if settings.accelerate:
-        find_config(settings.accelerate)
+        check_accelerate(find_config(settings.accelerate))
     source = load_binarized(pairs) if pairs.is_file() else load_pairs(pairs)
     named = policy
     models, policy = name_model(policy, revision)

@@ -21,7 +21,6 @@ from karma.errors import InputError, KarmaError
 from karma.files.places import find_project_root
 from karma.files.reading import load_json
 from karma.files.writing import save_json
-from karma.files.yaml import load_yaml
 from karma.training.run import Run
 from karma.training.tuning import save_outcome, tune
 
@@ -79,13 +78,9 @@ def _find_error(lines: list[str]) -> list[str]:
 
 
 def find_config(config: str) -> Path:
-    """Return accelerate's configuration, from the project's root or the current folder; raise where there is none."""
+    """Return accelerate's configuration, from the project's root or the current folder; raise where it is missing."""
     for candidate in (Path(config), find_project_root() / config):
         if candidate.is_file():
-            found = load_yaml(candidate)
-            if not isinstance(found, dict) or "distributed_type" not in found:
-                raise InputError(f"training.accelerate: {config} is no configuration of accelerate: write one with "
-                                 "`accelerate config`")  # fmt: skip
             return candidate.resolve()
     raise InputError(f"training.accelerate: {config} does not exist; there are params/accelerate/fsdp.yaml, zero3.yaml "
                      "and ddp.yaml, or write one with `accelerate config`")  # fmt: skip
