@@ -78,6 +78,8 @@ def check_arguments(ids: Sequence[str], arguments: Sequence[dict[str, Any]], pro
 def check_items(items: Sequence[dict[str, Any]]) -> None:
     """Raise an InputError that names the first of IFEval's items whose instructions cannot be checked."""
     for item in items:
+        if not item["instruction_id_list"]:
+            raise InputError(f"ifeval: item {quote(item['item_id'])}: no instruction: nothing can be checked here")
         try:
             check_arguments(item["instruction_id_list"], json.loads(item["kwargs"]), item["prompt"])
         except InputError as error:

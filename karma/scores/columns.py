@@ -54,7 +54,7 @@ class Column(BaseModel):
     capability: str
     answer_form: str = "multiple choice"
     chance: float | None = Field(default=None, ge=0, lt=1, allow_inf_nan=False)
-    n_items: int | None = Field(default=None, ge=1)
+    n_items: int | None = Field(default=None, ge=1, strict=True)
     direction: Literal["higher", "lower"] = "higher"  # which is better
 
 

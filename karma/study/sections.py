@@ -171,7 +171,7 @@ class Decontaminate(Strict):
 class Pool(Strict):
     """Prompts with responses: where they come from, or how they are sampled."""
 
-    source: str
+    source: Annotated[str, Field(min_length=1)]
     revision: Revision | None
     excluded_origin_models: list[str]
     instructions: str | None
