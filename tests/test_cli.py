@@ -285,6 +285,17 @@ def test_a_time_is_taken_only_from_the_same_method_and_settings(tmp_path, monkey
     }
 
 
+def test_a_damaged_record_stops_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_project(tmp_path))
+    mine = load_experiment("smoke")
+    record = next(iter(list_jobs(mine))).folder / "provenance.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("[1]")
+    assert average_stages(mine) == {}
+    with pytest.raises(InputError, match=r"provenance.json is \[1\], expected an object"):
+        estimate_times(mine, {})
+
+
 def test_the_time_left_goes_by_what_a_stage_took_before_until_a_job_of_it_has_ended():
     job = SimpleNamespace(stage=SimpleNamespace(name="01"))
     state = {"job": job, "status": "running", "started": 0.0, "ended": None}

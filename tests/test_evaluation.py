@@ -65,6 +65,14 @@ def test_mmlu_as_csv(tmp_path):
     assert len(load_items("mmlu_stem", tmp_path)) == 1  # law is no STEM subject
 
 
+@pytest.mark.parametrize("answer", ["", "AB", "E", "7"])
+def test_an_answer_that_is_no_letter_of_an_mmlu_item_is_refused(tmp_path, answer):
+    """An empty one, and AB, were taken for A: they lie within ABCD."""
+    (tmp_path / "mmlu_stem.csv").write_text(f"subject,question,A,B,C,D,answer\nastronomy,Which?,p,q,r,s,{answer}\n")
+    with pytest.raises(InputError, match="mmlu_stem: "):
+        load_items("mmlu_stem", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

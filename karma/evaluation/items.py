@@ -146,7 +146,7 @@ def _read_arc(row: dict[str, Any]) -> dict[str, Any]:
 def _read_mmlu(row: dict[str, Any]) -> dict[str, Any]:
     options = list(row["choices"]) if "choices" in row else [str(row[letter]) for letter in "ABCD"]
     answer = row["answer"]
-    answer = "ABCD".index(answer) if isinstance(answer, str) and answer in "ABCD" else int(answer)
+    answer = "ABCD".index(answer) if answer in list("ABCD") else int(answer)
     return {"item_id": row.get("id"), "subject": row["subject"].replace("_", " "), "question": row["question"],
             "options": options, "answer": answer}  # fmt: skip
 

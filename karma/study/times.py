@@ -88,7 +88,10 @@ def estimate_times(experiment: Experiment, jobs: Mapping[str, Job]) -> Estimate:
 def average_stages(experiment: Experiment) -> dict[str, float]:
     """Return stage -> the mean seconds of its jobs, for stages of which each job's time is known before they run."""
     jobs = {job.label: job for job in list_jobs(experiment)}
-    seconds = estimate_times(experiment, jobs).seconds
+    try:
+        seconds = estimate_times(experiment, jobs).seconds
+    except InputError:  # a damaged record of a job: an estimate is no reason to stop a sweep
+        return {}
     unknown = {job.stage.name for label, job in jobs.items() if label not in seconds}
     stages: dict[str, list[float]] = {}
     for label, took in seconds.items():
