@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from karma.errors import InputError
+from karma.models.check import check_model
 from karma.models.describe import describe_model, find_trained
+from karma.models.folder import check_folder
 from karma.models.load import (
     add_trained,
-    check_folder,
-    check_model,
     compute_weights_digest,
     load_model,
     load_shape,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from karma.errors import InputError
-from karma.models.load import add_trained, check_model, load_model, load_tokenizer
+from karma.models.check import check_model
+from karma.models.load import add_trained, load_model, load_tokenizer
 from karma.models.made import build_tokenizer
 from karma.models.rewards import (
     build_reward_model,

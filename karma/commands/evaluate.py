@@ -181,7 +181,7 @@ def _ask(
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     from karma.evaluation.runner import evaluate
     from karma.models.ask import CachedModel
-    from karma.models.load import check_length, check_model
+    from karma.models.check import check_length, check_model
 
     named = model
     specs, model = name_model(model, revision, base_url, key_env)

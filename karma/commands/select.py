@@ -193,8 +193,8 @@ def run_select(
 
 def _open_models(policy: str, revision: str | None, reference: str | None) -> list[tuple["Specs", str]]:
     """Return specifications and name of the policy and of the reference, both looked at before either is asked."""
+    from karma.models.check import check_model
     from karma.models.describe import name_model
-    from karma.models.load import check_model
 
     opened = [name_model(policy, revision), *([name_model(reference)] if reference else [])]
     check_revision(revision, opened[0][0][opened[0][1]], policy)

@@ -112,7 +112,8 @@ def run_train(
         raise InputError(f"--method {method}: choose from {', '.join(METHODS)}")
     if instructions is not None and not isinstance(online, Online):
         raise InputError(f"--instructions means nothing with --method {method}, which learns from pairs: leave it out")
-    from karma.models.load import check_model, load_tokenizer
+    from karma.models.check import check_model
+    from karma.models.load import load_tokenizer
     from karma.pairs.pairs import load_pairs, split_pairs
     from karma.pairs.public_shape import load_binarized
     from karma.training import checks

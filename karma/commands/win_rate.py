@@ -104,8 +104,8 @@ class _Asking:
         """Return a model that can be asked; what cannot be one is an InputError that says which option it was."""
         from karma.models.api import check_server
         from karma.models.ask import CachedModel
+        from karma.models.check import check_length, check_model
         from karma.models.describe import name_model
-        from karma.models.load import check_length, check_model
 
         if model in self.known and not any(api):
             check_revision(revision, {}, model)

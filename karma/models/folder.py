@@ -1,15 +1,19 @@
 """A model's folder before anything of it is loaded: its parts, the headers of its weights, and whether they are whole.
 
-Weights are safetensors alone: a pickle could run code, and is refused.
+Weights are safetensors alone: a pickle could run code, and is refused. `from_pretrained` is the one call by which
+transformers opens a folder or a Hub model: without code of the model's own, and with one line for whatever it raises.
 """
 
+import logging
 import math
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from karma.errors import InputError
+from karma.errors import InputError, show_line
 from karma.files.reading import check_file, load_json, parse_json, read_text
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -150,3 +154,76 @@ def read_header(file: Path) -> dict[str, Tensor]:
     if size != 8 + n_bytes + end:
         raise InputError(f"{file} was cut off: it has {size:,} of {8 + n_bytes + end:,} bytes; fetch it again")
     return found
+
+
+def from_pretrained(kind: Any, location: str, name: str, **options: Any) -> Any:
+    """Call transformers' `from_pretrained` without code of the model's own; whatever it raises is an InputError."""
+    try:
+        with quiet():
+            return kind.from_pretrained(location, trust_remote_code=False, **options)
+    except Exception as error:  # transformers raises many kinds; each becomes one line
+        reason = show_line(" ".join(str(error).split())) or type(error).__name__
+        where = "" if Path(location).is_dir() else f"; if a folder is meant, there is no {location} here"
+        raise InputError(f"model '{name}' ({location}) cannot be loaded: {reason}{where}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and warnings of loading to itself: what is wrong is said by who loads."""
+    from transformers.utils import logging as theirs
+
+    logger, level, bars = logging.getLogger("transformers"), theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise an InputError where a folder is no model that can be loaded; no weights are read, only their header.
+
+    Args:
+        folder: config.json, weights as safetensors, and a tokenizer. name: the model's, for the message.
+    """
+    _check_shapes(check_parts(folder, name), folder, name)
+
+
+def _check_shapes(weights: dict[str, Tensor], folder: Path, name: str) -> None:
+    """Raise where weights have other shapes than the model that config.json describes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    here = f"model '{name}' ({folder})"
+    wanted = from_pretrained(AutoConfig, str(folder), name)
+    try:
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(wanted)
+            expected = model.state_dict()
+    except Exception as error:  # transformers and torch raise many kinds of an odd shape; each becomes one line
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{here} cannot be loaded: config.json makes no model ({show_line(reason)})") from error
+    quantized = getattr(wanted, "quantization_config", None) is not None
+    for weight, (dtype, shape) in weights.items():
+        if weight in expected and list(expected[weight].shape) != shape:
+            raise InputError(
+                f"{here} cannot be loaded: {weight} has shape {shape}, config.json says {list(expected[weight].shape)}"
+            )
+        whole = dtype.startswith(("I", "U", "BOOL")) and not quantized
+        if whole and weight in expected and expected[weight].is_floating_point():
+            raise InputError(f"{here} cannot be loaded: {weight} holds whole numbers ({dtype}), no weights")
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    own = (weight for weight in weights if not any(re.search(pattern, weight) for pattern in ignored))
+    if more := _list_layers(own) - _list_layers(expected):
+        n, layers = len(_list_layers(expected)), "layer" if len(more) == 1 else "layers"
+        raise InputError(f"{here} cannot be loaded: it has {len(more)} {layers} beyond the {n} of its config.json")
+    if not set(expected) & set(weights):
+        raise InputError(f"{here} cannot be loaded: its weights are those of another model than config.json describes")
+
+
+def _list_layers(weights: Iterable[str]) -> set[int]:
+    """Return the numbers of the layers that weights belong to, by their names."""
+    return {int(found[1]) for weight in weights if (found := re.search(r"\blayers\.(\d+)\.", weight))}

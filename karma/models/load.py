@@ -3,22 +3,17 @@
 A model behind an API (`karma.models.api`) has no weights here: it can be described and asked, not loaded. A model is
 named in an experiment's `models` and described by a `ModelSpec`; functions here take that map (name -> specification as
 a dictionary, `Job.models`) and a name.
-Decision: a folder is checked before anything of it is loaded (`check_folder`): its shape, its weights' names and shapes
-by their header alone, its tokenizer against its vocabulary; weights that are pickled, and code of a model's own, are
-never loaded. What transformers would fill with random numbers is an error here. Limit: of a Hub model that is not
-fetched yet nothing is known before it is loaded.
+Decision: a folder is checked before anything of it is loaded (`karma.models.folder`), its tokenizer against its
+vocabulary; what transformers would fill with random numbers is an error here. Limit: of a Hub model that is not fetched
+yet nothing is known before it is loaded.
 """
 
-import logging
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from karma.errors import InputError, show_line
 from karma.files.reading import compute_digest, compute_file_digest, load_json
-from karma.models.folder import Tensor, check_parts, check_whole, list_files, load_config, read_header
+from karma.models.folder import check_folder, check_whole, from_pretrained, load_config, read_header
 from karma.models.made import add_noise, build_random, build_tokenizer, drop_layers, prepare_packaged
 
 Specs = dict[str, dict[str, Any]]
@@ -56,7 +51,7 @@ def choose_dtype(wanted: str = "auto", device: str = "cpu") -> str:
     return "bfloat16" if fast else "float32"
 
 
-def _location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
+def find_location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Return what `from_pretrained` takes for a Hub, local or packaged model."""
     if spec["packaged"]:
         return str(prepare_packaged(spec["packaged"])), {}
@@ -67,7 +62,8 @@ def _location(spec: dict[str, Any]) -> tuple[str, dict[str, str]]:
     return spec["hub"], {"revision": spec["revision"]} if spec["revision"] else {}
 
 
-def _get_spec(models: Specs, name: str) -> dict[str, Any]:
+def get_spec(models: Specs, name: str) -> dict[str, Any]:
+    """Return a model's specification; raise where there is none, or it is behind an API."""
     if name not in models:
         raise InputError(f"no model '{name}'; there are {', '.join(models)}")
     if models[name].get("api"):
@@ -81,10 +77,10 @@ def find_model(models: Specs, name: str) -> tuple[str, dict[str, str]]:
     Raises:
         InputError: the model is made in memory (perturbed, random) or trained as an adapter.
     """
-    spec = _get_spec(models, name)
+    spec = get_spec(models, name)
     if spec["perturbed"] or spec["random"] or spec.get("adapter"):
         raise InputError(f"model '{name}' is made in memory: ask it with transformers, or save it to a folder first")
-    return _location(spec)
+    return find_location(spec)
 
 
 def is_reward_model(models: Specs, name: str) -> bool:
@@ -129,15 +125,15 @@ def load_tokenizer(models: Specs, name: str):
     """
     from transformers import AutoTokenizer
 
-    spec = _get_spec(models, name)
+    spec = get_spec(models, name)
     if spec["perturbed"] or spec.get("adapter"):
         return load_tokenizer(models, spec["perturbed"] or spec["base"])
     if spec["random"]:
         return build_tokenizer()
-    location, extra = _location(spec)
+    location, extra = find_location(spec)
     if spec["path"]:
         check_folder(Path(location), name)
-    tokenizer = _from_pretrained(AutoTokenizer, location, name, **extra)
+    tokenizer = from_pretrained(AutoTokenizer, location, name, **extra)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -161,7 +157,7 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     import torch
     from transformers import AutoModelForCausalLM
 
-    spec, torch_dtype = _get_spec(models, name), getattr(torch, dtype)
+    spec, torch_dtype = get_spec(models, name), getattr(torch, dtype)
     refuse_reward_model(models, name)
     if spec.get("adapter"):
         from peft import PeftModel
@@ -176,196 +172,41 @@ def load_model(models: Specs, name: str, dtype: str = "float32", device: str = "
     elif spec["random"]:
         model = build_random(spec)
     else:
-        location, extra = _location(spec)
+        location, extra = find_location(spec)
         model = _load_whole(AutoModelForCausalLM, location, name, dtype=torch_dtype, **extra)
     return model.to(device=device, dtype=torch_dtype).eval()
 
 
 def load_shape(models: Specs, name: str) -> tuple[Any, int]:
     """Return a model's configuration and its number of parameters, without its weights."""
-    empty = _build_empty(models, name)
+    empty = build_empty(models, name)
     return empty.config, empty.num_parameters()
-
-
-def _from_pretrained(kind, location: str, name: str, **options):
-    try:
-        with _quiet():
-            return kind.from_pretrained(location, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises many kinds; each becomes one line
-        reason = show_line(" ".join(str(error).split())) or type(error).__name__
-        where = "" if Path(location).is_dir() else f"; if a folder is meant, there is no {location} here"
-        raise InputError(f"model '{name}' ({location}) cannot be loaded: {reason}{where}") from error
 
 
 def _load_whole(kind, location: str, name: str, **options):
     """Load weights; raise where one is missing, which would be random, or is no finite number."""
-    model, report = _from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
+    model, report = from_pretrained(kind, location, name, use_safetensors=True, output_loading_info=True, **options)
     check_whole(report["missing_keys"], model.named_parameters(), f"model '{name}' ({location})")
     return model
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and warnings of loading to itself: what is wrong is said by who loads."""
-    from transformers.utils import logging as theirs
-
-    logger, level, bars = logging.getLogger("transformers"), theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            theirs.enable_progress_bar()
-
-
-def check_length(models: Specs, name: str, n_tokens: int, option: str) -> None:
-    """Raise an InputError where a model has too few positions for answers of so many tokens; a Hub's is not fetched.
-
-    Args:
-        models, name: whose. n_tokens: of an answer. option: that says so, for the message.
-    """
-    from transformers import AutoConfig
-
-    spec = models[name]
-    if not (spec["path"] or spec["packaged"]):
-        return
-    config = _from_pretrained(AutoConfig, _location(spec)[0], name)
-    if (most := getattr(config, "max_position_embeddings", None)) is not None and n_tokens >= most:
-        raise InputError(f"{option} {n_tokens}: '{name}' has {most:,} positions for prompt and answer: give fewer")
-
-
-def check_folder(folder: Path, name: str) -> None:
-    """Raise an InputError where a folder is no model that can be loaded; no weights are read, only their header.
-
-    Args:
-        folder: config.json, weights as safetensors, and a tokenizer. name: the model's, for the message.
-    """
-    _check_shapes(check_parts(folder, name), folder, name)
-
-
-def check_model(models: Specs, name: str) -> None:
-    """Raise an InputError where a model would be refused when it is asked, before anything is written or asked.
-
-    The weights of a folder or an adapter are read once, one in memory at a time; of others the tokenizer alone is
-    opened.
-
-    Args:
-        models: name -> specification. name: which one; one behind an API is not looked at.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if models.get(name, {}).get("api"):
-        return
-    spec = _get_spec(models, name)
-    if adapter := spec.get("adapter"):
-        here = f"model '{name}' (the adapter {adapter})"
-        try:
-            check_model(models, spec["base"])
-        except InputError as error:
-            raise InputError(f"{here}: {error}") from error
-        refuse_reward_model(models, name)
-        _check_adapter(models, name, here)
-        _check_weights([Path(adapter) / "adapter_model.safetensors"], (), here)
-        return
-    load_tokenizer(models, name)
-    refuse_reward_model(models, name)
-    if spec["path"]:
-        folder, here = Path(spec["path"]), f"model '{name}' ({spec['path']})"
-        _, report = _from_pretrained(AutoModelForCausalLM, str(folder), name, use_safetensors=True, device_map="meta",
-                                     output_loading_info=True)  # fmt: skip
-        _check_weights(list_files(folder, here), report["missing_keys"], here)
-
-
-def _check_adapter(models: Specs, name: str, here: str) -> None:
-    """Raise where an adapter's settings make no adapter of its base model, or one of other weights than it has."""
-    import torch
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-
-    folder = Path(models[name]["adapter"])
-    load_config(folder / "adapter_config.json", here)
-    found = read_header(folder / "adapter_model.safetensors")
-    try:
-        with torch.device("meta"), _quiet():
-            empty = get_peft_model(_build_empty(models, models[name]["base"]), PeftConfig.from_pretrained(str(folder)))
-            wanted = {weight: list(values.shape) for weight, values in
-                      get_peft_model_state_dict(empty, save_embedding_layers=False).items()}  # fmt: skip
-    except InputError:
-        raise
-    except Exception as error:  # PEFT raises many kinds; each becomes one line
-        reason = show_line(" ".join(str(error).split())) or type(error).__name__
-        raise InputError(f"{here} cannot be loaded: adapter_config.json makes no adapter ({reason})") from error
-    shapes = {weight: tensor.shape for weight, tensor in found.items() if weight in wanted or "lora_" in weight}
-    if odd := sorted(weight for weight in {*wanted, *shapes} if wanted.get(weight) != shapes.get(weight)):
-        has, says = (f"shape {known[odd[0]]}" if odd[0] in known else "no place" for known in (shapes, wanted))
-        raise InputError(f"{here} cannot be loaded: {odd[0]} has {has} among its weights, {says} by its config")
-
-
-def _build_empty(models: Specs, name: str) -> Any:
+def build_empty(models: Specs, name: str) -> Any:
     """Return a causal language model of a model's shape, without its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    spec = _get_spec(models, name)
+    spec = get_spec(models, name)
     if spec.get("adapter"):
-        return _build_empty(models, spec["base"])
+        return build_empty(models, spec["base"])
     if spec["perturbed"]:
-        whole = _build_empty(models, spec["perturbed"])
+        whole = build_empty(models, spec["perturbed"])
         drop_layers(whole, spec["drop_layers"], name)
         return whole
     if spec["random"]:
         return build_random(spec)
-    location, extra = _location(spec)
+    location, extra = find_location(spec)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_from_pretrained(AutoConfig, location, name, **extra))
-
-
-def _check_weights(files: Sequence[Path], missing: Collection[str], here: str) -> None:
-    from safetensors import safe_open
-
-    for file in files:
-        read_header(file)
-        with safe_open(file, "pt") as weights:
-            each = ((weight, weights.get_tensor(weight)) for weight in weights.keys())  # noqa: SIM118 - no mapping
-            check_whole(missing, each, here)
-
-
-def _check_shapes(weights: dict[str, Tensor], folder: Path, name: str) -> None:
-    """Raise where weights have other shapes than the model that config.json describes."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    here = f"model '{name}' ({folder})"
-    wanted = _from_pretrained(AutoConfig, str(folder), name)
-    try:
-        with torch.device("meta"), _quiet():
-            model = AutoModelForCausalLM.from_config(wanted)
-            expected = model.state_dict()
-    except Exception as error:  # transformers and torch raise many kinds of an odd shape; each becomes one line
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{here} cannot be loaded: config.json makes no model ({show_line(reason)})") from error
-    quantized = getattr(wanted, "quantization_config", None) is not None
-    for weight, (dtype, shape) in weights.items():
-        if weight in expected and list(expected[weight].shape) != shape:
-            raise InputError(
-                f"{here} cannot be loaded: {weight} has shape {shape}, config.json says {list(expected[weight].shape)}"
-            )
-        whole = dtype.startswith(("I", "U", "BOOL")) and not quantized
-        if whole and weight in expected and expected[weight].is_floating_point():
-            raise InputError(f"{here} cannot be loaded: {weight} holds whole numbers ({dtype}), no weights")
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    own = (weight for weight in weights if not any(re.search(pattern, weight) for pattern in ignored))
-    if more := _list_layers(own) - _list_layers(expected):
-        n, layers = len(_list_layers(expected)), "layer" if len(more) == 1 else "layers"
-        raise InputError(f"{here} cannot be loaded: it has {len(more)} {layers} beyond the {n} of its config.json")
-    if not set(expected) & set(weights):
-        raise InputError(f"{here} cannot be loaded: its weights are those of another model than config.json describes")
-
-
-def _list_layers(weights: Iterable[str]) -> set[int]:
-    """Return the numbers of the layers that weights belong to, by their names."""
-    return {int(found[1]) for weight in weights if (found := re.search(r"\blayers\.(\d+)\.", weight))}
+        return AutoModelForCausalLM.from_config(from_pretrained(AutoConfig, location, name, **extra))
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path | None, name: str) -> None:
@@ -397,7 +238,7 @@ def compute_weights_digest(models: Specs, name: str) -> str:
     """
     if api := models.get(name, {}).get("api"):  # nothing else is known of its weights
         return compute_digest(["api", api["base_url"].rstrip("/"), api["model"]])
-    spec = _get_spec(models, name)
+    spec = get_spec(models, name)
     if spec["perturbed"]:
         return compute_digest([compute_weights_digest(models, spec["perturbed"]), spec["noise"], spec["noise_seed"],
                                spec["drop_layers"]])  # fmt: skip
@@ -406,7 +247,7 @@ def compute_weights_digest(models: Specs, name: str) -> str:
     if spec.get("adapter"):
         adapter = compute_file_digest(Path(spec["adapter"]) / "adapter_model.safetensors")
         return compute_digest([compute_weights_digest(models, spec["base"]), adapter])
-    location, extra = _location(spec)
+    location, extra = find_location(spec)
     if spec["hub"]:
         location = _find_snapshot(location, extra.get("revision"))
     weights = sorted(Path(location).glob("*.safetensors"))
